@@ -1,0 +1,1 @@
+//! ACPI power registers: power-off, reset, power button.

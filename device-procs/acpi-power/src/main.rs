@@ -1,0 +1,3 @@
+//! ACPI power registers: power-off, reset, power button.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! An i8042 keyboard controller: the reset line and an empty keyboard.

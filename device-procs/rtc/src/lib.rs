@@ -1,0 +1,1 @@
+//! A CMOS real-time clock.

@@ -1,0 +1,3 @@
+//! A CMOS real-time clock.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! What a device worker is made of: main loop, device trait, handshake.

@@ -1,0 +1,1 @@
+//! A 16550A serial port.

@@ -1,0 +1,3 @@
+//! A 16550A serial port.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The kernel objects under the protocol: sealed memfds, mappings, futexes, doorbells, descriptor passing.

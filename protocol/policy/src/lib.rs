@@ -1,0 +1,1 @@
+//! Seccomp policies: readable text in, BPF out, at build time.

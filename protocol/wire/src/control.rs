@@ -1,0 +1,258 @@
+//! Messages on the control socket between supervisor and worker: one SEQPACKET datagram each, `bincode` inside, with
+//! descriptors beside them where the message says so.
+//!
+//! Order: the supervisor sends [`ToWorker::Grant`] with all descriptors; the worker maps, starts its threads, closes
+//! its sandbox and answers [`FromWorker::Ready`], or [`FromWorker::Refused`] and ends. Afterwards either side may send
+//! the rest. A message of the wrong phase is a violation.
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::Version;
+use crate::device::{DeviceConfig, DeviceKind, Role};
+
+/// The largest control message, in bytes. Longer ones are refused unread.
+pub const MAX_MESSAGE: usize = 4096;
+/// The longest text that a worker may send in one message, in bytes; more is cut by the sender, refused by the receiver.
+pub const MAX_TEXT: usize = 512;
+/// Descriptors that precede the granted roles: requests, replies, state page, doorbell (read end), in this order.
+pub const FIXED_DESCRIPTORS: usize = 4;
+/// The most roles in one grant.
+pub const MAX_ROLES: usize = 32;
+/// The most lanes (one per vCPU) in one grant.
+pub const MAX_LANES: u32 = 32;
+
+/// From the supervisor to a worker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum ToWorker {
+    /// The first message, with `FIXED_DESCRIPTORS + roles.len()` descriptors.
+    Grant(Grant),
+    /// The host's power button was pressed (ACPI power only; others ignore it).
+    PowerButton,
+    /// Asks for [`FromWorker::Counters`].
+    ReportCounters,
+    /// End in an orderly way: flush output, then exit with status 0.
+    Quit,
+}
+
+/// All that a worker gets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grant {
+    /// The supervisor's protocol version.
+    pub version: Version,
+    /// This incarnation, from 1; requests of another are ignored.
+    pub generation: u32,
+    /// Lanes in the rings: the VM's vCPUs, 1 to [`MAX_LANES`].
+    pub lanes: u32,
+    /// The longest spin before sleeping, in µs; 0 = never spin.
+    pub poll_max_us: u32,
+    /// What the descriptors after the fixed ones are for, in order.
+    pub roles: Vec<Role>,
+    /// The device.
+    pub config: DeviceConfig,
+}
+
+/// From a worker to the supervisor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum FromWorker {
+    /// The worker is jailed and serves.
+    Ready {
+        /// The worker's protocol version.
+        version: Version,
+        /// What it runs.
+        device: DeviceKind,
+    },
+    /// The worker cannot serve this grant and ends.
+    Refused {
+        /// Why, for people; at most [`MAX_TEXT`] bytes.
+        reason: String,
+    },
+    /// A line for the log.
+    Log {
+        /// How bad.
+        level: LogLevel,
+        /// The line; at most [`MAX_TEXT`] bytes.
+        text: String,
+    },
+    /// The answer to [`ToWorker::ReportCounters`].
+    Counters(Counters),
+}
+
+/// A log line's level.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LogLevel {
+    /// Something is lost or refused.
+    Warn,
+    /// Worth knowing.
+    Info,
+    /// For developers.
+    Debug,
+}
+
+/// What a worker counted since its start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// Accesses answered.
+    pub served: u64,
+    /// Bytes taken from the host.
+    pub host_in: u64,
+    /// Bytes given to the host.
+    pub host_out: u64,
+    /// Bytes dropped because the host's sink did not take them in time.
+    pub dropped: u64,
+    /// Interrupts raised.
+    pub interrupts: u64,
+}
+
+/// A control message that cannot be sent or understood.
+#[derive(Debug, Error)]
+pub enum CodecError {
+    /// It does not decode.
+    #[error("control message does not decode: {0}")]
+    Decode(#[from] bincode::error::DecodeError),
+    /// It cannot be encoded within [`MAX_MESSAGE`].
+    #[error("control message does not encode: {0}")]
+    Encode(#[from] bincode::error::EncodeError),
+    /// It decodes, but a field breaks a bound.
+    #[error("control message field {field} has the value {value}, allowed is {allowed}")]
+    Field {
+        /// The field's name.
+        field: &'static str,
+        /// What it held.
+        value: u64,
+        /// What it may hold.
+        allowed: &'static str,
+    },
+    /// Bytes follow the message.
+    #[error("control message of {used} bytes is followed by {extra} more")]
+    Trailing {
+        /// The message's length.
+        used: usize,
+        /// The bytes after it.
+        extra: usize,
+    },
+}
+
+fn config() -> impl bincode::config::Config {
+    bincode::config::standard().with_limit::<MAX_MESSAGE>()
+}
+
+/// `message` as bytes, at most [`MAX_MESSAGE`].
+///
+/// # Errors
+/// The message is too long.
+pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, CodecError> {
+    let mut bytes = [0; MAX_MESSAGE];
+    let length = bincode::serde::encode_into_slice(message, &mut bytes, config())?;
+    Ok(bytes[..length].to_vec())
+}
+
+/// A message whose fields keep their bounds.
+pub trait Checked {
+    /// # Errors
+    /// The first field out of bounds.
+    fn check(&self) -> Result<(), CodecError>;
+}
+
+/// The message in `bytes`, with every bound checked. Allocates at most [`MAX_MESSAGE`] bytes.
+///
+/// # Errors
+/// Bytes that are no message, or a field out of bounds.
+pub fn decode<T: for<'de> Deserialize<'de> + Checked>(bytes: &[u8]) -> Result<T, CodecError> {
+    let (message, used): (T, usize) = bincode::serde::decode_from_slice(bytes, config())?;
+    if used != bytes.len() {
+        return Err(CodecError::Trailing { used, extra: bytes.len() - used });
+    }
+    message.check()?;
+    Ok(message)
+}
+
+fn within(field: &'static str, value: u64, range: std::ops::RangeInclusive<u64>, allowed: &'static str) -> Result<(), CodecError> {
+    if range.contains(&value) { Ok(()) } else { Err(CodecError::Field { field, value, allowed }) }
+}
+
+impl Checked for ToWorker {
+    fn check(&self) -> Result<(), CodecError> {
+        let ToWorker::Grant(grant) = self else { return Ok(()) };
+        within("grant.generation", grant.generation.into(), 1..=u32::MAX.into(), "1 and up")?;
+        within("grant.lanes", grant.lanes.into(), 1..=MAX_LANES.into(), "1 to 32")?;
+        within("grant.roles", grant.roles.len() as u64, 0..=MAX_ROLES as u64, "at most 32")?;
+        if let DeviceConfig::Serial { buffer } = grant.config {
+            within("grant.config.buffer", buffer.into(), 1..=1 << 20, "1 to 1048576")?;
+        }
+        Ok(())
+    }
+}
+
+impl Checked for FromWorker {
+    fn check(&self) -> Result<(), CodecError> {
+        match self {
+            FromWorker::Refused { reason: text } | FromWorker::Log { text, .. } => {
+                within("text length", text.len() as u64, 0..=MAX_TEXT as u64, "at most 512")
+            }
+            FromWorker::Ready { .. } | FromWorker::Counters(_) => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn grant() -> Grant {
+        Grant {
+            version: Version::CURRENT,
+            generation: 1,
+            lanes: 2,
+            poll_max_us: 50,
+            roles: vec![Role::HostInput, Role::Interrupt(0)],
+            config: DeviceConfig::Serial { buffer: 4096 },
+        }
+    }
+
+    #[test]
+    fn a_grant_survives_the_crossing() {
+        let message = ToWorker::Grant(grant());
+        assert_eq!(decode::<ToWorker>(&encode(&message).unwrap()).unwrap(), message);
+    }
+
+    #[test]
+    fn bounds_are_named() {
+        let error = decode::<ToWorker>(&encode(&ToWorker::Grant(Grant { lanes: 33, ..grant() })).unwrap()).unwrap_err();
+        assert_eq!(error.to_string(), "control message field grant.lanes has the value 33, allowed is 1 to 32");
+    }
+
+    #[test]
+    fn a_long_text_is_refused() {
+        let message = FromWorker::Log { level: LogLevel::Info, text: "x".repeat(MAX_TEXT + 1) };
+        assert!(matches!(decode::<FromWorker>(&encode(&message).unwrap()), Err(CodecError::Field { value: 513, .. })));
+    }
+
+    #[test]
+    fn a_length_field_of_4_gib_allocates_nothing() {
+        // Variant 1 (Refused), then a varint length of u32::MAX with no bytes behind it.
+        assert!(matches!(decode::<FromWorker>(&[1, 252, 255, 255, 255, 255]), Err(CodecError::Decode(_))));
+    }
+
+    #[test]
+    fn trailing_bytes_are_refused() {
+        let mut bytes = encode(&ToWorker::Quit).unwrap();
+        bytes.push(0);
+        assert!(matches!(decode::<ToWorker>(&bytes), Err(CodecError::Trailing { extra: 1, .. })));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_decode_or_are_refused(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+            if let Ok(message) = decode::<FromWorker>(&bytes) {
+                prop_assert!(message.check().is_ok());
+            }
+            if let Ok(message) = decode::<ToWorker>(&bytes) {
+                prop_assert!(message.check().is_ok());
+            }
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! What a board looks like to the guest: memory map, ACPI, CPUID, boot registers.

@@ -1,0 +1,1 @@
+//! The immutable map from guest addresses to device regions.

@@ -1,0 +1,1 @@
+//! The configuration of a VM: read as data, validated once.

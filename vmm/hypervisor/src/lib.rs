@@ -1,0 +1,1 @@
+//! The portable hypervisor interface, and a scripted mock behind it.

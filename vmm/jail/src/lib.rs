@@ -1,0 +1,1 @@
+//! Sandboxes for every process of a VM.

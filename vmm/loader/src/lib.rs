@@ -1,0 +1,1 @@
+//! Kernel, initrd and command line into guest memory.

@@ -1,0 +1,1 @@
+//! The process that owns guest memory and vCPUs, and trusts no worker.
