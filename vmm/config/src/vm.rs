@@ -1,0 +1,269 @@
+//! The configuration as the VM is built from it: every value within its bounds.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::{ByteSize, ConfigError, RawConfig};
+
+/// A VM, fully described.
+#[derive(Debug, Clone, PartialEq)]
+pub struct VmConfig {
+    /// The VM's name.
+    pub id: VmId,
+    /// Kernel image.
+    pub kernel: PathBuf,
+    /// Initial RAM disk.
+    pub initrd: Option<PathBuf>,
+    /// Kernel command line; `None` = the board's default.
+    pub cmdline: Option<String>,
+    /// How an ELF kernel is entered.
+    pub boot_protocol: BootProtocol,
+    /// vCPUs, 1 to 32.
+    pub cpus: u32,
+    /// Guest RAM in bytes, a multiple of 2 MiB.
+    pub memory: u64,
+    /// Back guest RAM with huge pages.
+    pub hugepages: bool,
+    /// Where the serial port leads.
+    pub serial: SerialSink,
+    /// What a guest's reboot does.
+    pub on_reboot: OnReboot,
+    /// The longest spin before sleeping, in µs; 0 = never.
+    pub poll_max_us: u32,
+    /// How long after the power button the guest may take to end.
+    pub stop_timeout: Duration,
+    /// Where the device workers' binaries are; `None` = beside the program.
+    pub worker_dir: Option<PathBuf>,
+    /// Sandbox layers to do without, by name; `cellblock-jail` knows the names.
+    pub without_layers: Vec<String>,
+    /// Start although the host emulates kernel code.
+    pub force: bool,
+}
+
+/// A VM's name: 1 to 48 of `a-z A-Z 0-9 - _ .`, beginning with a letter or digit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmId(String);
+
+impl VmId {
+    /// Checks `text`.
+    ///
+    /// # Errors
+    /// It is empty, too long, or has a character that is not allowed.
+    pub fn new(text: &str) -> Result<Self, ConfigError> {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+        let begins = text.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+        if begins && text.len() <= 48 && text.bytes().all(allowed) {
+            Ok(VmId(text.to_owned()))
+        } else {
+            Err(ConfigError::value(
+                "id",
+                text,
+                "1 to 48 letters, digits, '-', '_' and '.', beginning with a letter or digit",
+            ))
+        }
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Display for VmId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// How an ELF kernel is entered. A bzImage is always entered by the Linux 64-bit protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum BootProtocol {
+    /// By PVH if the image has its note, else by the Linux 64-bit protocol.
+    #[default]
+    Auto,
+    /// By the Linux 64-bit protocol.
+    Linux64,
+    /// By PVH.
+    Pvh,
+}
+
+/// What a guest's reboot does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnReboot {
+    /// The VM ends.
+    #[default]
+    Exit,
+    /// The VM starts anew, with new processes.
+    Restart,
+}
+
+/// Where the serial port leads.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum SerialSink {
+    /// The terminal, or whatever standard input and output are.
+    #[default]
+    Stdio,
+    /// Nowhere.
+    Null,
+    /// To a file, appended.
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Bytes after which output is dropped and counted.
+        limit: u64,
+    },
+    /// To whoever connects to a Unix socket.
+    Socket {
+        /// The socket's path.
+        path: PathBuf,
+    },
+}
+
+const MEMORY_STEP: u64 = 2 << 20;
+const MEMORY_RANGE: std::ops::RangeInclusive<u64> = 8 << 20..=4 << 40;
+const SERIAL_ALLOWED: &str = "stdio, null, file=PATH[,limit=SIZE] or socket=PATH";
+const DEFAULT_FILE_LIMIT: u64 = 64 << 20;
+
+fn serial(text: &str) -> Result<SerialSink, ConfigError> {
+    let refused = || ConfigError::value("serial", text, SERIAL_ALLOWED);
+    let path = |path: &str| if path.is_empty() { Err(refused()) } else { Ok(PathBuf::from(path)) };
+    match text.split_once('=') {
+        None if text == "stdio" => Ok(SerialSink::Stdio),
+        None if text == "null" => Ok(SerialSink::Null),
+        Some(("socket", rest)) => Ok(SerialSink::Socket { path: path(rest)? }),
+        Some(("file", rest)) => match rest.rsplit_once(",limit=") {
+            None => Ok(SerialSink::File { path: path(rest)?, limit: DEFAULT_FILE_LIMIT }),
+            Some((file, limit)) => {
+                let limit = limit.parse::<ByteSize>().map_err(|_| refused())?.0;
+                Ok(SerialSink::File { path: path(file)?, limit })
+            }
+        },
+        _ => Err(refused()),
+    }
+}
+
+fn choice<T>(
+    field: &'static str,
+    text: Option<String>,
+    default: T,
+    choices: &[(&str, T)],
+    allowed: &'static str,
+) -> Result<T, ConfigError>
+where
+    T: Copy,
+{
+    let Some(text) = text else { return Ok(default) };
+    let found = choices.iter().find(|(name, _)| *name == text);
+    found.map(|(_, value)| *value).ok_or_else(|| ConfigError::value(field, text, allowed))
+}
+
+fn bounded(
+    field: &'static str,
+    value: u64,
+    range: std::ops::RangeInclusive<u64>,
+    allowed: &'static str,
+) -> Result<u64, ConfigError> {
+    if range.contains(&value) { Ok(value) } else { Err(ConfigError::value(field, value, allowed)) }
+}
+
+impl TryFrom<RawConfig> for VmConfig {
+    type Error = ConfigError;
+
+    fn try_from(raw: RawConfig) -> Result<Self, ConfigError> {
+        const MEMORY_ALLOWED: &str = "8M to 4T, a multiple of 2M";
+        let memory = raw.memory.unwrap_or(ByteSize(256 << 20));
+        if !MEMORY_RANGE.contains(&memory.0) || !memory.0.is_multiple_of(MEMORY_STEP) {
+            return Err(ConfigError::value("memory", memory, MEMORY_ALLOWED));
+        }
+        let cpus = bounded("cpus", raw.cpus.unwrap_or(1).into(), 1..=32, "1 to 32")?;
+        let poll = bounded(
+            "poll-max-us",
+            raw.poll_max_us.unwrap_or(50).into(),
+            0..=10_000,
+            "0 (never spin) to 10000",
+        )?;
+        let stop = bounded("stop-timeout", raw.stop_timeout.unwrap_or(10), 0..=3600, "0 to 3600 seconds")?;
+        let id = match raw.id {
+            Some(id) => VmId::new(&id)?,
+            None => VmId(format!("vm-{}", std::process::id())),
+        };
+        if let Some(cmdline) = raw.cmdline.as_deref().filter(|line| line.contains(['\0', '\n'])) {
+            return Err(ConfigError::value("cmdline", cmdline, "one line without zero bytes"));
+        }
+        Ok(VmConfig {
+            id,
+            kernel: raw.kernel.ok_or(ConfigError::Missing { field: "kernel" })?,
+            initrd: raw.initrd,
+            cmdline: raw.cmdline,
+            boot_protocol: choice(
+                "boot-protocol",
+                raw.boot_protocol,
+                BootProtocol::Auto,
+                &[
+                    ("auto", BootProtocol::Auto),
+                    ("linux64", BootProtocol::Linux64),
+                    ("pvh", BootProtocol::Pvh),
+                ],
+                "auto, linux64 or pvh",
+            )?,
+            cpus: cpus as u32,
+            memory: memory.0,
+            hugepages: raw.hugepages.unwrap_or(false),
+            serial: raw.serial.as_deref().map_or(Ok(SerialSink::default()), serial)?,
+            on_reboot: choice(
+                "on-reboot",
+                raw.on_reboot,
+                OnReboot::Exit,
+                &[("exit", OnReboot::Exit), ("restart", OnReboot::Restart)],
+                "exit or restart",
+            )?,
+            poll_max_us: poll as u32,
+            stop_timeout: Duration::from_secs(stop),
+            worker_dir: raw.worker_dir,
+            without_layers: raw.without_layer.unwrap_or_default(),
+            force: raw.force.unwrap_or(false),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn raw() -> RawConfig {
+        RawConfig { kernel: Some("/k".into()), ..RawConfig::default() }
+    }
+
+    fn refused(raw: RawConfig) -> String {
+        VmConfig::try_from(raw).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn defaults_are_one_cpu_and_256_mib_on_stdio() {
+        let config = VmConfig::try_from(raw()).unwrap();
+        assert_eq!((config.cpus, config.memory, config.serial), (1, 256 << 20, SerialSink::Stdio));
+    }
+
+    #[test]
+    fn a_wrong_value_names_field_value_and_what_is_allowed() {
+        assert_eq!(refused(RawConfig { cpus: Some(33), ..raw() }), r#"cpus is "33"; allowed is 1 to 32"#);
+        let odd = RawConfig { memory: Some(ByteSize((256 << 20) + 1)), ..raw() };
+        assert_eq!(refused(odd), r#"memory is "268435457"; allowed is 8M to 4T, a multiple of 2M"#);
+        let sink = RawConfig { serial: Some("tty".into()), ..raw() };
+        assert_eq!(refused(sink), format!(r#"serial is "tty"; allowed is {SERIAL_ALLOWED}"#));
+        assert!(refused(RawConfig { id: Some("../x".into()), ..raw() }).starts_with("id is"));
+        assert!(refused(RawConfig { on_reboot: Some("never".into()), ..raw() }).starts_with("on-reboot is"));
+        assert!(refused(RawConfig::default()).starts_with("kernel is missing"));
+    }
+
+    #[test]
+    fn serial_sinks_are_read() {
+        assert_eq!(
+            serial("file=/a,limit=1M").unwrap(),
+            SerialSink::File { path: "/a".into(), limit: 1 << 20 }
+        );
+        assert_eq!(serial("socket=/s").unwrap(), SerialSink::Socket { path: "/s".into() });
+        assert!(serial("file=").is_err());
+        assert!(serial("file=/a,limit=x").is_err());
+    }
+}
