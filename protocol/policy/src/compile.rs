@@ -1,0 +1,293 @@
+//! Policy text to a BPF program, on seccompiler.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use thiserror::Error;
+
+use crate::parse::{self, Alternative, Comparison, Condition, Line};
+
+/// What the start program must allow besides the policy's own lines: the exec of the worker itself, and what
+/// `seal::close_sandbox` calls. None of it is left once the serve program is in.
+pub const SEAL: &str = "\
+execveat: arg0 == 4 && arg4 == AT_EMPTY_PATH
+prctl: arg0 == PR_SET_DUMPABLE && arg1 == SUID_DUMP_DISABLE || arg0 == PR_GET_SECCOMP || arg0 == PR_SET_NO_NEW_PRIVS
+landlock_create_ruleset
+landlock_restrict_self
+close
+fcntl: arg1.low == F_GETFD # std asks before it closes, in debug builds
+seccomp: arg0 == SECCOMP_SET_MODE_FILTER && arg1 == SECCOMP_FILTER_FLAG_TSYNC
+";
+
+/// Includes inside includes, at most.
+const MAX_DEPTH: usize = 8;
+
+/// Whose system call numbers count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Arch {
+    /// 64-bit x86; the x32 and 32-bit entries are refused.
+    X86_64,
+    /// 64-bit Arm.
+    Aarch64,
+}
+
+impl Arch {
+    /// The name in file names, `CARGO_CFG_TARGET_ARCH` and `--arch`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Arch::X86_64 => "x86_64",
+            Arch::Aarch64 => "aarch64",
+        }
+    }
+
+    /// The architecture of that name.
+    ///
+    /// # Errors
+    /// There is no such architecture here.
+    pub fn named(name: &str) -> Result<Arch, PolicyError> {
+        match name {
+            "x86_64" => Ok(Arch::X86_64),
+            "aarch64" => Ok(Arch::Aarch64),
+            other => Err(PolicyError::Arch(other.to_owned())),
+        }
+    }
+
+    const fn target(self) -> seccompiler::TargetArch {
+        match self {
+            Arch::X86_64 => seccompiler::TargetArch::x86_64,
+            Arch::Aarch64 => seccompiler::TargetArch::aarch64,
+        }
+    }
+}
+
+/// Which of a policy's two programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Section {
+    /// From before exec until the sandbox closes: both sections, and [`SEAL`].
+    Start,
+    /// Afterwards.
+    Serve,
+}
+
+impl Section {
+    /// The name in brackets.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Section::Start => "start",
+            Section::Serve => "serve",
+        }
+    }
+}
+
+/// A policy that does not compile.
+#[derive(Debug, Error)]
+pub enum PolicyError {
+    /// A line is wrong.
+    #[error("{file}:{line}: {what}")]
+    Line {
+        /// The file or fragment.
+        file: String,
+        /// From 1.
+        line: usize,
+        /// What is wrong, and what would be right.
+        what: String,
+    },
+    /// A file cannot be read.
+    #[error("policy {path} cannot be read: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file cannot be written.
+    #[error("program {path} cannot be written: {source}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// seccompiler refuses it: an unknown call, or a program too long.
+    #[error("policy {file} does not compile: {what}")]
+    Program {
+        /// The policy.
+        file: String,
+        /// Its words.
+        what: String,
+    },
+    /// An architecture without policies.
+    #[error("there are no policies for the architecture {0}, only for x86_64 and aarch64")]
+    Arch(String),
+    /// Cargo's environment is missing.
+    #[error("{0} is not set; this function is for build scripts")]
+    NotInBuildScript(&'static str),
+}
+
+/// System calls and when they are allowed.
+type Rules = BTreeMap<String, Vec<Alternative>>;
+
+/// Looks an included name up: `(including file, name) -> (the fragment's own name, its text)`.
+type Lookup<'a> = &'a dyn Fn(&str, &str) -> Result<(String, String), String>;
+
+/// The program of `section` as bytes ([`crate::INSTRUCTION_BYTES`] each). `fragments` are what `include` finds, by
+/// name and text.
+///
+/// # Errors
+/// The first line that is wrong.
+pub fn compile(
+    text: &str,
+    fragments: &[(&str, &str)],
+    arch: Arch,
+    section: Section,
+) -> Result<Vec<u8>, PolicyError> {
+    let lookup = |_: &str, name: &str| {
+        let found = fragments.iter().find(|(known, _)| *known == name);
+        found
+            .map(|(name, text)| ((*name).to_owned(), (*text).to_owned()))
+            .ok_or_else(|| format!("there is no fragment {name:?}"))
+    };
+    program("policy", text, &lookup, arch, section)
+}
+
+/// As [`compile`], from a file; `include` takes paths relative to the including file.
+///
+/// # Errors
+/// A file that cannot be read, or the first line that is wrong.
+pub fn compile_file(path: &Path, arch: Arch, section: Section) -> Result<Vec<u8>, PolicyError> {
+    let text =
+        fs::read_to_string(path).map_err(|source| PolicyError::Read { path: path.to_owned(), source })?;
+    let lookup = |from: &str, name: &str| {
+        let path = Path::new(from).parent().unwrap_or(Path::new("")).join(name);
+        let text = fs::read_to_string(&path)
+            .map_err(|error| format!("{} cannot be read: {error}", path.display()))?;
+        Ok((path.display().to_string(), text))
+    };
+    program(&path.display().to_string(), &text, &lookup, arch, section)
+}
+
+/// The files that `path` is made of, itself first: what a build script must watch.
+pub(crate) fn files_of(path: &Path) -> Result<Vec<PathBuf>, PolicyError> {
+    let mut files = vec![path.to_owned()];
+    let mut next = 0;
+    while let Some(file) = files.get(next).cloned() {
+        let text =
+            fs::read_to_string(&file).map_err(|source| PolicyError::Read { path: file.clone(), source })?;
+        for line in text.lines() {
+            if let Ok(Line::Include(name)) = parse::line(line) {
+                let included = file.parent().unwrap_or(Path::new("")).join(name);
+                if !files.contains(&included) {
+                    files.push(included);
+                }
+            }
+        }
+        next += 1;
+    }
+    Ok(files)
+}
+
+fn program(
+    file: &str,
+    text: &str,
+    lookup: Lookup,
+    arch: Arch,
+    section: Section,
+) -> Result<Vec<u8>, PolicyError> {
+    let mut rules = Rules::new();
+    collect(&mut rules, file, text, lookup, section, 0)?;
+    if section == Section::Start {
+        collect(&mut rules, "the compiler's SEAL", SEAL, lookup, section, 0)?;
+    }
+    assemble(file, &rules, arch)
+}
+
+/// Adds the lines of `text` that count for `section` to `rules`.
+fn collect(
+    rules: &mut Rules,
+    file: &str,
+    text: &str,
+    lookup: Lookup,
+    section: Section,
+    depth: usize,
+) -> Result<(), PolicyError> {
+    let mut counts = true;
+    for (index, line) in text.lines().enumerate() {
+        let wrong = |what| PolicyError::Line { file: file.to_owned(), line: index + 1, what };
+        match parse::line(line).map_err(wrong)? {
+            Line::Blank => {}
+            Line::Section(name) => match name.as_str() {
+                "start" => counts = section == Section::Start,
+                // What is allowed while serving is allowed before, too: the programs stack.
+                "serve" => counts = true,
+                other => {
+                    return Err(wrong(format!("there is no section [{other}], only [start] and [serve]")));
+                }
+            },
+            Line::Include(_) if depth == MAX_DEPTH => {
+                return Err(wrong(format!("more than {MAX_DEPTH} files include each other")));
+            }
+            Line::Include(name) if counts => {
+                let (name, text) = lookup(file, &name).map_err(wrong)?;
+                collect(rules, &name, &text, lookup, section, depth + 1)?;
+            }
+            Line::Allow { call, alternatives } if counts => {
+                rules.entry(call).or_default().extend(alternatives)
+            }
+            Line::Include(_) | Line::Allow { .. } => {}
+        }
+    }
+    Ok(())
+}
+
+fn assemble(file: &str, rules: &Rules, arch: Arch) -> Result<Vec<u8>, PolicyError> {
+    let wrong = |what: String| PolicyError::Program { file: file.to_owned(), what };
+    let filter: Vec<Value> = rules.iter().flat_map(|(call, alternatives)| rows(call, alternatives)).collect();
+    let document = json!({
+        "policy": { "mismatch_action": "kill_process", "match_action": "allow", "filter": filter }
+    });
+    let programs = seccompiler::compile_from_json(document.to_string().as_bytes(), arch.target())
+        .map_err(|error| wrong(error.to_string()))?;
+    let program =
+        programs.get("policy").ok_or_else(|| wrong("seccompiler returned no program".to_owned()))?;
+    Ok(program.iter().flat_map(bytes).collect())
+}
+
+/// seccompiler's rules for one call. One alternative without conditions makes the others moot, and must stand alone
+/// there.
+fn rows(call: &str, alternatives: &[Alternative]) -> Vec<Value> {
+    if alternatives.iter().any(Vec::is_empty) {
+        return vec![json!({ "syscall": call })];
+    }
+    let args = |alternative: &Alternative| alternative.iter().map(argument).collect::<Vec<_>>();
+    alternatives.iter().map(|alternative| json!({ "syscall": call, "args": args(alternative) })).collect()
+}
+
+fn argument(condition: &Condition) -> Value {
+    let width = if condition.low { u64::from(u32::MAX) } else { u64::MAX };
+    let operator = match condition.comparison {
+        Comparison::Equal => json!("eq"),
+        Comparison::NotEqual => json!("ne"),
+        Comparison::Less => json!("lt"),
+        Comparison::LessOrEqual => json!("le"),
+        Comparison::Greater => json!("gt"),
+        Comparison::GreaterOrEqual => json!("ge"),
+        Comparison::MaskedEqual(mask) => json!({ "masked_eq": mask & width }),
+    };
+    json!({
+        "index": condition.argument,
+        "type": if condition.low { "dword" } else { "qword" },
+        "op": operator,
+        "val": condition.value & width,
+    })
+}
+
+fn bytes(instruction: &seccompiler::sock_filter) -> [u8; crate::INSTRUCTION_BYTES] {
+    let mut bytes = [0; crate::INSTRUCTION_BYTES];
+    bytes[..2].copy_from_slice(&instruction.code.to_le_bytes());
+    bytes[2] = instruction.jt;
+    bytes[3] = instruction.jf;
+    bytes[4..].copy_from_slice(&instruction.k.to_le_bytes());
+    bytes
+}

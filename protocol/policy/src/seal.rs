@@ -1,0 +1,146 @@
+//! The worker's half of its sandbox: what it closes itself once it is set up, so that nothing of what start-up needed
+//! is left. The spawner's half (namespaces, uid, capabilities, limits, Landlock, the start program) is in place
+//! before the worker's first instruction and does not rely on this.
+#![allow(unsafe_code)] // prctl and the Landlock calls have no safe wrapper that allocates nothing.
+
+use std::io;
+
+use thiserror::Error;
+
+use crate::install::{InstallError, install};
+
+/// What of the sandbox was closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Closed {
+    /// Landlock denies every path (false: this kernel has no Landlock).
+    pub landlock: bool,
+    /// The serve program is installed (false: the spawner was told to do without seccomp).
+    pub seccomp: bool,
+}
+
+/// A sandbox that could not be closed. The worker must end.
+#[derive(Debug, Error)]
+pub enum SealError {
+    /// A step failed.
+    #[error("closing the sandbox failed at {step}: {source}")]
+    Step {
+        /// Which.
+        step: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// The serve program was refused.
+    #[error("closing the sandbox failed at the serve program: {0}")]
+    Program(#[from] InstallError),
+}
+
+/// Makes the process undumpable (no ptrace, no `/proc/<pid>/mem`, no core) and denies every path by Landlock, without
+/// any exception. Landlock holds for the calling thread and those that it starts afterwards: call this before the
+/// first thread is made. Returns whether Landlock is in force.
+///
+/// # Errors
+/// The step that failed.
+pub fn deny_paths() -> Result<bool, SealError> {
+    prctl(libc::PR_SET_DUMPABLE, 0).map_err(|source| SealError::Step { step: "dumpable", source })?;
+    // Only without the layer no-new-privs is this not set already; Landlock and seccomp cannot do without it.
+    prctl(libc::PR_SET_NO_NEW_PRIVS, 1).map_err(|source| SealError::Step { step: "no_new_privs", source })?;
+    match landlock::deny_all() {
+        Ok(()) => Ok(true),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EOPNOTSUPP)) => Ok(false),
+        Err(source) => Err(SealError::Step { step: "landlock", source }),
+    }
+}
+
+/// [`deny_paths`], then the serve program for all threads. Afterwards nothing but `serve_program` is allowed. Where the
+/// process was started without a start program (the layer seccomp was waived) none is installed now either.
+///
+/// # Errors
+/// The step that failed; the worker must end.
+pub fn close_sandbox(serve_program: &[u8]) -> Result<Closed, SealError> {
+    let landlock = deny_paths()?;
+    let seccomp = filtered();
+    if seccomp {
+        install(serve_program, true)?;
+    }
+    Ok(Closed { landlock, seccomp })
+}
+
+/// Whether the calling thread runs under a seccomp program.
+fn filtered() -> bool {
+    // SAFETY: takes no pointer. Without a program that forbids it, prctl(PR_GET_SECCOMP) has no other effect.
+    unsafe { libc::prctl(libc::PR_GET_SECCOMP, 0, 0, 0, 0) == 2 }
+}
+
+fn prctl(option: i32, value: libc::c_ulong) -> io::Result<()> {
+    // SAFETY: the options used here take a number, no pointer.
+    match unsafe { libc::prctl(option, value, 0, 0, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Landlock by its system calls (Linux `Documentation/userspace-api/landlock.rst`).
+mod landlock {
+    use std::io;
+    use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+    /// `struct landlock_ruleset_attr`.
+    #[repr(C)]
+    struct Attributes {
+        handled_access_fs: u64,
+        handled_access_net: u64,
+        scoped: u64,
+    }
+
+    const CREATE_RULESET_VERSION: u32 = 1;
+
+    /// All rights that the kernel of Landlock ABI `abi` knows, so that none of them is left, and how many bytes of
+    /// the structure it knows.
+    fn attributes(abi: i64) -> (Attributes, usize) {
+        let fs_rights = match abi {
+            1 => 13,
+            2 => 14,
+            3 | 4 => 15,
+            _ => 16,
+        };
+        let attributes = Attributes {
+            handled_access_fs: (1 << fs_rights) - 1,
+            handled_access_net: if abi >= 4 { 0b11 } else { 0 },
+            scoped: if abi >= 6 { 0b11 } else { 0 },
+        };
+        let known = match abi {
+            ..4 => 8,
+            4 | 5 => 16,
+            _ => 24,
+        };
+        (attributes, known)
+    }
+
+    pub(super) fn deny_all() -> io::Result<()> {
+        let ruleset = create()?;
+        // SAFETY: takes no pointer; the ruleset's descriptor is open.
+        match unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset.as_raw_fd(), 0) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    fn create() -> io::Result<OwnedFd> {
+        let none = std::ptr::null::<Attributes>();
+        // SAFETY: asks for the version, for which the pointer must be null.
+        let abi =
+            unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, none, 0usize, CREATE_RULESET_VERSION) };
+        if abi < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let (attributes, bytes) = attributes(abi);
+        // SAFETY: the structure holds at least `bytes` bytes, which the kernel only reads.
+        let fd =
+            unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, &raw const attributes, bytes, 0u32) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+    }
+}

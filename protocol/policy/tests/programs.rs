@@ -1,0 +1,148 @@
+//! Policies, compiled and asked.
+#![allow(unsafe_code)] // One test forks and enters a program for good.
+#![allow(clippy::unwrap_used, clippy::panic)] // Helpers outside #[test] functions are test code, too.
+
+use cellblock_policy::simulate::{AUDIT_AARCH64, AUDIT_X86_64, Verdict, verdict};
+use cellblock_policy::{Arch, Refusal, Section, compile, with_refusal};
+
+const POLICY: &str = "
+include worker
+[start]
+brk
+[serve]
+read
+mmap: arg2 & ~(PROT_READ|PROT_WRITE) == 0 && arg3 == MAP_PRIVATE|MAP_ANONYMOUS
+fcntl: arg1.low == F_GETFL || arg1.low == F_SETFL && arg2 == O_NONBLOCK
+ioctl: arg1 == 0x5401
+ioctl: arg1 > 0x100000000 && arg1 <= 0x100000002
+exit_group # the end
+";
+const WORKER: &str = "write\n[start]\ngetrandom\n[serve]\nepoll_wait\nread: arg0 == 3\n";
+
+fn program(section: Section) -> Vec<u8> {
+    compile(POLICY, &[("worker", WORKER)], Arch::X86_64, section).unwrap()
+}
+
+fn asked(section: Section, call: i64, arguments: &[u64]) -> bool {
+    let mut all = [0; 6];
+    all[..arguments.len()].copy_from_slice(arguments);
+    match verdict(&program(section), AUDIT_X86_64, call as u32, all) {
+        Verdict::Allow => true,
+        Verdict::KillProcess => false,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn a_program_allows_its_lines_and_nothing_else() {
+    use Section::{Serve, Start};
+    for section in [Serve, Start] {
+        assert!(asked(section, libc::SYS_read, &[9]), "an unconditional line beats a conditional one");
+        assert!(asked(section, libc::SYS_write, &[]));
+        assert!(asked(section, libc::SYS_epoll_wait, &[]));
+        assert!(asked(section, libc::SYS_mmap, &[0, 4096, 3, 0x22]));
+        assert!(!asked(section, libc::SYS_mmap, &[0, 4096, 7, 0x22]));
+        assert!(!asked(section, libc::SYS_mmap, &[0, 4096, 1 << 40, 0x22]));
+        assert!(!asked(section, libc::SYS_mmap, &[0, 4096, 3, 1]));
+        assert!(asked(section, libc::SYS_fcntl, &[3, 3, 99]));
+        assert!(asked(section, libc::SYS_fcntl, &[3, 0xffff_ffff_0000_0004, 0o4000]));
+        assert!(!asked(section, libc::SYS_fcntl, &[3, 4, 0]));
+        assert!(asked(section, libc::SYS_ioctl, &[0, 0x5401]));
+        assert!(!asked(section, libc::SYS_ioctl, &[0, 0x1_0000_5401]));
+        assert!(asked(section, libc::SYS_ioctl, &[0, 0x1_0000_0002]));
+        assert!(!asked(section, libc::SYS_ioctl, &[0, 0x1_0000_0003]));
+        assert!(!asked(section, libc::SYS_ioctl, &[0, 0x1_0000_0000]));
+        assert!(!asked(section, libc::SYS_openat, &[]));
+        assert!(!asked(section, libc::SYS_read | 0x4000_0000, &[]), "the x32 entry");
+    }
+    assert!(asked(Start, libc::SYS_brk, &[]) && !asked(Serve, libc::SYS_brk, &[]));
+    assert!(asked(Start, libc::SYS_getrandom, &[]) && !asked(Serve, libc::SYS_getrandom, &[]));
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn only_the_start_program_can_exec_and_close_the_sandbox() {
+    use Section::{Serve, Start};
+    assert!(asked(Start, libc::SYS_execveat, &[4, 1, 2, 3, 0x1000]));
+    assert!(!asked(Start, libc::SYS_execveat, &[5, 1, 2, 3, 0x1000]));
+    assert!(!asked(Start, libc::SYS_execveat, &[4, 1, 2, 3, 0]));
+    assert!(asked(Start, libc::SYS_seccomp, &[1, 1]));
+    for call in [libc::SYS_execveat, libc::SYS_seccomp, libc::SYS_prctl, libc::SYS_landlock_restrict_self] {
+        assert!(!asked(Serve, call, &[4, 1, 2, 3, 0x1000]));
+    }
+}
+
+#[test]
+fn another_architecture_is_killed() {
+    let program = program(Section::Serve);
+    assert_eq!(verdict(&program, AUDIT_AARCH64, 0, [0; 6]), Verdict::KillProcess);
+    let arm = compile("read", &[], Arch::Aarch64, Section::Serve).unwrap();
+    assert_eq!(verdict(&arm, AUDIT_AARCH64, 63, [0; 6]), Verdict::Allow);
+}
+
+#[test]
+fn a_refusal_can_be_logged_instead() {
+    let logged = with_refusal(&program(Section::Serve), Refusal::Log);
+    assert_eq!(verdict(&logged, AUDIT_X86_64, 57, [0; 6]), Verdict::Other(0x7ffc_0000));
+    assert_eq!(verdict(&logged, AUDIT_AARCH64, 57, [0; 6]), Verdict::KillProcess);
+    assert_eq!(with_refusal(&logged, Refusal::Kill), logged, "only what kills is replaced");
+}
+
+#[test]
+fn mistakes_name_file_and_line() {
+    let error = |text: &str| {
+        compile(text, &[("worker", "foo = 1")], Arch::X86_64, Section::Serve).unwrap_err().to_string()
+    };
+    assert_eq!(error("\n\nread: arg9 == 1").split(": ").next(), Some("policy:3"));
+    assert_eq!(error("[serve]\ninclude worker").split(": ").next(), Some("worker:1"));
+    assert!(error("include nothing").contains("there is no fragment \"nothing\""));
+    assert!(error("[run]").contains("only [start] and [serve]"));
+    assert!(error("no_such_call").contains("no_such_call"), "{}", error("no_such_call"));
+}
+
+#[test]
+fn includes_that_loop_are_refused() {
+    let error = compile("include a", &[("a", "include a")], Arch::X86_64, Section::Serve).unwrap_err();
+    assert!(error.to_string().contains("include each other"));
+}
+
+/// In a child: the program of this very crate, in the kernel.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn the_kernel_takes_and_obeys_a_program() {
+    let text = "[start]\ngetpid\n[serve]\nexit_group\nrt_sigprocmask\nsigaltstack\nmunmap\n";
+    let start = compile(text, &[], Arch::X86_64, Section::Start).unwrap();
+    let serve = compile(text, &[], Arch::X86_64, Section::Serve).unwrap();
+    let run = |child: &dyn Fn() -> i32| {
+        // SAFETY: the child makes plain system calls and ends by _exit.
+        match unsafe { libc::fork() } {
+            0 => {
+                let status = child();
+                // SAFETY: ends the child.
+                unsafe { libc::_exit(status) }
+            }
+            pid => {
+                let mut status = 0;
+                // SAFETY: waits for the child just made, into a local.
+                unsafe { libc::waitpid(pid, &raw mut status, 0) };
+                status
+            }
+        }
+    };
+    let enter = || {
+        // SAFETY: a number, no pointer.
+        unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
+        cellblock_policy::install::install(&start, false).is_ok()
+            && cellblock_policy::seal::close_sandbox(&serve).is_ok_and(|closed| closed.seccomp)
+    };
+    let closed = run(&|| if enter() { 7 } else { 1 });
+    assert!(libc::WIFEXITED(closed) && libc::WEXITSTATUS(closed) == 7, "{closed:#x}");
+    let refused = run(&|| {
+        enter();
+        // SAFETY: harmless where it is allowed.
+        unsafe { libc::syscall(libc::SYS_getpid) };
+        0
+    });
+    assert!(libc::WIFSIGNALED(refused) && libc::WTERMSIG(refused) == libc::SIGSYS, "{refused:#x}");
+}
