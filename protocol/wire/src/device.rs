@@ -31,6 +31,11 @@ impl DeviceKind {
             DeviceKind::AcpiPower => "acpi-power",
         }
     }
+
+    /// Room for the device's own state in its state page, in bytes: the `device_bytes` of the page's shape, on both sides.
+    pub const fn state_bytes(self) -> usize {
+        512
+    }
 }
 
 impl std::fmt::Display for DeviceKind {
