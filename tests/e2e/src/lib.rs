@@ -1,1 +1,25 @@
-//! End-to-end tests.
+//! End-to-end tests: the harness.
+//!
+//! The tests run the programs that `scripts/build` left in `dist/`, as a user would, and look at them from outside: output,
+//! exit status, `/proc`. Each test says `SKIP: why` on a machine that lacks what it needs. The same test binaries run on
+//! this machine (bare-metal guests, `tests/guests`) and, copied in, inside the emulated host (unmodified Linux guests).
+//!
+//! | variable | what it points at | default |
+//! |---|---|---|
+//! | `CELLBLOCK_DIST` | the folder with `bin/` and `libexec/` | `dist/x86_64-linux`, in the emulated host `/opt/cellblock` |
+//! | `CELLBLOCK_GUESTS` | the bare-metal guests | `.cache/guests` |
+//! | `CELLBLOCK_IMAGES` | Debian's kernel and the initrd | `/boot` in the emulated host, else none |
+
+pub mod leftovers;
+pub mod places;
+pub mod processes;
+pub mod user;
+pub mod vm;
+
+pub use places::Places;
+pub use vm::{Ended, Vm};
+
+/// Says why a test cannot run here; the test then returns.
+pub fn skip(why: &str) {
+    eprintln!("SKIP: {why}");
+}

@@ -1,0 +1,74 @@
+//! The command lines of the programs that are measured.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use cellblock_e2e::user::User;
+use cellblock_e2e::{Places, Vm};
+use serde_json::json;
+
+/// Guest RAM of every measured VM, in MiB.
+pub(crate) const MEMORY_MIB: u64 = 256;
+
+/// What a VM boots.
+pub(crate) struct Guest<'a> {
+    pub(crate) kernel: &'a Path,
+    pub(crate) initrd: Option<&'a Path>,
+    pub(crate) cmdline: &'a str,
+    pub(crate) cpus: u32,
+}
+
+/// A program that is measured.
+pub(crate) enum Program {
+    Cellblock(Places),
+    Firecracker(PathBuf),
+}
+
+impl Program {
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Program::Cellblock(_) => "cellblock",
+            Program::Firecracker(_) => "firecracker",
+        }
+    }
+
+    /// Starts a VM called `id`; `folder` is for files that the program needs.
+    pub(crate) fn start(&self, guest: &Guest<'_>, id: &str, folder: &Path) -> Result<Vm> {
+        match self {
+            Program::Cellblock(places) => {
+                let mut arguments: Vec<String> =
+                    ["run", "--id", id, "--serial", "stdio", "--cmdline", guest.cmdline]
+                        .map(String::from)
+                        .to_vec();
+                arguments.extend([format!("--memory={MEMORY_MIB}M"), format!("--cpus={}", guest.cpus)]);
+                arguments.push(format!("--kernel={}", guest.kernel.display()));
+                arguments.extend(guest.initrd.map(|initrd| format!("--initrd={}", initrd.display())));
+                Vm::start(&places.program(), &User::Own, arguments)
+            }
+            Program::Firecracker(program) => {
+                let config = folder.join(format!("{id}.json"));
+                std::fs::write(&config, firecracker_config(guest).to_string())?;
+                let config = config.display().to_string();
+                // Its log would go to the console that carries the guest's output.
+                let quiet = ["--level", "Error", "--log-path", "/dev/null"];
+                Vm::start(
+                    program,
+                    &User::Own,
+                    ["--no-api", "--config-file", &config].into_iter().chain(quiet),
+                )
+            }
+        }
+    }
+}
+
+fn firecracker_config(guest: &Guest<'_>) -> serde_json::Value {
+    let mut boot = json!({ "kernel_image_path": guest.kernel, "boot_args": guest.cmdline });
+    if let Some(initrd) = guest.initrd {
+        boot["initrd_path"] = json!(initrd);
+    }
+    json!({
+        "boot-source": boot,
+        "drives": [],
+        "machine-config": { "vcpu_count": guest.cpus, "mem_size_mib": MEMORY_MIB },
+    })
+}

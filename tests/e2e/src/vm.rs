@@ -1,0 +1,303 @@
+//! One `cellblock` process with its output, under deadlines.
+
+use std::ffi::OsStr;
+use std::io::{Read, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::places::in_emulated_host;
+use crate::processes::Tree;
+use crate::user::User;
+
+/// How long a step may take before a test fails; the emulated host is some twenty times slower.
+pub fn patience() -> Duration {
+    Duration::from_secs(if in_emulated_host() { 60 } else { 10 })
+}
+
+/// What a stream has said so far.
+#[derive(Default)]
+struct Heard {
+    bytes: Mutex<(Vec<u8>, bool)>,
+    more: Condvar,
+}
+
+impl Heard {
+    fn listen(mut stream: impl Read + Send + 'static) -> Arc<Self> {
+        let heard = Arc::new(Heard::default());
+        let ours = Arc::clone(&heard);
+        thread::spawn(move || {
+            let mut chunk = [0; 4096];
+            loop {
+                let count = stream.read(&mut chunk).unwrap_or(0);
+                let mut bytes = ours.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+                bytes.0.extend_from_slice(&chunk[..count]);
+                bytes.1 = count == 0;
+                ours.more.notify_all();
+                if count == 0 {
+                    return;
+                }
+            }
+        });
+        heard
+    }
+
+    fn text(&self) -> String {
+        let bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        String::from_utf8_lossy(&bytes.0).into_owned()
+    }
+
+    /// Waits until `done` says yes of what was heard, the stream ends, or the deadline passes.
+    fn wait(&self, deadline: Instant, done: impl Fn(&[u8]) -> bool) -> bool {
+        let mut bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if done(&bytes.0) {
+                return true;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if bytes.1 || left.is_zero() {
+                return false;
+            }
+            bytes = self.more.wait_timeout(bytes, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+/// How a `cellblock` process ended, and all that it said.
+#[derive(Debug)]
+pub struct Ended {
+    /// Its status.
+    pub status: ExitStatus,
+    /// Standard output: the guest's serial port, when that is on stdio.
+    pub output: String,
+    /// Standard error: the program's own lines.
+    pub messages: String,
+    /// From its start to its end.
+    pub took: Duration,
+}
+
+impl Ended {
+    /// The exit status, or 128 plus the signal that ended it.
+    pub fn code(&self) -> i32 {
+        self.status.code().unwrap_or_else(|| 128 + self.status.signal().unwrap_or(0))
+    }
+
+    /// Fails, with all output, unless the status is `code` and standard error holds `message`.
+    #[track_caller]
+    pub fn assert(&self, code: i32, message: &str) {
+        assert!(
+            self.code() == code && self.messages.contains(message),
+            "wanted status {code} and {message:?}, got {self}"
+        );
+    }
+}
+
+impl std::fmt::Display for Ended {
+    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            to,
+            "status {} after {:?}\n--- output\n{}\n--- messages\n{}",
+            self.code(),
+            self.took,
+            self.output,
+            self.messages
+        )
+    }
+}
+
+/// A running `cellblock` process; killed when dropped.
+pub struct Vm {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    output: Arc<Heard>,
+    messages: Arc<Heard>,
+    read_to: usize,
+    started: Instant,
+    program: std::path::PathBuf,
+}
+
+impl Vm {
+    /// Starts `program` with `arguments` as `user`.
+    ///
+    /// # Errors
+    /// It cannot be executed.
+    pub fn start<S: AsRef<OsStr>>(
+        program: &Path,
+        user: &User,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Result<Self> {
+        let mut command = user.command(program);
+        command.args(arguments);
+        Self::spawn(command, program)
+    }
+
+    fn spawn(mut command: Command, program: &Path) -> Result<Self> {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let started = Instant::now();
+        let mut child =
+            command.spawn().with_context(|| format!("{} cannot be started", program.display()))?;
+        let stdin = child.stdin.take();
+        let output = Heard::listen(child.stdout.take().context("no stdout")?);
+        let messages = Heard::listen(child.stderr.take().context("no stderr")?);
+        Ok(Vm { child, stdin, output, messages, read_to: 0, started, program: program.to_owned() })
+    }
+
+    /// The pid of the process, which is the VM's front process.
+    pub fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    /// When it was started.
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// Waits until the guest has written `text`, after what an earlier call found.
+    ///
+    /// # Errors
+    /// It has not within [`patience`], or the output ended; the error holds all output.
+    pub fn expect(&mut self, text: &str) -> Result<()> {
+        let (from, wanted) = (self.read_to, text.as_bytes());
+        let found = |bytes: &[u8]| position(&bytes[from.min(bytes.len())..], wanted);
+        if self.output.wait(Instant::now() + patience(), |bytes| found(bytes).is_some()) {
+            let bytes = self.output.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+            self.read_to = from + found(&bytes.0).unwrap_or(0) + wanted.len();
+            return Ok(());
+        }
+        bail!(
+            "the guest did not write {text:?}\n--- output\n{}\n--- messages\n{}",
+            self.output.text(),
+            self.messages.text()
+        )
+    }
+
+    /// Waits until the first byte of output is there.
+    ///
+    /// # Errors
+    /// None came within [`patience`].
+    pub fn expect_any(&self) -> Result<Duration> {
+        if self.output.wait(Instant::now() + patience(), |bytes| !bytes.is_empty()) {
+            return Ok(self.started.elapsed());
+        }
+        bail!("the guest wrote nothing\n--- messages\n{}", self.messages.text())
+    }
+
+    /// Waits until the program itself has said `text` on standard error.
+    ///
+    /// # Errors
+    /// It has not within [`patience`].
+    pub fn expect_message(&self, text: &str) -> Result<()> {
+        if self.messages.wait(Instant::now() + patience(), |bytes| position(bytes, text.as_bytes()).is_some())
+        {
+            return Ok(());
+        }
+        bail!(
+            "no message {text:?}\n--- output\n{}\n--- messages\n{}",
+            self.output.text(),
+            self.messages.text()
+        )
+    }
+
+    /// Types `text` on the guest's console.
+    ///
+    /// # Errors
+    /// The pipe is closed.
+    pub fn type_in(&mut self, text: &str) -> Result<()> {
+        let stdin = self.stdin.as_mut().context("standard input was closed")?;
+        stdin.write_all(text.as_bytes())?;
+        Ok(stdin.flush()?)
+    }
+
+    /// Sends `signal` to the front process.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill_process(self.pid(), signal)?)
+    }
+
+    /// The VM's processes, by `cellblock ps --json` as the same user.
+    ///
+    /// # Errors
+    /// `ps` fails, or does not know this VM.
+    pub fn processes(&self, id: &str) -> Result<Tree> {
+        Tree::of_vm(&self.program, id)
+    }
+
+    /// Everything that the guest has written so far.
+    pub fn output(&self) -> String {
+        self.output.text()
+    }
+
+    /// Waits for the end within [`patience`].
+    ///
+    /// # Errors
+    /// It goes on; it is then killed.
+    pub fn wait(mut self) -> Result<Ended> {
+        let deadline = Instant::now() + patience();
+        drop(self.stdin.take());
+        let status = loop {
+            if let Some(status) = self.child.try_wait()? {
+                break status;
+            }
+            if Instant::now() > deadline {
+                bail!(
+                    "it did not end\n--- output\n{}\n--- messages\n{}",
+                    self.output.text(),
+                    self.messages.text()
+                );
+            }
+            thread::sleep(Duration::from_millis(1));
+        };
+        let took = self.started.elapsed();
+        let closed = Instant::now() + Duration::from_secs(2);
+        self.output.wait(closed, |_| false);
+        self.messages.wait(closed, |_| false);
+        Ok(Ended { status, output: self.output.text(), messages: self.messages.text(), took })
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            // The child is not yet reaped, so its pid is still its own.
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+fn position(haystack: &[u8], needle: &[u8]) -> Option<usize> {
+    haystack.windows(needle.len().max(1)).position(|window| window == needle)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn output_is_expected_in_order_and_the_status_is_kept() {
+        let mut vm = Vm::start(
+            Path::new("/bin/sh"),
+            &User::Own,
+            ["-c", "echo one; read x; echo got $x; echo no >&2; exit 3"],
+        )
+        .unwrap();
+        vm.expect("one").unwrap();
+        vm.type_in("two\n").unwrap();
+        vm.expect("got two").unwrap();
+        vm.wait().unwrap().assert(3, "no");
+    }
+
+    #[test]
+    fn an_expectation_that_cannot_come_true_ends_with_the_stream() {
+        let mut vm = Vm::start(Path::new("/bin/echo"), &User::Own, ["one"]).unwrap();
+        assert!(vm.expect("two").unwrap_err().to_string().contains("one"));
+    }
+}
