@@ -44,6 +44,8 @@ pub mod simulate;
 #[cfg(feature = "install")]
 pub mod install;
 #[cfg(feature = "install")]
+pub mod landlock;
+#[cfg(feature = "install")]
 pub mod seal;
 
 #[cfg(feature = "compile")]

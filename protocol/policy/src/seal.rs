@@ -1,13 +1,14 @@
 //! The worker's half of its sandbox: what it closes itself once it is set up, so that nothing of what start-up needed
 //! is left. The spawner's half (namespaces, uid, capabilities, limits, Landlock, the start program) is in place
 //! before the worker's first instruction and does not rely on this.
-#![allow(unsafe_code)] // prctl and the Landlock calls have no safe wrapper that allocates nothing.
+#![allow(unsafe_code)] // prctl has no safe wrapper in libc.
 
 use std::io;
 
 use thiserror::Error;
 
 use crate::install::{InstallError, install};
+use crate::landlock::Ruleset;
 
 /// What of the sandbox was closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +45,7 @@ pub fn deny_paths() -> Result<bool, SealError> {
     prctl(libc::PR_SET_DUMPABLE, 0).map_err(|source| SealError::Step { step: "dumpable", source })?;
     // Only without the layer no-new-privs is this not set already; Landlock and seccomp cannot do without it.
     prctl(libc::PR_SET_NO_NEW_PRIVS, 1).map_err(|source| SealError::Step { step: "no_new_privs", source })?;
-    match landlock::deny_all() {
+    match Ruleset::deny_all().and_then(|ruleset| ruleset.restrict()) {
         Ok(()) => Ok(true),
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EOPNOTSUPP)) => Ok(false),
         Err(source) => Err(SealError::Step { step: "landlock", source }),
@@ -76,71 +77,5 @@ fn prctl(option: i32, value: libc::c_ulong) -> io::Result<()> {
     match unsafe { libc::prctl(option, value, 0, 0, 0) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
-    }
-}
-
-/// Landlock by its system calls (Linux `Documentation/userspace-api/landlock.rst`).
-mod landlock {
-    use std::io;
-    use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-
-    /// `struct landlock_ruleset_attr`.
-    #[repr(C)]
-    struct Attributes {
-        handled_access_fs: u64,
-        handled_access_net: u64,
-        scoped: u64,
-    }
-
-    const CREATE_RULESET_VERSION: u32 = 1;
-
-    /// All rights that the kernel of Landlock ABI `abi` knows, so that none of them is left, and how many bytes of
-    /// the structure it knows.
-    fn attributes(abi: i64) -> (Attributes, usize) {
-        let fs_rights = match abi {
-            1 => 13,
-            2 => 14,
-            3 | 4 => 15,
-            _ => 16,
-        };
-        let attributes = Attributes {
-            handled_access_fs: (1 << fs_rights) - 1,
-            handled_access_net: if abi >= 4 { 0b11 } else { 0 },
-            scoped: if abi >= 6 { 0b11 } else { 0 },
-        };
-        let known = match abi {
-            ..4 => 8,
-            4 | 5 => 16,
-            _ => 24,
-        };
-        (attributes, known)
-    }
-
-    pub(super) fn deny_all() -> io::Result<()> {
-        let ruleset = create()?;
-        // SAFETY: takes no pointer; the ruleset's descriptor is open.
-        match unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset.as_raw_fd(), 0) } {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        }
-    }
-
-    fn create() -> io::Result<OwnedFd> {
-        let none = std::ptr::null::<Attributes>();
-        // SAFETY: asks for the version, for which the pointer must be null.
-        let abi =
-            unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, none, 0usize, CREATE_RULESET_VERSION) };
-        if abi < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        let (attributes, bytes) = attributes(abi);
-        // SAFETY: the structure holds at least `bytes` bytes, which the kernel only reads.
-        let fd =
-            unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, &raw const attributes, bytes, 0u32) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
-        Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
     }
 }

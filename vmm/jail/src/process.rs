@@ -1,0 +1,41 @@
+//! Forking the VM's processes off the front.
+#![allow(unsafe_code)] // fork: sound because the caller is checked to be single-threaded.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
+use crate::loader::close_others;
+use crate::sys::{self, Side};
+
+/// A child of this process.
+#[derive(Debug)]
+pub struct Child {
+    /// Its pid here.
+    pub pid: i32,
+    /// Readable once it is gone.
+    pub pidfd: OwnedFd,
+}
+
+/// Forks a child that has only `kept` open, and `null` (of `/dev/null`) as its standard streams, runs `body` and exits with
+/// its result. What the parent owned besides `kept` is closed and must not be used by `body`.
+///
+/// # Errors
+/// This process has more than one thread, or the kernel refuses.
+pub fn fork(null: BorrowedFd<'_>, kept: &[BorrowedFd<'_>], body: impl FnOnce() -> i32) -> io::Result<Child> {
+    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
+        return Err(io::Error::other("only a single-threaded process may fork a VM's processes"));
+    }
+    // SAFETY: there is no other thread, so the child may do whatever its parent could.
+    match unsafe { sys::fork_into(0, None) }? {
+        Side::Parent { pid, pidfd } => Ok(Child { pid, pidfd }),
+        Side::Child => {
+            // Nothing that is opened later may take a standard stream's number: a panic's text would go there.
+            let streams = (0..3).try_for_each(|number| sys::place(null.as_raw_fd(), number, false));
+            // SAFETY: the three were placed just now, or the error ends the child below.
+            let standard = [0, 1, 2].map(|number| unsafe { BorrowedFd::borrow_raw(number) });
+            let all: Vec<BorrowedFd<'_>> = standard.into_iter().chain(kept.iter().copied()).collect();
+            let closed = streams.and_then(|()| close_others(&all));
+            sys::exit_now(if closed.is_ok() { body() } else { 1 })
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! The way into a worker's jail: from the clone in the spawner to the exec of the worker's binary.
+
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use cellblock_policy::{install::install, landlock};
+
+use crate::step::During;
+use crate::{JailError, Layer, LayerSet, Limits, Step, capabilities, sys};
+
+/// The worker's control socket.
+pub const CONTROL: i32 = 3;
+/// The worker's binary, until exec closes it.
+pub const BINARY: i32 = 4;
+const PROC: i32 = 5;
+const RULESET: i32 = 6;
+/// Every descriptor that a [`Plan`] names has at least this number, so that putting one in place closes no other.
+pub const FREE: i32 = 7;
+
+/// The status with which a child ends that could not enter; [`Progress`] tells why.
+pub const FAILED: i32 = 125;
+
+/// Where a child stands, in memory shared with the spawner: no call is needed to tell it, so it can be told from under
+/// any seccomp program; and exec unmaps it, so a worker cannot forge it.
+#[derive(Debug, Clone, Copy)]
+pub struct Progress {
+    step: &'static AtomicU32,
+    errno: &'static AtomicU32,
+}
+
+impl Progress {
+    /// Progress in these two words.
+    pub const fn new(step: &'static AtomicU32, errno: &'static AtomicU32) -> Progress {
+        Progress { step, errno }
+    }
+
+    /// Before a clone.
+    pub fn reset(&self) {
+        self.begin(Step::Clone);
+        self.errno.store(0, Ordering::Relaxed);
+    }
+
+    fn begin(&self, step: Step) {
+        self.step.store(step as u32, Ordering::Relaxed);
+    }
+
+    fn fail(&self, error: JailError) {
+        self.step.store(error.step as u32, Ordering::Relaxed);
+        self.errno.store(error.errno.unsigned_abs(), Ordering::Relaxed);
+    }
+
+    /// Once the child has ended: the step that failed before its binary took over, if one did. A child that a signal
+    /// ended on its way in has errno 0.
+    pub fn failure(&self) -> Option<JailError> {
+        // The child's end, which the spawner has waited for, orders its stores before these loads.
+        let step = Step::numbered(self.step.load(Ordering::Relaxed));
+        let errno = self.errno.load(Ordering::Relaxed) as i32;
+        if step == Step::Exec && errno == 0 { None } else { Some(JailError { step, errno }) }
+    }
+}
+
+/// All that a child needs to enter, prepared before the clone.
+#[derive(Debug)]
+pub struct Plan<'a> {
+    /// The layers wanted.
+    pub layers: LayerSet,
+    /// Whether the spawner has privilege: in its own user namespace, or as root.
+    pub privileged: bool,
+    /// The worker's uid and gid as the spawner's user namespace numbers them; `None`: the spawner's own.
+    pub id: Option<u32>,
+    /// `"id id 1"` for uid_map and for gid_map: see [`id_map`].
+    pub maps: &'a (CString, CString),
+    /// Limits.
+    pub limits: &'a Limits,
+    /// The worker's end of the control socket.
+    pub control: BorrowedFd<'a>,
+    /// The binary, opened for reading.
+    pub binary: BorrowedFd<'a>,
+    /// The host's /proc.
+    pub proc: BorrowedFd<'a>,
+    /// Denies all but the binary: see [`ruleset`].
+    pub ruleset: Option<BorrowedFd<'a>>,
+    /// The start program.
+    pub start_filter: &'a [u8],
+    /// `argv[0]`.
+    pub name: &'a CStr,
+}
+
+/// The maps of a worker of this id (`None`: of the calling process' own).
+pub fn id_map(id: Option<u32>) -> (CString, CString) {
+    let (uid, gid) = id.map_or_else(sys::own_ids, |id| (id, id));
+    let line = |id: u32| CString::new(format!("{id} {id} 1")).unwrap_or_default();
+    (line(uid), line(gid))
+}
+
+/// The Landlock rules under which a worker starts: its binary can be executed, and nothing else touched.
+///
+/// # Errors
+/// [`Step::Landlock`].
+pub fn ruleset(binary: BorrowedFd) -> Result<landlock::Ruleset, JailError> {
+    let ruleset = landlock::Ruleset::deny_all().during(Step::Landlock)?;
+    ruleset.allow(binary, landlock::EXECUTE | landlock::READ_FILE).during(Step::Landlock)?;
+    Ok(ruleset)
+}
+
+/// The namespaces with which a worker is cloned. Its user namespace comes later, under its own uid.
+pub fn namespaces(layers: LayerSet) -> i32 {
+    let of = |layer, flag| if layers.has(layer) { flag } else { 0 };
+    of(Layer::Pid, libc::CLONE_NEWPID) | of(Layer::Mount, libc::CLONE_NEWNS)
+}
+
+/// In the child, right after the clone: enters the jail and executes the worker. If it cannot, `progress` says why, and
+/// the process ends.
+pub fn enter(plan: &Plan, progress: &Progress) -> ! {
+    if let Err(error) = try_enter(plan, progress) {
+        progress.fail(error);
+    }
+    sys::exit_now(FAILED)
+}
+
+fn try_enter(plan: &Plan, progress: &Progress) -> Result<(), JailError> {
+    progress.begin(Step::Descriptors);
+    arrange_descriptors(plan).during(Step::Descriptors)?;
+    progress.begin(Step::Session);
+    sys::fresh_session().during(Step::Session)?;
+    let own_user = plan.layers.has(Layer::User);
+    if !own_user && plan.privileged && plan.layers.has(Layer::Caps) {
+        // Takes a right that changing the uid would take away.
+        bound()?;
+    }
+    progress.begin(Step::Uid);
+    become_own_id(plan)?;
+    if own_user {
+        progress.begin(Step::UserNamespace);
+        enter_user_namespace(plan)?;
+    }
+    // The limits come after the user namespace, whose count of processes starts at one.
+    if plan.layers.has(Layer::Rlimits) {
+        progress.begin(Step::Limits);
+        plan.limits.apply().during(Step::Limits)?;
+    }
+    if own_user && plan.layers.has(Layer::Caps) {
+        progress.begin(Step::Capabilities);
+        bound()?;
+    }
+    close(plan, progress)?;
+    progress.begin(Step::Exec);
+    Err(sys::exec(BINARY, plan.name)).during(Step::Exec)
+}
+
+fn arrange_descriptors(plan: &Plan) -> std::io::Result<()> {
+    sys::place(plan.control.as_raw_fd(), CONTROL, false)?;
+    sys::place(plan.binary.as_raw_fd(), BINARY, true)?;
+    sys::place(plan.proc.as_raw_fd(), PROC, true)?;
+    if let Some(ruleset) = plan.ruleset {
+        sys::place(ruleset.as_raw_fd(), RULESET, true)?;
+    }
+    sys::close_range(0, 2)?;
+    sys::close_range(FREE as u32, u32::MAX)
+}
+
+fn become_own_id(plan: &Plan) -> Result<(), JailError> {
+    let Some(id) = plan.id else { return Ok(()) };
+    sys::no_groups().during(Step::Uid)?;
+    sys::become_id(id, id).during(Step::Uid)?;
+    if !plan.layers.has(Layer::Pid) {
+        // Not pid 1 of anything: the spawner's death must reach it in another way.
+        sys::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as u64, 0).during(Step::Uid)?;
+    }
+    Ok(())
+}
+
+/// A user namespace of its own, which maps just its own id to itself.
+fn enter_user_namespace(plan: &Plan) -> Result<(), JailError> {
+    // The change of uid made /proc/self root's.
+    sys::prctl(libc::PR_SET_DUMPABLE, 1, 0).during(Step::UserNamespace)?;
+    sys::unshare(libc::CLONE_NEWUSER).during(Step::UserNamespace)?;
+    map_self(proc_descriptor(), plan.maps)
+}
+
+/// Maps the calling process' one id in its new user namespace.
+pub(crate) fn map_self(proc: BorrowedFd, (uid, gid): &(CString, CString)) -> Result<(), JailError> {
+    let write = |path: &CStr, bytes: &[u8]| {
+        sys::open_at(proc, path, libc::O_WRONLY)
+            .and_then(|file| sys::write_all(std::os::fd::AsFd::as_fd(&file), bytes))
+            .during(Step::IdMaps)
+    };
+    match write(c"self/setgroups", b"deny") {
+        // Denied in the parent namespace means denied here, and no longer writable.
+        Err(error) if error.errno == libc::EPERM => {}
+        other => other?,
+    }
+    write(c"self/uid_map", uid.as_bytes())?;
+    write(c"self/gid_map", gid.as_bytes())
+}
+
+/// Drops what is bounded by privilege.
+fn bound() -> Result<(), JailError> {
+    capabilities::bound(0).during(Step::Capabilities)?;
+    capabilities::lock_securebits().during(Step::Capabilities)
+}
+
+/// Capabilities, `no_new_privs`, Landlock and the start program. Without `no_new_privs` the last two need a capability:
+/// then exec drops the capabilities, as neither the bounding set nor root's specialness is left.
+fn close(plan: &Plan, progress: &Progress) -> Result<(), JailError> {
+    let no_new_privs = plan.layers.has(Layer::NoNewPrivs);
+    if plan.layers.has(Layer::Caps) && no_new_privs {
+        progress.begin(Step::Capabilities);
+        capabilities::keep(0).during(Step::Capabilities)?;
+    }
+    if no_new_privs {
+        progress.begin(Step::NoNewPrivs);
+        sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).during(Step::NoNewPrivs)?;
+    }
+    if plan.layers.has(Layer::Landlock) {
+        progress.begin(Step::Landlock);
+        landlock::restrict(ruleset_descriptor()).during(Step::Landlock)?;
+    }
+    if plan.layers.has(Layer::Seccomp) {
+        progress.begin(Step::Seccomp);
+        install(plan.start_filter, false)
+            .map_err(|error| JailError { step: Step::Seccomp, errno: error.errno() })?;
+    }
+    Ok(())
+}
+
+/// The /proc that [`arrange_descriptors`] put in place.
+#[allow(unsafe_code)] // Names a descriptor by its number.
+fn proc_descriptor() -> BorrowedFd<'static> {
+    // SAFETY: open from `arrange_descriptors` until exec or exit, and nobody closes it before.
+    unsafe { BorrowedFd::borrow_raw(PROC) }
+}
+
+/// The ruleset that [`arrange_descriptors`] put in place.
+#[allow(unsafe_code)] // As above.
+fn ruleset_descriptor() -> BorrowedFd<'static> {
+    // SAFETY: as above; if there is none the kernel says EBADF.
+    unsafe { BorrowedFd::borrow_raw(RULESET) }
+}
