@@ -1,3 +1,36 @@
-//! The cellblock program.
+//! The cellblock program: the front process of a VM, and what a person asks of VMs and hosts.
+//!
+//! The front parses, opens and checks everything, then forks the VM's other processes ([`launch`]) and stays as their
+//! link to the terminal and to `cellblock ps` ([`front`]). It holds no KVM descriptor and no guest memory afterwards.
 
-fn main() {}
+mod board;
+mod cli;
+mod doctor;
+mod front;
+mod launch;
+mod process_facts;
+mod ps;
+mod run;
+mod status;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use cli::{Cli, Command};
+use status::Status;
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Run(args) => return run::run(*args).into(),
+        Command::Ps(args) => ps::ps(&args).map(|()| Status::Success),
+        Command::Doctor(args) => doctor::doctor(&args),
+    };
+    match result {
+        Ok(status) => status.into(),
+        Err(error) => {
+            eprintln!("cellblock: {error:#}");
+            Status::Failure.into()
+        }
+    }
+}

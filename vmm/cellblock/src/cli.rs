@@ -1,0 +1,186 @@
+//! The command line: what can be said, and how it becomes a configuration.
+
+use std::path::PathBuf;
+
+use cellblock_config::{ByteSize, ConfigError, RawConfig, VmConfig};
+use clap::{ArgAction, Args, Parser, Subcommand};
+
+const STATUSES: &str = "\
+Exit status:
+  0  the guest powered off or rebooted (a line on standard error says which)
+  1  something else failed
+  2  wrong usage or configuration
+  3  the VM was refused a start: a missing file, host feature or sandbox layer
+  4  the guest triple-faulted
+  5  the hypervisor could not run the guest any further (RIP and instruction bytes are printed)
+  6  a device failed
+  7  the VM was ended from outside, by a signal or the escape sequence";
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  cellblock run --kernel vmlinuz --initrd initrd.img
+  cellblock run --kernel vmlinux --cpus 2 --memory 512M --serial file=guest.log
+  cellblock run --config guest.toml --id web-1
+
+On a terminal the guest gets every key but the escape Ctrl-A: Ctrl-A x ends the VM, Ctrl-A p presses its power
+button, Ctrl-A Ctrl-A sends one Ctrl-A.
+
+A configuration file has the same names: kernel = \"vmlinuz\", cpus = 2, memory = \"512M\", on-reboot = \"restart\".";
+
+/// A virtual machine monitor that runs every device model in its own sandboxed process.
+#[derive(Debug, Parser)]
+#[command(name = "cellblock", version, after_help = STATUSES, max_term_width = 110)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Boot a guest and stay with it until it ends.
+    Run(Box<RunArgs>),
+    /// Show the running VMs, or one VM's processes.
+    Ps(PsArgs),
+    /// Say what this host offers and lacks, what that means, and how to mend it.
+    Doctor(DoctorArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = RUN_EXAMPLES, after_long_help = format!("{RUN_EXAMPLES}\n\n{STATUSES}"))]
+pub struct RunArgs {
+    /// Kernel image: a bzImage, or an ELF with the Linux 64-bit or the PVH entry.
+    #[arg(long, value_name = "PATH")]
+    kernel: Option<PathBuf>,
+
+    /// Initial RAM disk.
+    #[arg(long, value_name = "PATH")]
+    initrd: Option<PathBuf>,
+
+    /// Kernel command line, in place of the default one.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    cmdline: Option<String>,
+
+    /// How an ELF kernel is entered: auto (PVH if it has the note), linux64 or pvh.
+    #[arg(long, value_name = "NAME")]
+    boot_protocol: Option<String>,
+
+    /// Number of vCPUs, 1 to 32 [default: 1].
+    #[arg(long, value_name = "N")]
+    cpus: Option<u32>,
+
+    /// Guest RAM, a multiple of 2M [default: 256M].
+    #[arg(long, value_name = "SIZE", value_parser = byte_size)]
+    memory: Option<ByteSize>,
+
+    /// Back guest RAM with the host's huge pages.
+    #[arg(long)]
+    hugepages: bool,
+
+    /// Where the serial port leads: stdio, null, file=PATH[,limit=SIZE] or socket=PATH [default: stdio].
+    #[arg(long, value_name = "SINK")]
+    serial: Option<String>,
+
+    /// What a reboot of the guest does: exit or restart [default: exit].
+    #[arg(long, value_name = "WHAT")]
+    on_reboot: Option<String>,
+
+    /// The longest spin for a device's answer before sleeping, in µs; 0 = never spin [default: 50].
+    #[arg(long, value_name = "N")]
+    poll_max_us: Option<u32>,
+
+    /// How many seconds the guest may take after SIGTERM has pressed its power button [default: 10].
+    #[arg(long, value_name = "SECONDS")]
+    stop_timeout: Option<u64>,
+
+    /// A TOML or JSON file with the same names; the command line overrides it.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// The VM's name, for `cellblock ps` [default: vm-PID].
+    #[arg(long, value_name = "NAME")]
+    id: Option<String>,
+
+    /// Where the device workers are [default: ../libexec/cellblock beside this program].
+    #[arg(long, value_name = "DIR")]
+    worker_dir: Option<PathBuf>,
+
+    /// Do without a sandbox layer that this host lacks (`cellblock doctor` lists them); may be repeated.
+    #[arg(long, value_name = "LAYER")]
+    without_layer: Vec<String>,
+
+    /// Boot Linux even on a host that emulates kernel code.
+    #[arg(long)]
+    force: bool,
+
+    /// Say more: -v for what happens, -vv for what the workers say.
+    #[arg(short, long, action = ArgAction::Count)]
+    pub verbose: u8,
+}
+
+#[derive(Debug, Args)]
+pub struct PsArgs {
+    /// One VM's name; without it, all VMs of this user (of all users, for root).
+    pub id: Option<String>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn byte_size(text: &str) -> Result<ByteSize, &'static str> {
+    text.parse()
+}
+
+impl RunArgs {
+    /// The VM that this command line and its configuration file describe.
+    ///
+    /// # Errors
+    /// The file cannot be read, or a value is out of bounds.
+    pub fn vm_config(self) -> Result<VmConfig, ConfigError> {
+        let file = self.config.as_deref().map_or(Ok(RawConfig::default()), RawConfig::from_file)?;
+        let set = |flag: bool| flag.then_some(true);
+        let line = RawConfig {
+            kernel: self.kernel,
+            initrd: self.initrd,
+            cmdline: self.cmdline,
+            boot_protocol: self.boot_protocol,
+            cpus: self.cpus,
+            memory: self.memory,
+            hugepages: set(self.hugepages),
+            serial: self.serial,
+            on_reboot: self.on_reboot,
+            poll_max_us: self.poll_max_us,
+            stop_timeout: self.stop_timeout,
+            id: self.id,
+            worker_dir: self.worker_dir,
+            without_layer: (!self.without_layer.is_empty()).then_some(self.without_layer),
+            force: set(self.force),
+        };
+        file.overlaid_with(line).try_into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn options_become_a_configuration() {
+        let cli = Cli::try_parse_from(["cellblock", "run", "--kernel", "k", "--memory", "1G", "--cmdline", "-x"]).unwrap();
+        let Command::Run(args) = cli.command else { unreachable!() };
+        let config = args.vm_config().unwrap();
+        assert_eq!((config.memory, config.cmdline.as_deref()), (1 << 30, Some("-x")));
+    }
+}

@@ -1,0 +1,312 @@
+//! The front's loop: keys and bytes to and from the serial worker's pipes, signals and `ps` requests to the
+//! supervisor, its events to the user, until every process of the VM is gone.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use cellblock_channel::socket::{Control, SocketError};
+use cellblock_supervisor::link::{Command, End, Event};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::Signal;
+
+use super::control_socket::ControlSocket;
+use super::signals::Signals;
+use super::sink::{Input, Sink};
+use super::terminal::Escape;
+
+/// How long the supervisor may take to end after it was told to, before it is killed.
+const STOP_GRACE: Duration = Duration::from_secs(3);
+/// How long the last serial output may take to reach its sink.
+const DRAIN_GRACE: Duration = Duration::from_secs(2);
+/// Bytes in flight in either direction.
+const BUFFER: usize = 4096;
+
+/// The pipe ends that the front keeps.
+pub struct SerialPipes {
+    /// To the guest; closed when the host's side ends.
+    pub input: Option<OwnedFd>,
+    /// From the guest; closed when the worker is gone and all was read.
+    pub output: Option<OwnedFd>,
+}
+
+/// One of the VM's processes.
+pub struct Process {
+    /// Readable once it is gone.
+    pub pidfd: OwnedFd,
+    /// In the front's pid namespace.
+    pub pid: i32,
+}
+
+/// Everything that one run of a VM gives the front.
+pub struct Relay<'a> {
+    pub link: Control,
+    pub supervisor: Process,
+    pub spawner: Process,
+    pub pipes: SerialPipes,
+    pub sink: &'a mut Sink,
+    pub signals: &'a Signals,
+    pub control: &'a mut ControlSocket,
+    pub stop_timeout: Duration,
+    pub verbose: u8,
+    pub id: &'a str,
+}
+
+/// What the loop keeps between its rounds.
+#[derive(Default)]
+struct Progress {
+    to_guest: Vec<u8>,
+    to_host: Vec<u8>,
+    end: Option<End>,
+    /// When to press harder: the power button's patience, then the supervisor's.
+    stopping: Option<(Stage, Instant)>,
+    /// When to stop waiting for serial output.
+    draining: Option<Instant>,
+    link_closed: bool,
+    gone: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// The power button was pressed.
+    Button,
+    /// The supervisor was told to stop.
+    Told,
+}
+
+/// What a round of polling found.
+struct Ready {
+    signals: bool,
+    link: bool,
+    supervisor: bool,
+    source: bool,
+    pipe_in: bool,
+    pipe_out: bool,
+    destination: bool,
+    control: bool,
+}
+
+impl Relay<'_> {
+    /// Runs until the VM has ended and all its processes are gone; returns how it ended.
+    ///
+    /// # Errors
+    /// Polling itself fails.
+    pub fn run(mut self) -> io::Result<End> {
+        let mut progress = Progress::default();
+        while !self.finished(&mut progress) {
+            let ready = self.wait(&progress)?;
+            if ready.signals {
+                self.take_signals(&mut progress);
+            }
+            if ready.link {
+                self.take_events(&mut progress);
+            }
+            if ready.supervisor {
+                progress.gone = true;
+                self.take_events(&mut progress);
+            }
+            if ready.control {
+                self.control.accept();
+                if self.control.waiting() && self.link.send_message(&Command::ReportStatus, &[]).is_err() {
+                    self.control.refuse();
+                }
+            }
+            self.move_bytes(&ready, &mut progress);
+            self.press_harder(&mut progress);
+        }
+        self.reap();
+        let lost = End::Refused { reason: "its supervisor ended without a word (was it killed?)".into() };
+        Ok(progress.end.unwrap_or(lost))
+    }
+
+    fn finished(&self, progress: &mut Progress) -> bool {
+        if !progress.gone {
+            return false;
+        }
+        let drained = self.pipes.output.is_none() && progress.to_host.is_empty();
+        let deadline = *progress.draining.get_or_insert_with(|| Instant::now() + DRAIN_GRACE);
+        drained || Instant::now() >= deadline
+    }
+
+    fn wait(&self, progress: &Progress) -> io::Result<Ready> {
+        let mut fds: Vec<PollFd<'_>> = Vec::with_capacity(8);
+        let mut watch = |fd: Option<BorrowedFd<'_>>, flags: PollFlags| -> Option<usize> {
+            let fd = fd?;
+            fds.push(PollFd::from_borrowed_fd(fd, flags));
+            Some(fds.len() - 1)
+        };
+        let signals = watch(Some(self.signals.as_fd()), PollFlags::IN);
+        let link = watch((!progress.link_closed).then(|| self.link.as_fd()), PollFlags::IN);
+        let supervisor = watch((!progress.gone).then(|| self.supervisor.pidfd.as_fd()), PollFlags::IN);
+        let hungry = progress.to_guest.is_empty() && self.pipes.input.is_some();
+        let source = watch(self.sink.source().filter(|_| hungry), PollFlags::IN);
+        let pending_in = self.pipes.input.as_ref().filter(|_| !progress.to_guest.is_empty());
+        let pipe_in = watch(pending_in.map(|fd| fd.as_fd()), PollFlags::OUT);
+        let room = progress.to_host.is_empty();
+        let pipe_out = watch(self.pipes.output.as_ref().filter(|_| room).map(|fd| fd.as_fd()), PollFlags::IN);
+        let destination = watch(self.sink.destination().filter(|_| !room), PollFlags::OUT);
+        let control = watch(Some(self.control.as_fd()), PollFlags::IN);
+
+        let deadlines = [progress.stopping.map(|(_, at)| at), progress.draining];
+        let timeout = deadlines.into_iter().flatten().min().map(|at| {
+            let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+            rustix::event::Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() }
+        });
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let hit = |index: Option<usize>| index.is_some_and(|index| !fds[index].revents().is_empty());
+        Ok(Ready {
+            signals: hit(signals),
+            link: hit(link),
+            supervisor: hit(supervisor),
+            source: hit(source),
+            pipe_in: hit(pipe_in),
+            pipe_out: hit(pipe_out),
+            destination: hit(destination),
+            control: hit(control),
+        })
+    }
+
+    fn take_signals(&mut self, progress: &mut Progress) {
+        while let Some(signal) = self.signals.next() {
+            match signal {
+                Signal::TERM | Signal::INT | Signal::HUP | Signal::QUIT => self.ask_to_stop(progress),
+                _ => {}
+            }
+        }
+    }
+
+    fn ask_to_stop(&mut self, progress: &mut Progress) {
+        match progress.stopping {
+            None if !self.stop_timeout.is_zero() => {
+                self.say(1, "pressing the guest's power button");
+                self.press_power_button();
+                progress.stopping = Some((Stage::Button, Instant::now() + self.stop_timeout));
+            }
+            // Asked again, or told not to wait: now.
+            None | Some((Stage::Button, _)) => self.stop(progress),
+            Some((Stage::Told, _)) => {}
+        }
+    }
+
+    fn press_power_button(&mut self) {
+        if let Err(error) = self.link.send_message(&Command::PowerButton, &[]) {
+            self.say(0, &format!("the power button cannot be pressed: {error}"));
+        }
+    }
+
+    fn stop(&mut self, progress: &mut Progress) {
+        // A supervisor that does not listen is killed by `press_harder`.
+        let _ = self.link.send_message(&Command::Stop, &[]);
+        progress.stopping = Some((Stage::Told, Instant::now() + STOP_GRACE));
+    }
+
+    fn press_harder(&mut self, progress: &mut Progress) {
+        let Some((stage, at)) = progress.stopping else { return };
+        if Instant::now() < at || progress.gone {
+            return;
+        }
+        match stage {
+            Stage::Button => {
+                let waited = self.stop_timeout.as_secs();
+                self.say(0, &format!("the guest did not power off within {waited} s (--stop-timeout); stopping it"));
+                self.stop(progress);
+            }
+            Stage::Told => {
+                let _ = rustix::process::pidfd_send_signal(&self.supervisor.pidfd, Signal::KILL);
+                progress.end.get_or_insert(End::Stopped);
+                progress.stopping = Some((Stage::Told, Instant::now() + STOP_GRACE));
+            }
+        }
+    }
+
+    fn take_events(&mut self, progress: &mut Progress) {
+        while !progress.link_closed {
+            match self.link.try_recv_message::<Event>(0) {
+                Ok((event, _)) => self.take_event(event, progress),
+                Err(SocketError::NotReady) => break,
+                Err(_) => progress.link_closed = true,
+            }
+        }
+    }
+
+    fn take_event(&mut self, event: Event, progress: &mut Progress) {
+        match event {
+            Event::Note(text) => self.say(1, &text),
+            Event::WorkerLog { device, text } => self.say(2, &format!("{device}: {text}")),
+            Event::Running => self.say(1, &format!("VM {} runs", self.id)),
+            Event::Status(status) => self.control.answer(self.id, self.supervisor.pid, self.spawner.pid, &status),
+            Event::Ended(end) => progress.end = Some(end),
+        }
+    }
+
+    fn move_bytes(&mut self, ready: &Ready, progress: &mut Progress) {
+        if ready.source {
+            match self.sink.read() {
+                Input::Bytes(bytes, escape) => {
+                    progress.to_guest.extend(bytes);
+                    match escape {
+                        Some(Escape::Quit) => self.stop(progress),
+                        Some(Escape::PowerButton) => self.press_power_button(),
+                        None => {}
+                    }
+                }
+                // The worker sees the end of its input; the guest sees a line gone quiet.
+                Input::End => self.pipes.input = None,
+            }
+        }
+        if ready.pipe_in {
+            match self.pipes.input.as_ref().map(|fd| rustix::io::write(fd, &progress.to_guest)) {
+                Some(Ok(written)) => drop(progress.to_guest.drain(..written)),
+                Some(Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR)) => {}
+                _ => {
+                    self.pipes.input = None;
+                    progress.to_guest.clear();
+                }
+            }
+        }
+        if ready.pipe_out {
+            let mut buffer = [0; BUFFER];
+            match self.pipes.output.as_ref().map(|fd| rustix::io::read(fd, &mut buffer)) {
+                Some(Ok(length)) if length > 0 => progress.to_host.extend(&buffer[..length]),
+                Some(Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR)) => {}
+                _ => self.pipes.output = None,
+            }
+        }
+        // A sink with nothing to poll takes everything at once.
+        let immediate = self.sink.destination().is_none() || ready.pipe_out;
+        if !progress.to_host.is_empty() && (ready.destination || immediate) && self.can_take() {
+            let written = self.sink.write(&progress.to_host);
+            progress.to_host.drain(..written);
+        }
+    }
+
+    /// Whether the sink takes bytes without blocking, right now.
+    fn can_take(&self) -> bool {
+        let Some(fd) = self.sink.destination() else { return true };
+        let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::OUT)];
+        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        matches!(poll(&mut fds, Some(&now)), Ok(count) if count > 0)
+    }
+
+    /// The supervisor is gone, so the spawner sees its socket close and ends, and the kernel ends the workers with it.
+    fn reap(&mut self) {
+        let mut fds = [PollFd::new(&self.spawner.pidfd, PollFlags::IN)];
+        let patience = rustix::event::Timespec { tv_sec: STOP_GRACE.as_secs() as i64, tv_nsec: 0 };
+        if matches!(poll(&mut fds, Some(&patience)), Ok(0)) {
+            let _ = rustix::process::pidfd_send_signal(&self.spawner.pidfd, Signal::KILL);
+        }
+        for pid in [self.supervisor.pid, self.spawner.pid] {
+            let Some(pid) = rustix::process::Pid::from_raw(pid) else { continue };
+            let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
+        }
+    }
+
+    fn say(&self, level: u8, text: &str) {
+        if self.verbose >= level {
+            eprintln!("cellblock: {text}");
+        }
+    }
+}

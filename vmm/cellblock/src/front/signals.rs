@@ -1,0 +1,40 @@
+//! Signals as something to poll for.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use nix::sys::signal::{SigSet, Signal as NixSignal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::process::Signal;
+
+/// The signals that ask the front to end, blocked and queued.
+///
+/// The mask is inherited by the VM's processes: a Ctrl-C meant for the front does not reach them.
+pub struct Signals(SignalFd);
+
+impl Signals {
+    /// Blocks TERM, INT, HUP and QUIT for this thread, and queues them.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn take() -> io::Result<Self> {
+        let mut set = SigSet::empty();
+        for signal in [NixSignal::SIGTERM, NixSignal::SIGINT, NixSignal::SIGHUP, NixSignal::SIGQUIT] {
+            set.add(signal);
+        }
+        set.thread_block()?;
+        Ok(Signals(SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?))
+    }
+
+    /// The next signal that came.
+    pub fn next(&self) -> Option<Signal> {
+        let info = self.0.read_signal().ok().flatten()?;
+        Signal::from_named_raw(i32::try_from(info.ssi_signo).ok()?)
+    }
+}
+
+impl AsFd for Signals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}

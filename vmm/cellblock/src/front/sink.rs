@@ -1,0 +1,255 @@
+//! Where the guest's serial port leads on the host: the far ends of the serial worker's two pipes.
+//!
+//! The worker never holds the terminal, the file or the socket itself. Nothing here blocks: a sink that takes nothing
+//! lets the pipe fill up, and the worker drops and counts.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use cellblock_config::SerialSink;
+
+use super::terminal::{Escape, Keys, RawTerminal};
+
+/// The host's side of the serial port.
+pub enum Sink {
+    /// Standard input and output.
+    Stdio {
+        /// Restores the terminal on drop.
+        terminal: Option<RawTerminal>,
+        /// The escape key, watched for on a terminal only.
+        keys: Keys,
+        /// Whether standard input may still yield something.
+        open: bool,
+    },
+    /// Nothing.
+    Null,
+    /// A file, up to a limit.
+    File {
+        /// Opened for appending.
+        file: File,
+        /// Bytes that may still be written.
+        left: u64,
+        /// Bytes not written for the limit's sake.
+        dropped: u64,
+    },
+    /// Whoever is connected to a Unix socket.
+    Socket {
+        /// Accepts one client at a time.
+        listener: UnixListener,
+        /// The client.
+        client: Option<UnixStream>,
+        /// Unlinked on drop.
+        path: PathBuf,
+    },
+}
+
+/// What the host's side yielded.
+pub enum Input {
+    /// Bytes, perhaps none, and what the user asked for.
+    Bytes(Vec<u8>, Option<Escape>),
+    /// No more will come.
+    End,
+}
+
+impl Sink {
+    /// Opens what `sink` names.
+    ///
+    /// # Errors
+    /// The file or socket cannot be made; the path is in the error's text.
+    pub fn open(sink: &SerialSink) -> Result<Self, String> {
+        let named = |path: &Path, error: io::Error| format!("serial: {} cannot be opened: {error}", path.display());
+        Ok(match sink {
+            SerialSink::Stdio => {
+                let terminal = RawTerminal::enter(io::stdin())
+                    .map_err(|error| format!("serial: the terminal cannot be put into raw mode: {error}"))?;
+                Sink::Stdio { terminal, keys: Keys::default(), open: true }
+            }
+            SerialSink::Null => Sink::Null,
+            SerialSink::File { path, limit } => {
+                let file = File::options().append(true).create(true).open(path).map_err(|e| named(path, e))?;
+                Sink::File { file, left: *limit, dropped: 0 }
+            }
+            SerialSink::Socket { path } => {
+                remove_stale_socket(path);
+                let listener = UnixListener::bind(path).map_err(|e| named(path, e))?;
+                listener.set_nonblocking(true).map_err(|e| named(path, e))?;
+                Sink::Socket { listener, client: None, path: path.clone() }
+            }
+        })
+    }
+
+    /// Whether the user sits at a terminal, whose keys are the guest's.
+    pub fn is_terminal(&self) -> bool {
+        matches!(self, Sink::Stdio { terminal: Some(_), .. })
+    }
+
+    /// Gives a terminal back to its owner.
+    pub fn restore_terminal(&mut self) {
+        if let Sink::Stdio { terminal, .. } = self {
+            *terminal = None;
+        }
+    }
+
+    /// What to watch for input from the host: bytes, or a client.
+    pub fn source(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Sink::Stdio { open: true, .. } => Some(rustix::stdio::stdin()),
+            Sink::Socket { client: Some(client), .. } => Some(client.as_fd()),
+            Sink::Socket { listener, .. } => Some(listener.as_fd()),
+            Sink::Stdio { .. } | Sink::Null | Sink::File { .. } => None,
+        }
+    }
+
+    /// What to watch for room for output; `None` = it takes everything, now.
+    pub fn destination(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Sink::Stdio { .. } => Some(rustix::stdio::stdout()),
+            Sink::Socket { client: Some(client), .. } => Some(client.as_fd()),
+            Sink::Socket { .. } | Sink::Null | Sink::File { .. } => None,
+        }
+    }
+
+    /// Reads what `source` has, once.
+    pub fn read(&mut self) -> Input {
+        let mut buffer = [0; 1024];
+        match self {
+            Sink::Stdio { terminal, keys, open } => match rustix::io::read(rustix::stdio::stdin(), &mut buffer) {
+                Ok(0) => {
+                    *open = false;
+                    Input::End
+                }
+                Ok(length) if terminal.is_some() => {
+                    let mut guest = Vec::with_capacity(length);
+                    let escape = keys.sort(&buffer[..length], &mut guest);
+                    Input::Bytes(guest, escape)
+                }
+                Ok(length) => Input::Bytes(buffer[..length].to_vec(), None),
+                Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Input::Bytes(Vec::new(), None),
+                Err(_) => {
+                    *open = false;
+                    Input::End
+                }
+            },
+            Sink::Socket { client: slot @ Some(_), .. } => {
+                match slot.as_mut().map(|client| client.read(&mut buffer)) {
+                    Some(Ok(length)) if length > 0 => Input::Bytes(buffer[..length].to_vec(), None),
+                    Some(Err(error)) if would_block(&error) => Input::Bytes(Vec::new(), None),
+                    _ => {
+                        *slot = None;
+                        Input::Bytes(Vec::new(), None)
+                    }
+                }
+            }
+            Sink::Socket { listener, client, .. } => {
+                *client = listener.accept().ok().and_then(|(stream, _)| {
+                    stream.set_nonblocking(true).ok()?;
+                    Some(stream)
+                });
+                Input::Bytes(Vec::new(), None)
+            }
+            Sink::Null | Sink::File { .. } => Input::End,
+        }
+    }
+
+    /// Takes some of `bytes`; returns how many. A sink that is gone takes them all.
+    pub fn write(&mut self, bytes: &[u8]) -> usize {
+        match self {
+            // At most PIPE_BUF, which a descriptor reported writable takes without blocking.
+            Sink::Stdio { .. } => {
+                match rustix::io::write(rustix::stdio::stdout(), &bytes[..bytes.len().min(rustix::pipe::PIPE_BUF)]) {
+                    Ok(written) => written,
+                    Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => 0,
+                    Err(_) => bytes.len(),
+                }
+            }
+            Sink::Null => bytes.len(),
+            Sink::File { file, left, dropped } => {
+                let fits = bytes.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
+                let written = if file.write_all(&bytes[..fits]).is_ok() { fits } else { 0 };
+                *left -= written as u64;
+                *dropped += (bytes.len() - written) as u64;
+                bytes.len()
+            }
+            Sink::Socket { client, .. } => match client.as_mut().map(|client| client.write(bytes)) {
+                Some(Ok(written)) => written,
+                Some(Err(error)) if would_block(&error) => 0,
+                _ => {
+                    *client = None;
+                    bytes.len()
+                }
+            },
+        }
+    }
+
+    /// Bytes that the file's limit kept out.
+    pub fn dropped(&self) -> u64 {
+        if let Sink::File { dropped, .. } = self { *dropped } else { 0 }
+    }
+}
+
+impl Drop for Sink {
+    fn drop(&mut self) {
+        if let Sink::Socket { path, .. } = self {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+fn would_block(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+}
+
+/// Removes a socket that nobody listens on any more; anything else stays, and `bind` will say so.
+fn remove_stale_socket(path: &Path) {
+    use std::os::unix::fs::FileTypeExt;
+    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket());
+    let refused = || UnixStream::connect(path).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused);
+    if is_socket && refused() {
+        let _ = std::fs::remove_file(path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scratch(name: &str) -> PathBuf {
+        std::env::temp_dir().join(format!("cellblock-sink-{}-{name}", std::process::id()))
+    }
+
+    #[test]
+    fn a_file_takes_its_limit_and_counts_the_rest() {
+        let path = scratch("file");
+        let mut sink = Sink::open(&SerialSink::File { path: path.clone(), limit: 5 }).unwrap();
+        assert_eq!((sink.write(b"abc"), sink.write(b"defg")), (3, 4));
+        assert_eq!((std::fs::read(&path).unwrap(), sink.dropped()), (b"abcde".to_vec(), 2));
+        std::fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn a_socket_serves_one_client_after_another_and_leaves_no_path() {
+        let path = scratch("socket");
+        std::mem::forget(UnixListener::bind(&path).unwrap().try_clone().map(drop));
+        let mut sink = match Sink::open(&SerialSink::Socket { path: path.clone() }) {
+            Ok(sink) => sink,
+            Err(error) => panic!("{error}"),
+        };
+        for _ in 0..2 {
+            let mut client = UnixStream::connect(&path).unwrap();
+            sink.read();
+            assert_eq!(sink.write(b"hi"), 2);
+            let mut got = [0; 2];
+            client.read_exact(&mut got).unwrap();
+            client.write_all(b"yo").unwrap();
+            assert!(matches!(sink.read(), Input::Bytes(bytes, None) if bytes == b"yo"));
+            drop(client);
+            sink.read();
+            assert_eq!(sink.write(b"nobody"), 6);
+        }
+        drop(sink);
+        assert!(!path.exists());
+    }
+}

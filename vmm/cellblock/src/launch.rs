@@ -1,0 +1,241 @@
+//! From a configuration to the processes of a running VM.
+//!
+//! The front opens everything that has a path, then forks, in the order of what takes longest: the spawner (namespaces),
+//! the loader (reads the kernel), the supervisor (KVM). Each child keeps the descriptors that are listed for it, no others.
+
+use std::fs::{self, File};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use cellblock_arch::AcpiConfig;
+use cellblock_channel::socket::{self, Control};
+use cellblock_config::{BootProtocol, SerialSink, VmConfig};
+use cellblock_jail::spawner::Ids;
+use cellblock_jail::supervisor::Confinement;
+use cellblock_jail::uids::UidRange;
+use cellblock_jail::{Layer, LayerSet, Limits, Refusal, loader as jail_loader, process};
+use cellblock_loader::{LoadRequest, Loaded, Protocol};
+use cellblock_memory::GuestRam;
+use cellblock_spawner::{Entry, Manifest};
+use cellblock_supervisor::link::{LoaderReport, cut};
+use cellblock_supervisor::{DevicePlan, Plan};
+use cellblock_wire::device::{DeviceKind, Role};
+
+use crate::board;
+use crate::front::relay::{Process, SerialPipes};
+
+/// The kernel command line without --cmdline.
+const DEFAULT_CMDLINE: &str = "console=ttyS0 reboot=k panic=-1";
+
+/// A VM's processes, seen from the front.
+pub struct Launched {
+    pub link: Control,
+    pub supervisor: Process,
+    pub spawner: Process,
+    /// Ends by itself, once guest memory is written.
+    pub loader: process::Child,
+    pub pipes: SerialPipes,
+    /// Holds the uid range until all processes are gone.
+    pub uids: Option<UidRange>,
+}
+
+/// Everything with a path, opened.
+struct Opened {
+    kvm: OwnedFd,
+    kernel: File,
+    initrd: Option<File>,
+    null: File,
+    workers: Vec<WorkerFiles>,
+}
+
+struct WorkerFiles {
+    kind: DeviceKind,
+    binary: File,
+    start_filter: Vec<u8>,
+}
+
+/// Starts the VM of `config`.
+///
+/// # Errors
+/// What was refused, in a sentence.
+pub fn launch(config: &VmConfig, layers: LayerSet) -> Result<Launched, String> {
+    let privileged = rustix::process::geteuid().is_root();
+    layers.check(privileged).map_err(|error| error.to_string())?;
+    let (serial, pipes) = serial_pipes(&config.serial)?;
+    let devices = board::devices(serial);
+    let opened = open(config, &devices)?;
+    let ram = GuestRam::create(config.memory, config.hugepages).map_err(|error| error.to_string())?;
+    let uids = if privileged && layers.has(Layer::Uid) { Some(UidRange::take().map_err(|e| e.to_string())?) } else { None };
+    let ids = uids.as_ref().map_or(Ids::Own, |range| Ids::Root { base: range.base, count: range.count });
+    let confinement = Confinement { layers, privileged, id: ids.supervisor(layers), refusal: Refusal::KillProcess };
+
+    let manifest = manifest(config, opened.workers, layers, ids, privileged);
+    let spawner = cellblock_spawner::start(manifest).map_err(|error| format!("the spawner cannot be started: {error}"))?;
+    let channel = |what: &str| socket::pair().map_err(|error| format!("a socket for {what} cannot be made: {error}"));
+    let (loader_ear, loader_mouth) = channel("the loader")?;
+    let (link, supervisor_link) = channel("the supervisor")?;
+
+    let load = Load {
+        kernel: opened.kernel,
+        initrd: opened.initrd,
+        cmdline: config.cmdline.as_deref().unwrap_or(DEFAULT_CMDLINE),
+        protocol: match config.boot_protocol {
+            BootProtocol::Auto => Protocol::Auto,
+            BootProtocol::Linux64 => Protocol::Linux64,
+            BootProtocol::Pvh => Protocol::Pvh,
+        },
+        cpus: config.cpus,
+        ram: &ram,
+        mouth: loader_mouth,
+    };
+    let loader = fork_loader(load, opened.null.as_fd(), confinement)?;
+    let plan = Plan {
+        link: supervisor_link,
+        spawner: spawner.socket,
+        loader: loader_ear,
+        kvm: opened.kvm,
+        ram,
+        cpus: config.cpus,
+        spin: Duration::from_micros(config.poll_max_us.into()),
+        devices,
+        force: config.force,
+        confinement,
+    };
+    let supervisor = fork_supervisor(plan, opened.null.as_fd(), uids.as_ref())?;
+    let spawner = Process { pidfd: spawner.pidfd, pid: spawner.pid };
+    Ok(Launched { link, supervisor, spawner, loader, pipes, uids })
+}
+
+/// The two pipes of the serial worker, and the front's ends of them.
+fn serial_pipes(sink: &SerialSink) -> Result<(Vec<(Role, OwnedFd)>, SerialPipes), String> {
+    use rustix::pipe::{PipeFlags, pipe_with};
+    let failed = |error: rustix::io::Errno| format!("a pipe for the serial port cannot be made: {error}");
+    let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(failed);
+    let own = |fd: OwnedFd| -> Result<Option<OwnedFd>, String> {
+        rustix::io::ioctl_fionbio(&fd, true).map_err(failed)?;
+        Ok(Some(fd))
+    };
+    if *sink == SerialSink::Null {
+        return Ok((Vec::new(), SerialPipes { input: None, output: None }));
+    }
+    let (from_guest, guest_output) = pipe()?;
+    let mut roles = vec![(Role::HostOutput, guest_output)];
+    let mut input = None;
+    if !matches!(sink, SerialSink::File { .. }) {
+        let (guest_input, to_guest) = pipe()?;
+        roles.push((Role::HostInput, guest_input));
+        input = own(to_guest)?;
+    }
+    Ok((roles, SerialPipes { input, output: own(from_guest)? }))
+}
+
+fn open(config: &VmConfig, devices: &[DevicePlan]) -> Result<Opened, String> {
+    let named = |what: &'static str, path: &Path| {
+        let path = path.display().to_string();
+        move |error: std::io::Error| format!("{what} {path} cannot be opened: {error}")
+    };
+    let image = |what, path: &Path| File::open(path).map_err(named(what, path));
+    let kernel = image("kernel", &config.kernel)?;
+    let initrd = config.initrd.as_deref().map(|path| image("initrd", path)).transpose()?;
+    let dev_kvm = Path::new("/dev/kvm");
+    let kvm = File::options().read(true).write(true).open(dev_kvm).map_err(|error| {
+        format!("/dev/kvm cannot be opened: {error}; `cellblock doctor` says how to mend it")
+    })?;
+    let null = Path::new("/dev/null");
+    let null = File::options().read(true).write(true).open(null).map_err(named("the null device", null))?;
+    let directory = worker_directory(config)?;
+    let workers = devices.iter().map(|device| open_worker(&directory, device.config.kind())).collect::<Result<_, _>>()?;
+    Ok(Opened { kvm: kvm.into(), kernel, initrd, null, workers })
+}
+
+fn open_worker(directory: &Path, kind: DeviceKind) -> Result<WorkerFiles, String> {
+    let path = directory.join(kind.name());
+    let failed = |path: &Path, error: std::io::Error| {
+        format!(
+            "the worker of device {kind}, {}, cannot be read: {error}; build it with scripts/build, or say where it is \
+             with --worker-dir",
+            path.display()
+        )
+    };
+    let binary = File::open(&path).map_err(|error| failed(&path, error))?;
+    let path = directory.join(format!("{}.bpf", kind.name()));
+    let start_filter = fs::read(&path).map_err(|error| failed(&path, error))?;
+    Ok(WorkerFiles { kind, binary, start_filter })
+}
+
+/// `--worker-dir`, or `../libexec/cellblock` beside this program.
+fn worker_directory(config: &VmConfig) -> Result<PathBuf, String> {
+    if let Some(directory) = &config.worker_dir {
+        return Ok(directory.clone());
+    }
+    let program = std::env::current_exe().map_err(|error| format!("this program's own path is unknown: {error}"))?;
+    let prefix = program.parent().and_then(Path::parent).unwrap_or(Path::new("/"));
+    Ok(prefix.join("libexec/cellblock"))
+}
+
+fn manifest(config: &VmConfig, workers: Vec<WorkerFiles>, layers: LayerSet, ids: Ids, privileged: bool) -> Manifest {
+    let entry = |files: WorkerFiles| Entry {
+        name: files.kind.name().into(),
+        binary: files.binary.into(),
+        start_filter: files.start_filter,
+        limits: Limits::of_worker(),
+        cgroup: None,
+    };
+    Manifest { id: config.id.as_str().into(), workers: workers.into_iter().map(entry).collect(), layers, ids, privileged }
+}
+
+/// What the loader is to load.
+struct Load<'a> {
+    kernel: File,
+    initrd: Option<File>,
+    cmdline: &'a str,
+    protocol: Protocol,
+    cpus: u32,
+    ram: &'a GuestRam,
+    mouth: Control,
+}
+
+fn fork_loader(load: Load<'_>, null: BorrowedFd<'_>, how: Confinement) -> Result<process::Child, String> {
+    let mut kept = vec![load.kernel.as_raw_fd(), load.ram.fd().as_raw_fd(), load.mouth.as_fd().as_raw_fd()];
+    kept.extend(load.initrd.as_ref().map(AsRawFd::as_raw_fd));
+    let body = move || {
+        let mut load = load;
+        let report = match load_in_jail(&mut load, &how) {
+            Ok(loaded) => LoaderReport::Loaded(loaded),
+            Err(reason) => LoaderReport::Failed(cut(reason)),
+        };
+        i32::from(load.mouth.send_message(&report, &[]).is_err())
+    };
+    process::fork(null, &kept, body).map_err(|error| format!("the loader cannot be started: {error}"))
+}
+
+fn load_in_jail(load: &mut Load<'_>, how: &Confinement) -> Result<Loaded, String> {
+    let memory = load.ram.map().map_err(|error| error.to_string())?;
+    let mut rng_seed = [0; 32];
+    rustix::rand::getrandom(&mut rng_seed, rustix::rand::GetRandomFlags::empty())
+        .map_err(|error| format!("no random seed for the guest: {error}"))?;
+    let mut kept = vec![load.kernel.as_fd(), load.mouth.as_fd()];
+    kept.extend(load.initrd.as_ref().map(AsFd::as_fd));
+    jail_loader::confine(how, &kept).map_err(|error| format!("the loader's sandbox cannot be closed: {error}"))?;
+    let request = LoadRequest {
+        kernel: &mut load.kernel,
+        initrd: load.initrd.as_mut(),
+        cmdline: load.cmdline,
+        protocol: load.protocol,
+        rng_seed,
+        acpi: AcpiConfig { cpus: load.cpus, virtio_slots: Vec::new() },
+    };
+    cellblock_loader::load(&memory, request).map_err(|error| error.to_string())
+}
+
+fn fork_supervisor(plan: Plan, null: BorrowedFd<'_>, uids: Option<&UidRange>) -> Result<Process, String> {
+    let fixed = [plan.link.as_fd(), plan.spawner.as_fd(), plan.loader.as_fd(), plan.kvm.as_fd(), plan.ram.fd()];
+    let resources = plan.devices.iter().flat_map(|device| device.resources.iter().map(|(_, fd)| fd.as_fd()));
+    // The lock file, so that the range stays taken while any process of it lives.
+    let lock = uids.map(|range| range.lock.as_fd());
+    let kept: Vec<RawFd> = fixed.into_iter().chain(resources).chain(lock).map(|fd| fd.as_raw_fd()).collect();
+    process::fork(null, &kept, move || cellblock_supervisor::run(plan))
+        .map(|child| Process { pidfd: child.pidfd, pid: child.pid })
+        .map_err(|error| format!("the supervisor cannot be started: {error}"))
+}

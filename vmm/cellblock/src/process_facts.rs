@@ -1,0 +1,81 @@
+//! What the kernel says of a process: its memory, and which sandbox layers it is in.
+
+use std::fs;
+
+use serde::Serialize;
+
+/// Facts from `/proc/<pid>`; what this user may not read is absent.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Facts {
+    /// The effective uid, as this process sees it.
+    pub uid: Option<u32>,
+    /// Proportional set size without guest memory where it may be read, else the resident set size, in KiB.
+    pub memory_kib: Option<u64>,
+    /// Sandbox layers, by what the kernel reports.
+    pub layers: Vec<&'static str>,
+}
+
+const NAMESPACES: [(&str, &str); 6] =
+    [("user", "user"), ("pid", "pid"), ("mnt", "mount"), ("net", "net"), ("ipc", "ipc"), ("uts", "uts")];
+
+impl Facts {
+    /// The facts about `pid`.
+    pub fn of(pid: i32) -> Self {
+        let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else { return Facts::default() };
+        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(":\t"));
+        let hex = |name| field(name).and_then(|text| u64::from_str_radix(text.trim(), 16).ok());
+        let mut layers = namespaces(pid);
+        if hex("CapPrm") == Some(0) && hex("CapBnd") == Some(0) {
+            layers.push("caps");
+        }
+        if field("NoNewPrivs") == Some("1") {
+            layers.push("no-new-privs");
+        }
+        if field("Seccomp") == Some("2") {
+            layers.push("seccomp");
+        }
+        let resident = || field("VmRSS")?.trim_end_matches(" kB").trim().parse().ok();
+        Facts {
+            uid: field("Uid").and_then(|text| text.split_whitespace().nth(1)?.parse().ok()),
+            memory_kib: proportional(pid).or_else(resident),
+            layers,
+        }
+    }
+}
+
+/// The namespaces that `pid` does not share with this process.
+fn namespaces(pid: i32) -> Vec<&'static str> {
+    let differs = |kind: &str| {
+        let own = fs::read_link(format!("/proc/self/ns/{kind}")).ok()?;
+        let other = fs::read_link(format!("/proc/{pid}/ns/{kind}")).ok()?;
+        Some(own != other)
+    };
+    NAMESPACES.iter().filter(|(kind, _)| differs(kind) == Some(true)).map(|(_, name)| *name).collect()
+}
+
+/// The proportional set size less the shared memory that guest RAM is, in KiB.
+fn proportional(pid: i32) -> Option<u64> {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    let field = |name: &str| -> Option<u64> {
+        rollup.lines().find_map(|line| line.strip_prefix(name)?.trim().strip_suffix(" kB")?.parse().ok())
+    };
+    Some(field("Pss:")?.saturating_sub(field("Pss_Shmem:").unwrap_or(0)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn facts_about_oneself_are_complete() {
+        let facts = Facts::of(std::process::id() as i32);
+        assert_eq!(facts.uid, Some(rustix::process::geteuid().as_raw()));
+        assert!(facts.memory_kib.is_some_and(|kib| kib > 100));
+        assert!(!facts.layers.contains(&"user"));
+    }
+
+    #[test]
+    fn nothing_is_known_of_nobody() {
+        assert!(Facts::of(-1).uid.is_none());
+    }
+}

@@ -1,0 +1,88 @@
+//! `cellblock run`: a VM from its configuration to its end, again and again if its reboots are restarts.
+
+use cellblock_config::{OnReboot, VmConfig};
+use cellblock_jail::LayerSet;
+use cellblock_supervisor::link::End;
+
+use crate::cli::RunArgs;
+use crate::front::control_socket::ControlSocket;
+use crate::front::relay::Relay;
+use crate::front::signals::Signals;
+use crate::front::sink::Sink;
+use crate::launch::{self, Launched};
+use crate::status::{Status, of_end};
+
+/// Runs the VM; prints how it ended.
+pub fn run(args: RunArgs) -> Status {
+    let verbose = args.verbose;
+    let (status, line) = match prepare(args) {
+        Err((status, line)) => (status, line),
+        Ok((config, layers)) => live(&config, layers, verbose).unwrap_or_else(|refusal| refusal),
+    };
+    eprintln!("cellblock: {line}");
+    status
+}
+
+type Refusal = (Status, String);
+
+fn prepare(args: RunArgs) -> Result<(VmConfig, LayerSet), Refusal> {
+    let usage = |line: String| (Status::Usage, line);
+    let config = args.vm_config().map_err(|error| usage(chain(&error)))?;
+    let mut layers = LayerSet::all();
+    for name in &config.without_layers {
+        let layer = name.parse().map_err(|error| usage(format!("without-layer is {name:?}: {error}")))?;
+        layers = layers.without(layer);
+    }
+    Ok((config, layers))
+}
+
+fn live(config: &VmConfig, layers: LayerSet, verbose: u8) -> Result<Refusal, Refusal> {
+    let refused = |line: String| (Status::Refused, line);
+    let signals = Signals::take().map_err(|error| refused(format!("signals cannot be queued: {error}")))?;
+    let id = config.id.as_str();
+    let mut control = ControlSocket::bind(id).map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => refused(format!("a VM named {id:?} runs already; choose another --id")),
+        _ => refused(format!("the control socket of VM {id:?} cannot be made: {error}")),
+    })?;
+    let mut sink = Sink::open(&config.serial).map_err(refused)?;
+    if sink.is_terminal() {
+        eprintln!("cellblock: the keys are the guest's; Ctrl-A x ends the VM, Ctrl-A p presses its power button");
+    }
+    loop {
+        let Launched { link, supervisor, spawner, pipes, .. } = launch::launch(config, layers).map_err(refused)?;
+        let relay = Relay {
+            link,
+            supervisor,
+            spawner,
+            pipes,
+            sink: &mut sink,
+            signals: &signals,
+            control: &mut control,
+            stop_timeout: config.stop_timeout,
+            verbose,
+            id,
+        };
+        let end = relay.run().map_err(|error| (Status::Failure, format!("the front's loop failed: {error}")))?;
+        if end == End::Reset && config.on_reboot == OnReboot::Restart {
+            eprintln!("cellblock: guest rebooted; starting it anew");
+            continue;
+        }
+        sink.restore_terminal();
+        if sink.dropped() > 0 {
+            eprintln!("cellblock: {} bytes of serial output were dropped at the file's limit", sink.dropped());
+        }
+        return Ok(of_end(&end));
+    }
+}
+
+/// An error with its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(source) = cause {
+        line.push_str(": ");
+        line.push_str(&source.to_string());
+        cause = source.source();
+    }
+    line
+}

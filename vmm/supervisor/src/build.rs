@@ -1,0 +1,205 @@
+//! From a plan to a running machine.
+//!
+//! The order is that of the wait: the spawner is asked for the workers first, KVM is set up while they start, and the
+//! vCPUs run as soon as the loader is done; each then waits only for the worker that it needs.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use cellblock_arch::{boot_state, cpuid, msrs};
+use cellblock_bus::{Bus, Target};
+use cellblock_channel::doorbell::{self, Ringer};
+use cellblock_channel::socket::Control;
+use cellblock_hypervisor::UnboundVcpu as _;
+use cellblock_hypervisor_kvm::{Kvm, KvmVm, UnboundKvmVcpu, probe};
+use cellblock_jail::supervisor::{self as jail, Confinement};
+use cellblock_loader::Loaded;
+use cellblock_spawner::client;
+use crossbeam_channel::{Sender, bounded};
+
+use crate::error::BuildError;
+use crate::link::LoaderReport;
+use crate::machine::{Machine, Report, VcpuHandle};
+use crate::plan::{DevicePlan, Plan};
+use crate::poller::{Poller, Token};
+use crate::proxy::Proxy;
+use crate::vcpu::{Ended, VcpuActor};
+use crate::worker::{Unstarted, Worker};
+
+/// Stack of a vCPU's thread, in bytes: its loop needs a few kB, error texts a little more.
+const VCPU_STACK: usize = 128 << 10;
+
+/// Builds the machine and starts its vCPUs; on return the calling thread is the jailed loop thread.
+pub(crate) fn build(plan: Plan) -> Result<Machine, BuildError> {
+    let spin = if single_cpu() { Duration::ZERO } else { plan.spin };
+    let (bus, mut workers) = lay_out(plan.devices, plan.cpus)?;
+    let spawner = client::Client::new(plan.spawner);
+    let interrupts = start_workers(&spawner, &mut workers, spin)?;
+    let workers: Vec<Worker> = workers.into_iter().map(|(worker, _)| worker).collect();
+
+    let kvm = Kvm::open(plan.kvm)?;
+    let vm = kvm.create_vm(&plan.ram)?;
+    for (event, gsi) in &interrupts {
+        vm.irqfd(event.as_fd(), *gsi)?;
+    }
+    let mut notes = vm.notes();
+    let vcpus = create_vcpus(&kvm, &vm, plan.cpus, &mut notes)?;
+    let loaded = await_loader(&plan.loader, plan.ram.bytes())?;
+    refuse_emulated_linux(&kvm, &loaded, plan.force)?;
+    let boot = boot_state(&loaded.entry).map_err(|error| BuildError::Loader(error.to_string()))?;
+    if let Some(first) = vcpus.first() {
+        first.setup().set_boot_state(&boot)?;
+    }
+    jail::confine(&plan.confinement).map_err(|error| BuildError::Jail(error.to_string()))?;
+
+    let poller = Poller::new().map_err(system("an epoll instance cannot be made"))?;
+    let (ringer, bell) = doorbell::pair().map_err(system("a wake-up pipe cannot be made"))?;
+    poller.watch(&plan.link, Token::Link).map_err(system("the front's socket cannot be watched"))?;
+    poller.watch(&spawner, Token::Spawner).map_err(system("the spawner's socket cannot be watched"))?;
+    poller.watch(&bell, Token::Mailbox).map_err(system("the vCPUs' reports cannot be watched"))?;
+    for (index, worker) in workers.iter().enumerate() {
+        poller.watch(worker.control(), Token::Control(index)).map_err(system("a worker's socket cannot be watched"))?;
+    }
+
+    let (reporter, reports) = bounded(plan.cpus as usize);
+    let ringer = Arc::new(ringer);
+    let bus = Arc::new(bus);
+    let mut handles = Vec::with_capacity(vcpus.len());
+    for (id, vcpu) in vcpus.into_iter().enumerate() {
+        let id = id as u32;
+        let proxies = workers.iter().map(|worker| worker.proxy(id, spin)).collect::<Result<Vec<_>, _>>()?;
+        let mouth = Mouth { id, reporter: reporter.clone(), ringer: Arc::clone(&ringer) };
+        handles.push(start_vcpu(vcpu, Arc::clone(&bus), proxies, mouth, plan.confinement)?);
+    }
+    jail::confine_loop(&plan.confinement).map_err(|error| BuildError::Jail(error.to_string()))?;
+    Ok(Machine { link: plan.link, spawner, workers, vcpus: handles, reports, bell, poller, notes })
+}
+
+type Unborn = Vec<(Worker, Option<Unstarted>)>;
+
+/// The bus, and a worker for each device.
+fn lay_out(devices: Vec<DevicePlan>, lanes: u32) -> Result<(Bus, Unborn), BuildError> {
+    let mut bus = Bus::default();
+    let mut workers = Vec::with_capacity(devices.len());
+    for (device, plan) in devices.into_iter().enumerate() {
+        for (region, range) in plan.regions.iter().enumerate() {
+            bus.insert(*range, Target { device, region: region as u32 })?;
+        }
+        let (worker, unstarted) = Worker::new(plan, lanes)?;
+        workers.push((worker, Some(unstarted)));
+    }
+    Ok((bus, workers))
+}
+
+/// Asks for every worker's process and grants it everything; returns the interrupts to be connected.
+fn start_workers(
+    spawner: &client::Client,
+    workers: &mut Unborn,
+    spin: Duration,
+) -> Result<Vec<(std::os::fd::OwnedFd, u32)>, BuildError> {
+    let mut interrupts = Vec::new();
+    for (index, (worker, unstarted)) in workers.iter_mut().enumerate() {
+        let Some(mut unstarted) = unstarted.take() else { continue };
+        interrupts.append(&mut unstarted.interrupts);
+        let theirs = worker.grant(unstarted, spin)?;
+        let device = worker.kind();
+        spawner
+            .start(index as u16, theirs.as_fd())
+            .map_err(|error| BuildError::Start { device, reason: error.to_string() })?;
+    }
+    Ok(interrupts)
+}
+
+fn create_vcpus(kvm: &Kvm, vm: &KvmVm, cpus: u32, notes: &mut Vec<String>) -> Result<Vec<UnboundKvmVcpu>, BuildError> {
+    let supported = kvm.supported_cpuid()?;
+    (0..cpus)
+        .map(|id| {
+            let vcpu = vm.create_vcpu(id)?;
+            let setup = vcpu.setup();
+            setup.set_cpuid(&cpuid::for_vcpu(&supported, id, cpus))?;
+            let refused = setup.set_msrs(&msrs::at_reset())?;
+            if id == 0 && !refused.is_empty() {
+                notes.push(format!("this host's KVM refuses to set the MSRs {refused:#x?}; the guest runs without"));
+            }
+            setup.set_lapic_pins()?;
+            Ok(vcpu)
+        })
+        .collect()
+}
+
+/// The loader's one message: what it put into guest memory, or why it could not.
+fn await_loader(loader: &Control, ram_bytes: u64) -> Result<Loaded, BuildError> {
+    let (report, _) = loader
+        .recv_message::<LoaderReport>(0)
+        .map_err(|error| BuildError::Loader(format!("the loader process ended without a word: {error}")))?;
+    match report {
+        LoaderReport::Failed(reason) => Err(BuildError::Loader(reason)),
+        LoaderReport::Loaded(loaded) => {
+            loaded.check(ram_bytes).map_err(|error| BuildError::Loader(error.to_string()))?;
+            Ok(loaded)
+        }
+    }
+}
+
+/// A Linux kernel on a host that emulates kernel code would seem to hang: say so instead.
+fn refuse_emulated_linux(kvm: &Kvm, loaded: &Loaded, force: bool) -> Result<(), BuildError> {
+    if loaded.linux && !force && probe::kernel_code_speed(kvm)?.emulated() {
+        return Err(BuildError::EmulatedHost);
+    }
+    Ok(())
+}
+
+/// How a vCPU's thread is heard.
+struct Mouth {
+    id: u32,
+    reporter: Sender<Report>,
+    ringer: Arc<Ringer>,
+}
+
+impl Mouth {
+    fn report(&self, ended: Ended) {
+        // There is room for one report of each vCPU.
+        let _ = self.reporter.try_send(Report { vcpu: self.id, ended });
+        self.ringer.ring();
+    }
+}
+
+fn start_vcpu(
+    vcpu: UnboundKvmVcpu,
+    bus: Arc<Bus>,
+    proxies: Vec<Proxy>,
+    mouth: Mouth,
+    confinement: Confinement,
+) -> Result<VcpuHandle, BuildError> {
+    let (commands, mailbox) = bounded(1);
+    let (wait_kick, kicks) = cellblock_channel::kick();
+    let exits = Arc::default();
+    let handle = VcpuHandle { commands, entry_kick: vcpu.kick_handle(), wait_kick, exits: Arc::clone(&exits) };
+    let name = format!("vcpu{}", mouth.id);
+    let run = move || match vcpu.bind() {
+        Err(error) => mouth.report(Ended::Internal(error.to_string())),
+        Ok(vcpu) => match jail::confine_vcpu(&confinement) {
+            Err(error) => mouth.report(Ended::Internal(format!("its sandbox cannot be closed: {error}"))),
+            Ok(()) => {
+                let actor = VcpuActor { vcpu, bus, proxies, kicks, commands: mailbox, exits };
+                mouth.report(actor.run());
+            }
+        },
+    };
+    thread::Builder::new()
+        .name(name)
+        .stack_size(VCPU_STACK)
+        .spawn(run)
+        .map_err(system("a vCPU's thread cannot be started"))?;
+    Ok(handle)
+}
+
+fn single_cpu() -> bool {
+    thread::available_parallelism().is_ok_and(|cpus| cpus.get() == 1)
+}
+
+fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> BuildError {
+    move |source| BuildError::System { what, source }
+}

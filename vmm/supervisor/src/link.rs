@@ -1,0 +1,188 @@
+//! What the front process and the supervisor say to each other: one SEQPACKET datagram a message.
+//!
+//! The front speaks for a person, so its commands are few and fixed; the supervisor reports what became of the VM.
+
+use cellblock_loader::Loaded;
+use cellblock_wire::control::{Checked, CodecError, Counters};
+use cellblock_wire::device::DeviceKind;
+use serde::{Deserialize, Serialize};
+
+/// From the front to the supervisor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// Press the guest's power button.
+    PowerButton,
+    /// End the VM now.
+    Stop,
+    /// Answer with [`Event::Status`].
+    ReportStatus,
+}
+
+/// From the supervisor to the front.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Event {
+    /// Something the user may want to know; the VM goes on.
+    Note(String),
+    /// A worker's own line for the log.
+    WorkerLog {
+        /// Which device.
+        device: DeviceKind,
+        /// The line.
+        text: String,
+    },
+    /// All devices serve and the vCPUs run.
+    Running,
+    /// How things stand; sent on demand.
+    Status(Status),
+    /// The VM has ended; the last message.
+    Ended(End),
+}
+
+/// Why a VM ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum End {
+    /// The guest powered the machine off.
+    PowerOff,
+    /// The guest reset the machine.
+    Reset,
+    /// A vCPU triple-faulted.
+    TripleFault {
+        /// Which vCPU.
+        vcpu: u32,
+    },
+    /// The hypervisor cannot run the guest any further.
+    Internal {
+        /// Which vCPU.
+        vcpu: u32,
+        /// RIP and instruction bytes where there are any.
+        text: String,
+    },
+    /// A device failed for good.
+    Device {
+        /// Which device.
+        device: DeviceKind,
+        /// What happened.
+        reason: String,
+    },
+    /// The VM did not start.
+    Refused {
+        /// Why.
+        reason: String,
+    },
+    /// The front asked for it.
+    Stopped,
+}
+
+/// How a VM stands.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Its devices, in the order of the board.
+    pub devices: Vec<DeviceStatus>,
+    /// Returns from `KVM_RUN` for each vCPU.
+    pub vcpu_exits: Vec<u64>,
+}
+
+/// How a device stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceStatus {
+    /// Which device.
+    pub device: DeviceKind,
+    /// The worker's process, in the front's pid namespace; 0 = not started yet.
+    pub pid: i32,
+    /// Whether it serves.
+    pub state: DeviceState,
+    /// The worker's incarnation, from 1.
+    pub generation: u32,
+    /// Exits that it answered.
+    pub exits: u64,
+    /// What the worker counted, as of the last report.
+    pub counters: Counters,
+}
+
+/// A device's state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceState {
+    /// The worker is being started and jailed.
+    Starting,
+    /// The worker is jailed and answers.
+    Serving,
+    /// The worker is gone.
+    Gone,
+}
+
+impl DeviceState {
+    /// As `cellblock ps` prints it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            DeviceState::Starting => "starting",
+            DeviceState::Serving => "serving",
+            DeviceState::Gone => "gone",
+        }
+    }
+}
+
+/// The loader process's one message to the supervisor.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum LoaderReport {
+    /// Guest memory is written.
+    Loaded(Loaded),
+    /// Why it is not.
+    Failed(String),
+}
+
+impl Checked for LoaderReport {
+    fn check(&self) -> Result<(), CodecError> {
+        Ok(())
+    }
+}
+
+/// The longest text in an [`Event`]; longer ones are cut.
+const MAX_TEXT: usize = 1024;
+
+/// `text`, cut so that it fits in an [`Event`].
+pub fn cut(mut text: String) -> String {
+    if text.len() > MAX_TEXT {
+        let end = (0..=MAX_TEXT).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+        text.truncate(end);
+    }
+    text
+}
+
+impl Checked for Command {
+    fn check(&self) -> Result<(), CodecError> {
+        Ok(())
+    }
+}
+
+impl Checked for Event {
+    fn check(&self) -> Result<(), CodecError> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cellblock_wire::control::{decode, encode};
+
+    #[test]
+    fn the_fullest_status_fits_in_a_message() {
+        let device = DeviceStatus {
+            device: DeviceKind::AcpiPower,
+            pid: i32::MAX,
+            state: DeviceState::Serving,
+            generation: u32::MAX,
+            exits: u64::MAX,
+            counters: Counters { served: u64::MAX, host_in: u64::MAX, host_out: u64::MAX, dropped: u64::MAX, interrupts: u64::MAX },
+        };
+        let event = Event::Status(Status { devices: vec![device; 24], vcpu_exits: vec![u64::MAX; 32] });
+        assert_eq!(decode::<Event>(&encode(&event).unwrap()).unwrap(), event);
+    }
+
+    #[test]
+    fn long_texts_are_cut_between_characters() {
+        let cut = cut("ä".repeat(MAX_TEXT));
+        assert!(cut.len() <= MAX_TEXT && cut.chars().all(|c| c == 'ä'));
+    }
+}

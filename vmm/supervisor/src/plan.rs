@@ -1,0 +1,49 @@
+//! What the front hands to the supervisor by fork: descriptors it opened and numbers it checked. No path, no text to
+//! parse.
+
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use cellblock_bus::Range;
+use cellblock_channel::socket::Control;
+use cellblock_jail::supervisor::Confinement;
+use cellblock_memory::GuestRam;
+use cellblock_wire::device::{DeviceConfig, Role};
+
+/// A VM, ready to be built.
+pub struct Plan {
+    /// To the front: [`crate::link`].
+    pub link: Control,
+    /// To the spawner.
+    pub spawner: OwnedFd,
+    /// From the loader process: one message, what it loaded.
+    pub loader: Control,
+    /// `/dev/kvm`, read-write.
+    pub kvm: OwnedFd,
+    /// Guest memory; the loader writes it meanwhile.
+    pub ram: GuestRam,
+    /// vCPUs, 1 to 32.
+    pub cpus: u32,
+    /// The longest spin for a reply; zero = never.
+    pub spin: Duration,
+    /// The devices; a device's index here is its worker's in the spawner's manifest.
+    pub devices: Vec<DevicePlan>,
+    /// Start a Linux kernel although the host emulates kernel code.
+    pub force: bool,
+    /// The sandbox that the supervisor closes around itself.
+    pub confinement: Confinement,
+}
+
+/// One device and what its worker gets.
+pub struct DevicePlan {
+    /// The worker's configuration.
+    pub config: DeviceConfig,
+    /// Where the guest finds it; a range's position is its region number.
+    pub regions: Vec<Range>,
+    /// The interrupt line of each [`Role::Interrupt`], by its number.
+    pub gsis: Vec<u32>,
+    /// Host resources: pipes, files.
+    pub resources: Vec<(Role, OwnedFd)>,
+    /// How long a vCPU waits for one answer.
+    pub deadline: Duration,
+}

@@ -1,0 +1,99 @@
+//! What the loop thread waits for: descriptors by token, until a deadline.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Instant;
+
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use rustix::event::Timespec;
+
+/// Who is ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Token {
+    /// The front's socket.
+    Link,
+    /// The spawner's socket.
+    Spawner,
+    /// A vCPU's report.
+    Mailbox,
+    /// A worker's control socket, by the device's index.
+    Control(usize),
+    /// A worker's end, by the device's index.
+    Death(usize),
+}
+
+const CONTROL: u64 = 1 << 32;
+const DEATH: u64 = 2 << 32;
+
+impl Token {
+    fn number(self) -> u64 {
+        match self {
+            Token::Link => 0,
+            Token::Spawner => 1,
+            Token::Mailbox => 2,
+            Token::Control(index) => CONTROL | index as u64,
+            Token::Death(index) => DEATH | index as u64,
+        }
+    }
+
+    fn from_number(number: u64) -> Option<Token> {
+        let index = (number & 0xffff_ffff) as usize;
+        match (number & !0xffff_ffff, index) {
+            (0, 0) => Some(Token::Link),
+            (0, 1) => Some(Token::Spawner),
+            (0, 2) => Some(Token::Mailbox),
+            (CONTROL, index) => Some(Token::Control(index)),
+            (DEATH, index) => Some(Token::Death(index)),
+            _ => None,
+        }
+    }
+}
+
+/// An epoll instance.
+pub(crate) struct Poller {
+    epoll: OwnedFd,
+}
+
+impl Poller {
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Poller { epoll: epoll::create(CreateFlags::CLOEXEC)? })
+    }
+
+    /// Watches `fd` for something to read, or its end.
+    pub(crate) fn watch(&self, fd: impl AsFd, token: Token) -> io::Result<()> {
+        Ok(epoll::add(&self.epoll, fd, EventData::new_u64(token.number()), EventFlags::IN)?)
+    }
+
+    /// Watches `fd` no longer.
+    pub(crate) fn forget(&self, fd: impl AsFd) {
+        let _ = epoll::delete(&self.epoll, fd);
+    }
+
+    /// Waits for the next events, at most until `deadline`.
+    pub(crate) fn wait(&self, deadline: Option<Instant>) -> io::Result<Vec<Token>> {
+        let mut events = [Event { flags: EventFlags::empty(), data: EventData::new_u64(0) }; 16];
+        let timeout = deadline.map(|at| {
+            let left = at.saturating_duration_since(Instant::now());
+            Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() }
+        });
+        let count = match epoll::wait(&self.epoll, &mut events, timeout.as_ref()) {
+            Ok(count) => count,
+            Err(rustix::io::Errno::INTR) => 0,
+            Err(error) => return Err(error.into()),
+        };
+        Ok(events[..count].iter().filter_map(|event| Token::from_number(event.data.u64())).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_survive_the_kernel() {
+        for token in [Token::Link, Token::Spawner, Token::Mailbox, Token::Control(0), Token::Death(7)] {
+            assert_eq!(Token::from_number(token.number()), Some(token));
+        }
+        assert_eq!(Token::from_number(9), None);
+    }
+}

@@ -1,0 +1,248 @@
+//! The worker actor: one device's process, its ring, and its state. Runs on the loop thread.
+//!
+//! Everything a worker sends is a stranger's word: a message that does not decode, or comes in the wrong state, ends
+//! the worker.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use cellblock_channel::doorbell::{self, Bell, Ringer};
+use cellblock_channel::memory::{self, ReadOnly, Sealed, Writable};
+use cellblock_channel::socket::{self, Control, SocketError};
+use cellblock_channel::Requester;
+use cellblock_ring::layout;
+use cellblock_ring::state_page::Shape;
+use cellblock_wire::Version;
+use cellblock_wire::control::{Counters, FIXED_DESCRIPTORS, FromWorker, Grant, LogLevel, ToWorker};
+use cellblock_wire::device::{DeviceConfig, DeviceKind, Role};
+
+use crate::error::BuildError;
+use crate::link::{DeviceState, DeviceStatus};
+use crate::plan::DevicePlan;
+use crate::proxy::Proxy;
+
+/// Messages taken from one worker before the loop looks at the others.
+const MESSAGES_PER_TURN: usize = 16;
+/// Log lines taken from one worker in its life; a chatty one is cut off, not obeyed.
+const MAX_LOG_LINES: u32 = 1000;
+
+/// A device worker.
+pub(crate) struct Worker {
+    config: DeviceConfig,
+    generation: u32,
+    lanes: u32,
+    control: Control,
+    requests: Sealed<Writable>,
+    replies: Sealed<ReadOnly>,
+    state_page: Sealed<ReadOnly>,
+    ringer: Arc<Ringer>,
+    served: Vec<Arc<AtomicU64>>,
+    deadline: Duration,
+    state: DeviceState,
+    process: Option<Process>,
+    counters: Counters,
+    log_lines: u32,
+}
+
+/// What only the start needs.
+pub(crate) struct Unstarted {
+    theirs: Control,
+    bell: Bell,
+    roles: Vec<(Role, OwnedFd)>,
+    /// The descriptors to raise the device's interrupts with, and their lines.
+    pub interrupts: Vec<(OwnedFd, u32)>,
+}
+
+struct Process {
+    pid: i32,
+    pidfd: OwnedFd,
+}
+
+/// What came from a worker.
+#[derive(Debug)]
+pub(crate) enum News {
+    /// It serves.
+    Ready,
+    /// A line for the log.
+    Log(LogLevel, String),
+    /// It closed its socket: its process ends.
+    Closed,
+    /// It is not to be talked to any more: why.
+    Broken(String),
+}
+
+impl Worker {
+    /// The shared memory, doorbell, control socket and interrupts of one device, for `lanes` vCPUs.
+    pub(crate) fn new(plan: DevicePlan, lanes: u32) -> Result<(Self, Unstarted), BuildError> {
+        let kind = plan.config.kind();
+        let failed = |what| move |source| BuildError::Worker { device: kind, what, source };
+        let failed_memory = |memory| move |source| BuildError::Memory { device: kind, memory, source };
+        let name = kind.name();
+        let requests = memory::create_requests(name, memory::bytes(layout::request_words(lanes)))
+            .map_err(failed_memory("requests"))?;
+        let replies =
+            memory::create_replies(name, memory::bytes(layout::reply_words(lanes))).map_err(failed_memory("replies"))?;
+        let shape = Shape::new(lanes, kind.state_bytes());
+        let state_page =
+            memory::create_state(name, memory::bytes(shape.words())).map_err(failed_memory("state page"))?;
+        let (ringer, bell) = doorbell::pair().map_err(failed("doorbell"))?;
+        let (control, theirs) = socket::pair().map_err(failed("control socket"))?;
+
+        let mut roles = plan.resources;
+        let mut interrupts = Vec::with_capacity(plan.gsis.len());
+        for (number, gsi) in plan.gsis.iter().enumerate() {
+            let raise = interrupt_eventfd().map_err(failed("interrupt eventfd"))?;
+            let own = raise.try_clone().map_err(failed("interrupt eventfd"))?;
+            roles.push((Role::Interrupt(number as u8), raise));
+            interrupts.push((own, *gsi));
+        }
+        let worker = Worker {
+            config: plan.config,
+            generation: 1,
+            lanes,
+            control,
+            requests,
+            replies,
+            state_page,
+            ringer: Arc::new(ringer),
+            served: (0..lanes).map(|_| Arc::default()).collect(),
+            deadline: plan.deadline,
+            state: DeviceState::Starting,
+            process: None,
+            counters: Counters::default(),
+            log_lines: 0,
+        };
+        Ok((worker, Unstarted { theirs, bell, roles, interrupts }))
+    }
+
+    pub(crate) fn kind(&self) -> DeviceKind {
+        self.config.kind()
+    }
+
+    pub(crate) fn state(&self) -> DeviceState {
+        self.state
+    }
+
+    /// The way of vCPU `lane` to this worker.
+    pub(crate) fn proxy(&self, lane: u32, spin: Duration) -> Result<Proxy, BuildError> {
+        let requester = Requester::new(self.requests.map.clone(), self.replies.map.clone(), lane, self.generation)
+            .map_err(|error| BuildError::Ring { device: self.kind(), source: error })?;
+        let served = Arc::clone(&self.served[lane as usize]);
+        Ok(Proxy::new(requester, Arc::clone(&self.ringer), served, spin, self.deadline))
+    }
+
+    /// Sends the grant; the process may not exist yet, the socket keeps it. Returns the worker's end of the socket.
+    pub(crate) fn grant(&self, unstarted: Unstarted, spin: Duration) -> Result<Control, BuildError> {
+        let Unstarted { theirs, bell, roles, .. } = unstarted;
+        let (names, granted): (Vec<Role>, Vec<OwnedFd>) = roles.into_iter().unzip();
+        let message = ToWorker::Grant(Grant {
+            version: Version::CURRENT,
+            generation: self.generation,
+            lanes: self.lanes,
+            poll_max_us: u32::try_from(spin.as_micros()).unwrap_or(u32::MAX),
+            roles: names,
+            config: self.config.clone(),
+        });
+        let fixed: [BorrowedFd<'_>; FIXED_DESCRIPTORS] =
+            [self.requests.fd.as_fd(), self.replies.fd.as_fd(), self.state_page.fd.as_fd(), bell.as_fd()];
+        let descriptors: Vec<BorrowedFd<'_>> = fixed.into_iter().chain(granted.iter().map(AsFd::as_fd)).collect();
+        self.control
+            .send_message(&message, &descriptors)
+            .map_err(|source| BuildError::Grant { device: self.kind(), reason: source.to_string() })?;
+        Ok(theirs)
+    }
+
+    /// The spawner has started it.
+    pub(crate) fn started(&mut self, pid: i32, pidfd: OwnedFd) {
+        self.process = Some(Process { pid, pidfd });
+    }
+
+    pub(crate) fn control(&self) -> BorrowedFd<'_> {
+        self.control.as_fd()
+    }
+
+    pub(crate) fn pidfd(&self) -> Option<BorrowedFd<'_>> {
+        self.process.as_ref().map(|process| process.pidfd.as_fd())
+    }
+
+    /// The process is gone.
+    pub(crate) fn gone(&mut self) {
+        self.state = DeviceState::Gone;
+    }
+
+    /// Sends `message`; a worker that does not read loses it.
+    pub(crate) fn tell(&self, message: &ToWorker) {
+        let _ = self.control.send_message(message, &[]);
+    }
+
+    /// What the worker has sent, a bounded part of it.
+    pub(crate) fn take_news(&mut self) -> Vec<News> {
+        let mut news = Vec::new();
+        for _ in 0..MESSAGES_PER_TURN {
+            // No worker may send descriptors: a message with some is an error.
+            match self.control.try_recv_message::<FromWorker>(0) {
+                Err(SocketError::NotReady) => break,
+                Err(SocketError::Closed) => {
+                    news.push(News::Closed);
+                    break;
+                }
+                Err(error) => {
+                    news.push(News::Broken(error.to_string()));
+                    break;
+                }
+                Ok((message, _)) => match self.take_message(message) {
+                    Ok(one) => news.extend(one),
+                    Err(reason) => {
+                        news.push(News::Broken(reason));
+                        break;
+                    }
+                },
+            }
+        }
+        news
+    }
+
+    fn take_message(&mut self, message: FromWorker) -> Result<Option<News>, String> {
+        match (message, self.state) {
+            (FromWorker::Ready { version, device }, DeviceState::Starting) => {
+                if !Version::CURRENT.accepts(version) {
+                    return Err(format!("it speaks protocol {version}, this program {}", Version::CURRENT));
+                }
+                if device != self.kind() {
+                    return Err(format!("it runs the device {device}"));
+                }
+                self.state = DeviceState::Serving;
+                Ok(Some(News::Ready))
+            }
+            (FromWorker::Refused { reason }, DeviceState::Starting) => Err(format!("it refused its start: {reason}")),
+            (FromWorker::Log { level, text }, _) => {
+                self.log_lines = self.log_lines.saturating_add(1);
+                Ok((self.log_lines <= MAX_LOG_LINES).then_some(News::Log(level, text)))
+            }
+            (FromWorker::Counters(counters), DeviceState::Serving) => {
+                self.counters = counters;
+                Ok(None)
+            }
+            (other, state) => Err(format!("it sent {other:?} while {}", state.name())),
+        }
+    }
+
+    pub(crate) fn status(&self) -> DeviceStatus {
+        DeviceStatus {
+            device: self.kind(),
+            pid: self.process.as_ref().map_or(0, |process| process.pid),
+            state: self.state,
+            generation: self.generation,
+            exits: self.served.iter().map(|lane| lane.load(Ordering::Relaxed)).sum(),
+            counters: self.counters,
+        }
+    }
+}
+
+/// The worker writes it, KVM takes it.
+fn interrupt_eventfd() -> std::io::Result<OwnedFd> {
+    use rustix::event::{EventfdFlags, eventfd};
+    Ok(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
+}
