@@ -1,1 +1,1 @@
-//! The layer rules, enforced.
+//! The layer rules of the design, enforced over `cargo metadata` and the sources; see `tests/rules.rs`.

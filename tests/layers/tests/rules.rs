@@ -1,0 +1,171 @@
+//! Who may depend on whom, where `unsafe` and `target_arch` may stand, and what lies at the top of the tree.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
+}
+
+/// A crate of the workspace: its folder (`vmm/jail`) and the folders of those that it depends on, for use or build.
+struct Member {
+    folder: String,
+    depends_on: Vec<String>,
+}
+
+fn members() -> Vec<Member> {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--no-deps", "--format-version", "1", "--offline"])
+        .current_dir(root())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let root = root();
+    let folder = |path: &str| Path::new(path).strip_prefix(&root).unwrap().to_str().unwrap().to_owned();
+    let packages = metadata["packages"].as_array().unwrap();
+    packages
+        .iter()
+        .map(|package| Member {
+            folder: folder(package["manifest_path"].as_str().unwrap())
+                .trim_end_matches("/Cargo.toml")
+                .to_owned(),
+            depends_on: package["dependencies"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .filter(|dependency| dependency["kind"] != "dev")
+                .filter_map(|dependency| dependency["path"].as_str().map(folder))
+                .collect(),
+        })
+        .collect()
+}
+
+/// Every Rust source of the workspace, as (path from the root, text).
+fn sources() -> Vec<(String, String)> {
+    fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() && !path.ends_with("target") {
+                walk(&path, found);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                found.push(path);
+            }
+        }
+    }
+    let root = root();
+    let mut found = Vec::new();
+    for top in ["protocol", "vmm", "device-procs", "tests"] {
+        walk(&root.join(top), &mut found);
+    }
+    assert!(found.len() > 50, "the walk found only {} sources", found.len());
+    let relative = |path: &Path| path.strip_prefix(&root).unwrap().to_str().unwrap().to_owned();
+    found.iter().map(|path| (relative(path), fs::read_to_string(path).unwrap())).collect()
+}
+
+fn top(folder: &str) -> &str {
+    folder.split('/').next().unwrap()
+}
+
+#[test]
+fn arrows_go_one_way() {
+    let mut wrong = Vec::new();
+    for member in members() {
+        for dependency in &member.depends_on {
+            let allowed = match top(&member.folder) {
+                "protocol" => top(dependency) == "protocol",
+                "vmm" => matches!(top(dependency), "protocol" | "vmm"),
+                "device-procs" => matches!(top(dependency), "protocol" | "device-procs"),
+                _ => true,
+            };
+            if !allowed {
+                wrong.push(format!("{} -> {dependency}", member.folder));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn devices_do_not_know_each_other() {
+    for member in members().iter().filter(|member| top(&member.folder) == "device-procs") {
+        let others =
+            member.depends_on.iter().filter(|d| top(d) == "device-procs" && *d != "device-procs/sdk");
+        assert_eq!(others.count(), 0, "{} depends on another device", member.folder);
+    }
+}
+
+#[test]
+fn config_is_data_only() {
+    let config = members().into_iter().find(|member| member.folder == "vmm/config").unwrap();
+    assert_eq!(config.depends_on, Vec::<String>::new());
+}
+
+/// Where a module may opt in to `unsafe`, besides tests.
+const UNSAFE: [&str; 5] =
+    ["vmm/hypervisor-kvm/", "vmm/memory/", "vmm/jail/", "protocol/channel/", "protocol/policy/src/"];
+
+#[test]
+fn unsafe_stands_where_it_is_expected() {
+    let opted_in = |text: &str| text.contains("allow(unsafe_code)") || text.contains("expect(unsafe_code");
+    let wrong: Vec<_> = sources()
+        .into_iter()
+        .filter(|(path, text)| {
+            opted_in(text) && !is_test(path) && !UNSAFE.iter().any(|p| path.starts_with(p))
+        })
+        .map(|(path, _)| path)
+        .collect();
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+fn is_test(path: &str) -> bool {
+    path.starts_with("tests/") || path.contains("/tests/") || path.ends_with("/tests.rs")
+}
+
+/// Where the target may be asked for: back ends, the board, and what names system calls.
+const TARGET: [&str; 4] =
+    ["vmm/hypervisor-kvm/", "vmm/arch/", "protocol/policy/", "vmm/jail/src/programs.rs"];
+
+#[test]
+fn targets_are_asked_for_only_in_back_ends() {
+    let asks = |text: &str| {
+        text.lines().any(|line| {
+            let code = line.trim_start();
+            !code.starts_with("//") && (code.contains("target_arch") || code.contains("target_os"))
+        })
+    };
+    let wrong: Vec<_> = sources()
+        .into_iter()
+        .filter(|(path, text)| asks(text) && !is_test(path) && !TARGET.iter().any(|p| path.starts_with(p)))
+        .map(|(path, _)| path)
+        .collect();
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn names_say_something() {
+    const EMPTY: [&str; 6] = ["util", "utils", "common", "base", "misc", "helper"];
+    for (path, _) in sources() {
+        for part in path.split('/') {
+            let name = part.trim_end_matches(".rs");
+            assert!(!EMPTY.contains(&name), "{path} has a name that says nothing");
+        }
+    }
+}
+
+#[test]
+fn the_top_level_is_short() {
+    let allowed = ["protocol", "vmm", "device-procs", "tests", "scripts"];
+    let files =
+        ["Cargo.toml", "Cargo.lock", "README.md", "LICENSE", "clippy.toml", "rustfmt.toml", "deny.toml"];
+    let output = Command::new("git").args(["ls-files", "-z"]).current_dir(root()).output().unwrap();
+    if !output.status.success() {
+        eprintln!("SKIP: this is no git checkout, so what is tracked at the top is unknown");
+        return;
+    }
+    for path in String::from_utf8(output.stdout).unwrap().split('\0').filter(|path| !path.is_empty()) {
+        let known = allowed.contains(&top(path)) || files.contains(&path) || path.starts_with('.');
+        assert!(known, "{path} lies at the top level");
+    }
+}
