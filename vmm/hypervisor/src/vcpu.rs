@@ -26,6 +26,12 @@ pub trait Vm {
 
     /// Makes vCPU `id` (counted from 0; the first one starts the guest).
     fn create_vcpu(&self, id: u32) -> Result<Self::Vcpu>;
+
+    /// Makes `irq` pending on vCPU `vcpu`, from any thread.
+    ///
+    /// # Errors
+    /// As [`Vcpu::inject_irq`].
+    fn inject_irq(&self, vcpu: u32, irq: Irq) -> Result<()>;
 }
 
 /// A vCPU that no thread runs yet: it may be made on one thread and bound on another.
