@@ -1,5 +1,6 @@
 //! Loom runs the ring's own code through every interleaving and every answer that the memory model allows, up to a number
 //! of preemptions. A lost wake-up shows as a deadlock. Run alone with `cargo test -p cellblock-ring --release --test loom`.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test")]
 #![allow(
     clippy::disallowed_types,
     clippy::disallowed_methods,

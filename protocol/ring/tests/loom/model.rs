@@ -1,4 +1,5 @@
 //! A model of the machine for loom: shared words, the kernel's futexes, a doorbell, a clock that a thread moves.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test")]
 #![allow(
     clippy::disallowed_types,
     clippy::disallowed_methods,
