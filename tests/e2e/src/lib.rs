@@ -10,13 +10,16 @@
 //! | `CELLBLOCK_GUESTS` | the bare-metal guests | `.cache/guests` |
 //! | `CELLBLOCK_IMAGES` | Debian's kernel and the initrd | `/boot` in the emulated host, else none |
 
+pub mod lab;
 pub mod leftovers;
 pub mod places;
 pub mod processes;
 pub mod user;
 pub mod vm;
 
+pub use lab::Lab;
 pub use places::Places;
+pub use user::User;
 pub use vm::{Ended, Vm};
 
 /// Says why a test cannot run here; the test then returns.

@@ -1,0 +1,161 @@
+//! What a test works in: a folder of its own with its own copy of the programs.
+#![allow(clippy::expect_used)] // Part of the tests: a lab that cannot be made fails the test.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context, Result, ensure};
+use tempfile::TempDir;
+
+use crate::leftovers::Scope;
+use crate::{Places, User, Vm, skip};
+
+/// One test's programs, guests and names. Everything in it may be read by any user.
+pub struct Lab {
+    folder: TempDir,
+    places: Places,
+    name: String,
+}
+
+/// A VM of a [`Lab`], yet to be started.
+pub struct Plan<'a> {
+    lab: &'a Lab,
+    user: User,
+    id: String,
+    arguments: Vec<String>,
+}
+
+static VMS: AtomicU32 = AtomicU32::new(0);
+
+impl Lab {
+    /// A lab for bare-metal guests; `None`, and a line that says why, where none can run.
+    pub fn with_guests(name: &str) -> Option<Self> {
+        let places = Places::find();
+        if let Some(why) = places.why_no_guests() {
+            skip(&why);
+            return None;
+        }
+        Some(Self::new(name, places).expect("the test's folder"))
+    }
+
+    /// A lab for Linux guests; `None`, and a line that says why, where none can run.
+    pub fn with_images(name: &str) -> Option<Self> {
+        let places = Places::find();
+        let no_images = || {
+            Some("Linux guests run in the emulated host (scripts/host), or with CELLBLOCK_IMAGES".to_owned())
+        };
+        if let Some(why) =
+            places.why_no_vm().or_else(|| if places.images.is_none() { no_images() } else { None })
+        {
+            skip(&why);
+            return None;
+        }
+        Some(Self::new(name, places).expect("the test's folder"))
+    }
+
+    fn new(name: &str, found: Places) -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix(&format!("cellblock-{name}-")).tempdir()?;
+        let mut places = found.clone();
+        copy_readable(&found.dist, &folder.path().join("dist"))?;
+        places.dist = folder.path().join("dist");
+        if found.guests.is_dir() {
+            copy_readable(&found.guests, &folder.path().join("guests"))?;
+            places.guests = folder.path().join("guests");
+        }
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755))?;
+        Ok(Lab { folder, places, name: name.to_owned() })
+    }
+
+    /// The lab's folder.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The lab's copies.
+    pub fn places(&self) -> &Places {
+        &self.places
+    }
+
+    /// What this lab's VMs leave behind, if anything.
+    pub fn scope(&self) -> Scope {
+        Scope { programs: self.folder.path().to_owned(), id: format!("{}-{}", self.name, std::process::id()) }
+    }
+
+    /// The users to test as: the own one, and where possible an ordinary one in group kvm.
+    pub fn users(&self) -> Vec<User> {
+        let mut users = vec![User::Own];
+        match User::ordinary(self.folder.path()) {
+            Ok(user) => users.push(user),
+            Err(why) => skip(&format!("as an ordinary user: {why}")),
+        }
+        users
+    }
+
+    /// A VM with a bare-metal guest.
+    pub fn guest(&self, guest: &str) -> Plan<'_> {
+        self.plan().with(["--kernel", &self.places.guest(guest).display().to_string(), "--memory", "64M"])
+    }
+
+    /// A VM with Debian's kernel (`bzImage` or `vmlinux`), whose init does `what`.
+    pub fn linux(&self, kernel: &str, what: &str) -> Plan<'_> {
+        let images = self.places.images.clone().unwrap_or_default();
+        let cmdline = format!("console=ttyS0 reboot=k panic=-1 quiet cell.do={what}");
+        self.plan().with([
+            "--kernel",
+            &images.join(kernel).display().to_string(),
+            "--initrd",
+            &images.join("initrd.cpio").display().to_string(),
+            "--cmdline",
+            &cmdline,
+        ])
+    }
+
+    /// A VM that is told nothing but its name.
+    pub fn plan(&self) -> Plan<'_> {
+        let id = format!("{}-{}", self.scope().id, VMS.fetch_add(1, Ordering::Relaxed));
+        Plan { lab: self, user: User::Own, arguments: vec!["run".into(), "--id".into(), id.clone()], id }
+    }
+}
+
+impl Plan<'_> {
+    /// Adds arguments.
+    #[must_use]
+    pub fn with<S: Into<String>>(mut self, arguments: impl IntoIterator<Item = S>) -> Self {
+        self.arguments.extend(arguments.into_iter().map(Into::into));
+        self
+    }
+
+    /// Starts it as `user`.
+    #[must_use]
+    pub fn as_user(mut self, user: &User) -> Self {
+        self.user = user.clone();
+        self
+    }
+
+    /// The VM's name.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Starts it.
+    pub fn start(&self) -> Vm {
+        Vm::start(&self.lab.places.program(), &self.user, &self.arguments).expect("cellblock is executable")
+    }
+}
+
+fn copy_readable(from: &Path, to: &Path) -> Result<PathBuf> {
+    fs::create_dir_all(to)?;
+    for tool in [&["cp", "-R"][..], &["chmod", "-R", "a+rX"][..]] {
+        let mut command = Command::new(tool[0]);
+        command.args(&tool[1..]);
+        if tool[0] == "cp" {
+            command.arg(from.join("."));
+        }
+        let output = command.arg(to).output().with_context(|| tool[0].to_owned())?;
+        ensure!(output.status.success(), "{}: {}", tool[0], String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(to.to_owned())
+}

@@ -1,0 +1,56 @@
+//! Starts and ends in a row: whoever is killed, nothing is left behind.
+
+use cellblock_e2e::leftovers::Memfds;
+use cellblock_e2e::vm::patience;
+use cellblock_e2e::{Lab, Vm};
+use rustix::process::{Pid, Signal, kill_process};
+
+const ROUNDS: usize = 100;
+
+/// Ends `vm` in the way of round `round`.
+fn end(round: usize, vm: Vm, supervisor: i32, spawner: i32) {
+    let kill = |pid| kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+    if round % 3 == 0 {
+        kill(supervisor);
+    } else if round % 4 == 0 {
+        kill(spawner);
+    } else if round % 2 == 0 {
+        vm.signal(Signal::KILL).unwrap();
+    } else {
+        vm.signal(Signal::INT).unwrap();
+    }
+    let ended = vm.wait().unwrap();
+    assert_ne!(ended.code(), 0, "round {round}: {ended}");
+}
+
+#[test]
+fn a_hundred_starts_and_ends_leave_nothing() {
+    let Some(lab) = Lab::with_guests("lifetimes") else { return };
+    let scope = lab.scope();
+    let before = scope.census();
+    assert!(before.processes.is_empty(), "{before:?}");
+    for user in lab.users() {
+        for round in 1..=ROUNDS {
+            let plan = lab.guest("hello").as_user(&user);
+            let vm = plan.start();
+            vm.expect_any().unwrap();
+            let tree = vm.processes(plan.id()).unwrap();
+            let memfds = Memfds::of(&tree.pids());
+            assert!(memfds.count() > lab.places().workers().len(), "round {round}: {memfds:?}");
+            end(round, vm, tree.pid("supervisor").unwrap(), tree.pid("spawner").unwrap());
+            let left = scope.wait_for(&before, &memfds, patience());
+            assert_eq!(left, Ok(()), "round {round} as {user:?}");
+        }
+    }
+}
+
+#[test]
+fn a_guest_that_ends_by_itself_leaves_nothing_either() {
+    let Some(lab) = Lab::with_guests("own-end") else { return };
+    let scope = lab.scope();
+    let before = scope.census();
+    for guest in ["poweroff", "reset-acpi", "triple-fault"] {
+        lab.guest(guest).start().wait().unwrap();
+        scope.wait_for(&before, &Memfds::default(), patience()).unwrap();
+    }
+}

@@ -1,0 +1,232 @@
+//! What the host's `/proc` says of a VM's processes, and what happens when one dies.
+
+use std::collections::BTreeSet;
+
+use cellblock_e2e::lab::Plan;
+use cellblock_e2e::processes::{Process, Tree};
+use cellblock_e2e::{Lab, User, Vm};
+use rustix::process::{Pid, Signal, kill_process};
+
+const VMM: [&str; 3] = ["front", "supervisor", "spawner"];
+
+/// A VM that idles once it has written something, with its processes.
+fn idle(plan: &Plan<'_>) -> (Vm, Tree) {
+    let vm = plan.start();
+    vm.expect_any().unwrap();
+    let tree = vm.processes(plan.id()).unwrap();
+    (vm, tree)
+}
+
+fn workers(lab: &Lab, tree: &Tree) -> Vec<(String, Process)> {
+    let expected = lab.places().workers();
+    let found: Vec<_> = tree
+        .processes
+        .iter()
+        .filter(|row| !VMM.contains(&&*row.process))
+        .map(|row| (row.process.clone(), Process(row.pid)))
+        .collect();
+    assert_eq!(
+        found.iter().map(|(name, _)| name).collect::<BTreeSet<_>>(),
+        expected.iter().collect(),
+        "{tree:?}"
+    );
+    found
+}
+
+/// Runs `check` on the idle VM of each user.
+fn for_each_user(name: &str, check: impl Fn(&Lab, &User, &Tree)) {
+    let Some(lab) = Lab::with_guests(name) else { return };
+    for user in lab.users() {
+        let plan = lab.guest("hello").as_user(&user);
+        let (_vm, tree) = idle(&plan);
+        check(&lab, &user, &tree);
+    }
+}
+
+#[test]
+fn every_worker_is_filtered_and_powerless() {
+    for_each_user("powerless", |lab, _, tree| {
+        for (name, process) in workers(lab, tree) {
+            for thread in process.threads().unwrap() {
+                let thread = Process(thread);
+                assert_eq!(thread.status("Seccomp").unwrap(), "2", "{name}");
+                assert_eq!(thread.status("NoNewPrivs").unwrap(), "1", "{name}");
+                for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+                    assert_eq!(thread.status(set).unwrap(), "0000000000000000", "{set} of {name}");
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn supervisor_and_spawner_are_filtered_and_powerless_too() {
+    for_each_user("vmm", |_, _, tree| {
+        for name in ["supervisor", "spawner"] {
+            let process = Process(tree.pid(name).unwrap());
+            for thread in process.threads().unwrap() {
+                assert_eq!(Process(thread).status("Seccomp").unwrap(), "2", "{name}");
+                assert_eq!(Process(thread).status("NoNewPrivs").unwrap(), "1", "{name}");
+            }
+            if name == "supervisor" {
+                assert_eq!(process.status("CapEff").unwrap(), "0000000000000000", "{name}");
+                assert_eq!(process.status("CapBnd").unwrap(), "0000000000000000", "{name}");
+            }
+        }
+    });
+}
+
+#[test]
+fn every_worker_has_its_own_view_of_users_processes_and_files() {
+    for_each_user("views", |lab, _, tree| {
+        let host = Process(std::process::id() as i32);
+        for kind in ["user", "pid", "mnt"] {
+            let mut seen = BTreeSet::from([host.namespace(kind).unwrap()]);
+            for (name, process) in workers(lab, tree) {
+                assert!(seen.insert(process.namespace(kind).unwrap()), "{name} shares its {kind} namespace");
+            }
+        }
+        // Empty ones, which the VM's workers may share with each other.
+        for kind in ["net", "ipc", "uts"] {
+            for (name, process) in workers(lab, tree) {
+                assert_ne!(
+                    process.namespace(kind).unwrap(),
+                    host.namespace(kind).unwrap(),
+                    "{kind} of {name}"
+                );
+            }
+        }
+    });
+}
+
+#[test]
+fn a_worker_sees_one_empty_read_only_file_system() {
+    for_each_user("files", |lab, _, tree| {
+        for (name, process) in workers(lab, tree) {
+            let mounts = process.mounts().unwrap();
+            assert_eq!(mounts.len(), 1, "{name}: {mounts:?}");
+            let (point, kind, options) = &mounts[0];
+            assert!(
+                point == "/" && kind == "tmpfs" && options.split(',').any(|word| word == "ro"),
+                "{name}: {mounts:?}"
+            );
+            let root = std::fs::read_dir(format!("/proc/{}/root/", process.0)).map(Iterator::count);
+            assert!(root.is_ok_and(|entries| entries == 0), "{name}'s root is not empty");
+        }
+    });
+}
+
+#[test]
+fn a_worker_holds_only_what_it_was_granted() {
+    const ALLOWED: [&str; 6] = [
+        "socket:",
+        "pipe:",
+        "/memfd:",
+        "anon_inode:[eventfd]",
+        "anon_inode:[eventpoll]",
+        "anon_inode:[timerfd]",
+    ];
+    for_each_user("granted", |lab, _, tree| {
+        for (name, process) in workers(lab, tree) {
+            let files = process.files().unwrap();
+            assert!(
+                files.iter().all(|file| ALLOWED.iter().any(|kind| file.starts_with(kind))),
+                "{name}: {files:?}"
+            );
+            assert!(
+                files.iter().filter(|file| file.starts_with("socket:")).count() <= 1,
+                "{name}: {files:?}"
+            );
+            assert!(files.len() <= 24, "{name}: {files:?}");
+            let maps = std::fs::read_to_string(format!("/proc/{}/maps", process.0)).unwrap();
+            assert!(!maps.contains("guest-ram"), "{name} maps guest memory, but does no DMA");
+            assert!(!files.iter().any(|file| file.contains("guest-ram")), "{name}: {files:?}");
+        }
+    });
+}
+
+#[test]
+fn the_front_keeps_neither_kvm_nor_guest_memory() {
+    for_each_user("front", |_, _, tree| {
+        let front = Process(tree.pid("front").unwrap());
+        let files = front.files().unwrap();
+        assert!(!files.iter().any(|file| file.contains("kvm") || file.contains("guest-ram")), "{files:?}");
+    });
+}
+
+#[test]
+fn limits_are_set() {
+    for_each_user("limits", |lab, _, tree| {
+        for (name, process) in workers(lab, tree) {
+            let limit = |what: &str| process.limit(what).unwrap();
+            assert_eq!(limit("Max core file size"), "0", "{name}");
+            for what in ["Max open files", "Max address space", "Max file size", "Max processes"] {
+                assert_ne!(limit(what), "unlimited", "{what} of {name}");
+            }
+            assert!(limit("Max open files").parse::<u32>().unwrap() <= 64, "{name}");
+        }
+    });
+}
+
+#[test]
+fn as_root_every_worker_has_a_uid_of_its_own() {
+    if !rustix::process::geteuid().is_root() {
+        return cellblock_e2e::skip("not root");
+    }
+    let Some(lab) = Lab::with_guests("uids") else { return };
+    let (_first, first) = idle(&lab.guest("hello"));
+    let (_second, second) = idle(&lab.guest("hello"));
+    let mut seen = BTreeSet::from(["0".to_owned()]);
+    for (name, process) in workers(&lab, &first).into_iter().chain(workers(&lab, &second)) {
+        let uids = process.status("Uid").unwrap();
+        let uid = uids.split_whitespace().next().unwrap().to_owned();
+        assert!(seen.insert(uid), "{name} shares its uid: {uids}");
+    }
+}
+
+#[test]
+fn a_killed_worker_ends_the_vm_and_is_named() {
+    let Some(lab) = Lab::with_guests("killed") else { return };
+    for user in lab.users() {
+        for name in lab.places().workers() {
+            let plan = lab.guest("hello").as_user(&user);
+            let (vm, tree) = idle(&plan);
+            kill(tree.pid(&name).unwrap());
+            let ended = vm.wait().unwrap();
+            ended.assert(6, &format!("device {name}"));
+        }
+    }
+}
+
+#[test]
+fn a_layer_that_is_left_out_is_gone_and_the_rest_stays() {
+    let Some(lab) = Lab::with_guests("layers") else { return };
+    let (_vm, tree) =
+        idle(&lab.guest("hello").with(["--without-layer", "net", "--without-layer", "seccomp"]));
+    let host = Process(std::process::id() as i32);
+    for (name, process) in workers(&lab, &tree) {
+        assert_eq!(process.namespace("net").unwrap(), host.namespace("net").unwrap(), "{name}");
+        assert_ne!(process.namespace("pid").unwrap(), host.namespace("pid").unwrap(), "{name}");
+        assert_eq!(process.status("Seccomp").unwrap(), "0", "{name}");
+        assert_eq!(process.status("NoNewPrivs").unwrap(), "1", "{name}");
+    }
+}
+
+#[test]
+fn ps_shows_the_tree() {
+    let Some(lab) = Lab::with_guests("ps") else { return };
+    let (_vm, tree) = idle(&lab.guest("hello"));
+    for row in &tree.processes {
+        assert!(Process(row.pid).alive(), "{row:?}");
+    }
+    for name in VMM {
+        tree.pid(name).unwrap();
+    }
+    let serial = tree.processes.iter().find(|row| row.process == "serial").unwrap();
+    assert!(serial.exits > Some(0), "{serial:?}");
+    assert!(serial.layers.iter().any(|layer| layer == "seccomp"), "{serial:?}");
+}
+
+fn kill(pid: i32) {
+    kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+}
