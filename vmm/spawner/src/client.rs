@@ -1,0 +1,60 @@
+//! The supervisor's side.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use cellblock_channel::socket::{Control, SocketError};
+
+use crate::protocol::{Event, Request};
+
+/// Drives a spawner. Poll its descriptor for reading and call [`Client::next`] until it returns `None`.
+#[derive(Debug)]
+pub struct Client(Control);
+
+impl Client {
+    /// Over the socket of [`crate::Spawner`].
+    pub fn new(socket: Control) -> Client {
+        Client(socket)
+    }
+
+    /// Asks to start worker number `worker` of the manifest, which gets `control` as its only descriptor. Never blocks.
+    ///
+    /// # Errors
+    /// The spawner is gone, or does not read.
+    pub fn start(&self, worker: u32, control: BorrowedFd) -> Result<(), SocketError> {
+        self.0.send_message(&Request::Start { worker }, &[control])
+    }
+
+    /// Asks to kill worker number `worker`. Never blocks.
+    ///
+    /// # Errors
+    /// The spawner is gone, or does not read.
+    pub fn kill(&self, worker: u32) -> Result<(), SocketError> {
+        self.0.send_message(&Request::Kill { worker }, &[])
+    }
+
+    /// The next event, with the pidfd that comes with [`Event::Started`]; `None` if there is none yet.
+    ///
+    /// # Errors
+    /// The spawner is gone ([`SocketError::Closed`]), or sends nonsense.
+    pub fn next(&self) -> Result<Option<(Event, Option<OwnedFd>)>, SocketError> {
+        match self.0.try_recv_message(1) {
+            Ok((event, mut descriptors)) => Ok(Some((event, descriptors.pop()))),
+            Err(SocketError::NotReady) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// As [`Client::next`], but waits for an event.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn wait(&self) -> Result<(Event, Option<OwnedFd>), SocketError> {
+        self.0.recv_message(1).map(|(event, mut descriptors)| (event, descriptors.pop()))
+    }
+}
+
+impl AsFd for Client {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}

@@ -1,0 +1,121 @@
+//! What supervisor and spawner say to each other: one datagram each, encoded as all control messages.
+
+use cellblock_jail::JailError;
+use cellblock_wire::control::{Checked, CodecError};
+use serde::{Deserialize, Serialize};
+
+/// From the supervisor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Request {
+    /// Start this worker; with one descriptor, its end of its control socket. Answered by [`Event::Started`],
+    /// [`Event::Failed`] or [`Event::Refused`].
+    Start {
+        /// Index in the manifest.
+        worker: u32,
+    },
+    /// Kill it, if it runs; its [`Event::Ended`] follows.
+    Kill {
+        /// Index in the manifest.
+        worker: u32,
+    },
+}
+
+/// From the spawner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Event {
+    /// The first event: the spawner is jailed and serves.
+    Ready,
+    /// The first and last event: it could not enter its jail.
+    Unable(JailError),
+    /// The worker is cloned; with one descriptor, its pidfd. It now enters its jail, and executes its binary: that it got
+    /// there is known from what it says itself, that it did not from [`Event::Failed`].
+    Started {
+        /// Index in the manifest.
+        worker: u32,
+        /// As the host numbers it; 0 if the host's /proc did not tell.
+        host_pid: i32,
+    },
+    /// The worker could not be cloned, or ended before its binary took over.
+    Failed {
+        /// Index in the manifest.
+        worker: u32,
+        /// What failed.
+        error: JailError,
+    },
+    /// The request makes no sense; nothing was done.
+    Refused {
+        /// Index as it was sent.
+        worker: u32,
+        /// Why.
+        reason: Refusal,
+    },
+    /// The worker has ended and is reaped.
+    Ended {
+        /// Index in the manifest.
+        worker: u32,
+        /// How.
+        cause: Cause,
+    },
+}
+
+/// Why a request makes no sense.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Refusal {
+    /// The manifest names no such worker.
+    NoSuchWorker,
+    /// It still runs; a successor starts after its [`Event::Ended`].
+    Running,
+    /// A start came without its one descriptor.
+    NoSocket,
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Refusal::NoSuchWorker => "the manifest names no such worker",
+            Refusal::Running => "it still runs",
+            Refusal::NoSocket => "no control socket came with the request",
+        })
+    }
+}
+
+/// How a worker ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Cause {
+    /// By itself, with this status.
+    Exited(i32),
+    /// By a signal: 31 (`SIGSYS`) is a refused system call.
+    Signaled {
+        /// Its number.
+        signal: i32,
+        /// Whether a core was written (never, in the jail).
+        core: bool,
+    },
+}
+
+impl std::fmt::Display for Cause {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Cause::Exited(status) => write!(f, "exited with status {status}"),
+            Cause::Signaled { signal: 31, .. } => {
+                f.write_str("was killed for a system call that its policy refuses")
+            }
+            Cause::Signaled { signal, .. } => write!(f, "was killed by signal {signal}"),
+        }
+    }
+}
+
+/// Every value that decodes is in bounds: an index that names no worker is answered, not dropped.
+impl Checked for Request {
+    fn check(&self) -> Result<(), CodecError> {
+        Ok(())
+    }
+}
+
+impl Checked for Event {
+    fn check(&self) -> Result<(), CodecError> {
+        Ok(())
+    }
+}
