@@ -1,4 +1,5 @@
 //! The command line: what is wrong is named, with its documented status.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // Tests; clippy knows only #[test] functions as such.
 
 use std::path::Path;
 use std::process::Command;

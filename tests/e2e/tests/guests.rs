@@ -1,4 +1,5 @@
 //! Bare-metal guests (tests/guests): each kind of end, the console, interrupts, the power button.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // Tests; clippy knows only #[test] functions as such.
 
 use std::thread;
 use std::time::Duration;
@@ -83,7 +84,10 @@ fn a_flood_of_output_arrives_whole() {
 fn every_vcpu_starts() {
     let Some(lab) = Lab::with_guests("smp") else { return };
     for cpus in ["1", "2", "8"] {
-        run_to_power_off(&lab, "smp", &["--cpus", cpus]);
+        let ended = run_to_power_off(&lab, "smp", &["--cpus", cpus]);
+        for cpu in 0..cpus.parse().unwrap() {
+            assert!(ended.output.contains(&format!("cpu {cpu:02}\n")), "{ended}");
+        }
     }
 }
 

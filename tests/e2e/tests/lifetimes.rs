@@ -1,4 +1,5 @@
 //! Starts and ends in a row: whoever is killed, nothing is left behind.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // Tests; clippy knows only #[test] functions as such.
 
 use cellblock_e2e::leftovers::Memfds;
 use cellblock_e2e::vm::patience;
@@ -10,11 +11,11 @@ const ROUNDS: usize = 100;
 /// Ends `vm` in the way of round `round`.
 fn end(round: usize, vm: Vm, supervisor: i32, spawner: i32) {
     let kill = |pid| kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
-    if round % 3 == 0 {
+    if round.is_multiple_of(3) {
         kill(supervisor);
-    } else if round % 4 == 0 {
+    } else if round.is_multiple_of(4) {
         kill(spawner);
-    } else if round % 2 == 0 {
+    } else if round.is_multiple_of(2) {
         vm.signal(Signal::KILL).unwrap();
     } else {
         vm.signal(Signal::INT).unwrap();

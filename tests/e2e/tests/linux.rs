@@ -1,4 +1,5 @@
 //! Unmodified Debian kernels, in the emulated host (`scripts/host`): every way to boot and to end.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // Tests; clippy knows only #[test] functions as such.
 
 use std::collections::BTreeMap;
 

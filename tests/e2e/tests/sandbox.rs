@@ -1,4 +1,5 @@
 //! What the host's `/proc` says of a VM's processes, and what happens when one dies.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // Tests; clippy knows only #[test] functions as such.
 
 use std::collections::BTreeSet;
 
