@@ -124,7 +124,14 @@ void load_idt(void)
     __asm__ volatile("lidt %0" ::"m"(pointer) : "memory");
 }
 
-void local_apic_on(void) { *mmio(LOCAL_APIC + 0xf0) = 0x1ff; }
+/* LINT0 is masked: a host's 8259, which this board does not have, must not get through. "lint0=1" leaves it as it was at boot. */
+void local_apic_on(void)
+{
+    if (!option("lint0", 0))
+        *mmio(LOCAL_APIC + 0x350) = 0x10000;
+    *mmio(LOCAL_APIC + 0xf0) = 0x1ff;
+}
+
 void local_apic_end(void) { *mmio(LOCAL_APIC + 0xb0) = 0; }
 
 void route(uint32_t gsi, uint8_t vector)
