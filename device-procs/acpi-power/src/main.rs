@@ -1,3 +1,8 @@
-//! ACPI power registers: power-off, reset, power button.
+//! The power registers' worker.
+#![no_main]
 
-fn main() {}
+use cellblock_acpi_power::AcpiPower;
+use cellblock_sdk::worker;
+use cellblock_wire::device::DeviceKind;
+
+worker!(DeviceKind::AcpiPower, |parts| Ok(AcpiPower::new(parts.interrupt(0), parts.clock())));

@@ -1,3 +1,8 @@
-//! A CMOS real-time clock.
+//! The clock's worker.
+#![no_main]
 
-fn main() {}
+use cellblock_rtc::Rtc;
+use cellblock_sdk::worker;
+use cellblock_wire::device::DeviceKind;
+
+worker!(DeviceKind::Rtc, |parts| Ok(Rtc::new(parts.interrupt(0), parts.clock())));

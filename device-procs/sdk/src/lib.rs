@@ -1,1 +1,12 @@
-//! What a device worker is made of: main loop, device trait, handshake.
+//! What a device worker is made of: the [`device::Device`] trait, its state on the way to a successor ([`state`]), byte
+//! streams to the host ([`host`]), and the process around it ([`worker`]).
+//!
+//! A device model is a plain state machine over the traits of [`device`]; it knows no process, descriptor or ring, and
+//! runs as well in a test ([`testing`]) as in a jailed worker.
+
+pub mod device;
+pub mod host;
+pub mod state;
+#[cfg(feature = "testing")]
+pub mod testing;
+pub mod worker;

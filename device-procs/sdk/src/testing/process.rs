@@ -1,0 +1,362 @@
+//! A device in a real worker process, with a supervisor that is just big enough for tests.
+#![allow(unsafe_code)] // What the spawner does between fork and exec: moving descriptors, installing a program, execveat.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus};
+use std::time::{Duration, Instant};
+
+use cellblock_channel::memory::{self, ReadOnly, Sealed, Writable};
+use cellblock_channel::socket::{self, Control};
+use cellblock_channel::{Kick, KickWatch, Requester, clock, doorbell, kick};
+use cellblock_policy::install;
+use cellblock_ring::state_page::Shape;
+use cellblock_ring::{Access, Outcome, Succession, layout};
+use cellblock_wire::Version;
+use cellblock_wire::control::{Counters, FromWorker, Grant, ToWorker};
+use cellblock_wire::device::{DeviceConfig, Role};
+use cellblock_wire::slot::{Action, Op, Reply, Space};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::fs::{Mode, OFlags};
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use super::Host;
+use crate::state;
+
+/// Longer than any answer takes, in a test.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// `RET ALLOW`: for binaries whose dynamic linker needs more than a worker may. The serve program still comes on top.
+const ALLOW_ALL: [u8; 8] = [0x06, 0, 0, 0, 0, 0, 0xff, 0x7f];
+
+/// A worker's binary and the program that it starts under.
+#[derive(Debug, Clone)]
+pub struct Program {
+    path: PathBuf,
+    start: Vec<u8>,
+}
+
+impl Program {
+    /// The worker `name`: the static one under `$CELLBLOCK_WORKER_DIR` with its start program, if that is set; else the one
+    /// that Cargo built for the test, whose dynamic linking needs every system call until the sandbox closes.
+    pub fn find(name: &str, cargo_built: &str, start_program: &[u8]) -> Program {
+        match std::env::var_os("CELLBLOCK_WORKER_DIR") {
+            Some(folder) => Program { path: Path::new(&folder).join(name), start: start_program.to_vec() },
+            None => Program { path: cargo_built.into(), start: ALLOW_ALL.to_vec() },
+        }
+    }
+
+    /// Starts the worker with `control` as descriptor 3 and nothing else open.
+    ///
+    /// # Errors
+    /// The binary is missing, or fork fails.
+    pub fn start(&self, control: Control) -> io::Result<Child> {
+        let control = OwnedFd::from(control);
+        let binary = rustix::fs::open(&self.path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        let start = self.start.clone();
+        let mut command = Command::new(&self.path);
+        // SAFETY: the closure makes system calls only; it allocates nothing and takes no lock.
+        unsafe {
+            command.pre_exec(move || {
+                become_worker(control.as_raw_fd(), binary.as_raw_fd(), &start)
+            })
+        };
+        command.spawn()
+    }
+}
+
+/// The spawner's steps that the tests need, then exec. Returns only if one fails.
+fn become_worker(control: i32, binary: i32, start: &[u8]) -> io::Result<()> {
+    let moved = |fd: i32| {
+        // SAFETY: takes numbers.
+        checked(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 100) })
+    };
+    let (control, binary) = (moved(control)?, moved(binary)?);
+    // SAFETY: takes numbers.
+    checked(unsafe { libc::dup2(control, 3) })?;
+    // SAFETY: takes numbers.
+    checked(unsafe { libc::dup3(binary, 4, libc::O_CLOEXEC) })?;
+    // SAFETY: takes numbers. Nothing of this process uses what is closed: it becomes another.
+    checked(unsafe { libc::close_range(5, u32::MAX, 0) })?;
+    // SAFETY: as above.
+    checked(unsafe { libc::close_range(0, 2, 0) })?;
+    // SAFETY: takes numbers.
+    checked(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })?;
+    install::install(start, false).map_err(io::Error::other)?;
+    let (name, none) = ([c"worker".as_ptr(), std::ptr::null()], [std::ptr::null::<libc::c_char>()]);
+    // SAFETY: both lists end with a null and live until the call is over.
+    unsafe { libc::syscall(libc::SYS_execveat, 4, c"".as_ptr(), name.as_ptr(), none.as_ptr(), libc::AT_EMPTY_PATH) };
+    Err(io::Error::last_os_error())
+}
+
+fn checked(result: i32) -> io::Result<i32> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// What a worker is to be granted.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// The device.
+    pub config: DeviceConfig,
+    /// vCPUs.
+    pub lanes: u32,
+    /// The worker's spin, in µs.
+    pub poll_max_us: u32,
+    /// Whether input and output pipes are granted.
+    pub pipes: bool,
+}
+
+/// A worker and the supervisor's end of all that it was granted. Dropping it kills the worker.
+#[derive(Debug)]
+pub struct Supervised {
+    program: Program,
+    wanted: Wanted,
+    generation: u32,
+    child: Child,
+    /// The control socket.
+    pub control: Control,
+    requests: Sealed<Writable>,
+    replies: Sealed<ReadOnly>,
+    page: Sealed<ReadOnly>,
+    ringer: doorbell::Ringer,
+    lanes: Vec<Requester>,
+    kick: (Kick, KickWatch),
+    /// Replies of a predecessor that were not waited for before its death.
+    late: Vec<(usize, Reply)>,
+    /// How long the vCPU's side spins.
+    pub spin: Duration,
+    /// Interrupt line 0.
+    pub interrupt: OwnedFd,
+    /// The host's end of the input pipe.
+    pub input: Option<OwnedFd>,
+    /// The host's end of the output pipe.
+    pub output: Option<OwnedFd>,
+}
+
+impl Supervised {
+    /// Starts a worker and waits until it is ready.
+    ///
+    /// # Errors
+    /// Anything goes wrong; a refusal with its reason.
+    pub fn start(program: &Program, wanted: &Wanted) -> io::Result<Supervised> {
+        let failed = io::Error::other::<Box<dyn std::error::Error + Send + Sync>>;
+        let shape = Shape::new(wanted.lanes, state::CAPACITY);
+        let words = memory::bytes;
+        let requests = memory::create_requests("requests", words(layout::request_words(wanted.lanes)))
+            .map_err(|e| failed(e.into()))?;
+        let replies = memory::create_replies("replies", words(layout::reply_words(wanted.lanes)))
+            .map_err(|e| failed(e.into()))?;
+        let page = memory::create_state("state", words(shape.words())).map_err(|e| failed(e.into()))?;
+        let lanes = (0..wanted.lanes)
+            .map(|lane| Requester::new(requests.map.clone(), replies.map.clone(), lane, 1))
+            .collect::<Result<_, _>>()
+            .map_err(|e| failed(e.into()))?;
+        let interrupt = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let (control, child) = start_process(program)?;
+        let (ringer, bell) = doorbell::pair()?;
+        let mut supervised = Supervised {
+            program: program.clone(),
+            wanted: wanted.clone(),
+            generation: 1,
+            child,
+            control,
+            requests,
+            replies,
+            page,
+            ringer,
+            lanes,
+            kick: kick(),
+            late: vec![],
+            spin: Duration::ZERO,
+            interrupt,
+            input: None,
+            output: None,
+        };
+        supervised.grant(bell)?;
+        Ok(supervised)
+    }
+
+    fn grant(&mut self, bell: doorbell::Bell) -> io::Result<()> {
+        let (mut roles, mut ends) = (vec![Role::Interrupt(0)], vec![]);
+        if self.wanted.pipes {
+            let (input, host_input) = pipe_with(PipeFlags::CLOEXEC)?;
+            let (host_output, output) = pipe_with(PipeFlags::CLOEXEC)?;
+            roles.extend([Role::HostInput, Role::HostOutput]);
+            ends.extend([input, output]);
+            (self.input, self.output) = (Some(host_input), Some(host_output));
+        }
+        let grant = Grant {
+            version: Version::CURRENT,
+            generation: self.generation,
+            lanes: self.wanted.lanes,
+            poll_max_us: self.wanted.poll_max_us,
+            roles,
+            config: self.wanted.config.clone(),
+        };
+        let fixed = [self.requests.fd.as_fd(), self.replies.fd.as_fd(), self.page.fd.as_fd(), bell.as_fd()];
+        let roles = [self.interrupt.as_fd()].into_iter().chain(ends.iter().map(AsFd::as_fd));
+        let descriptors: Vec<_> = fixed.into_iter().chain(roles).collect();
+        self.control.send_message(&ToWorker::Grant(grant), &descriptors).map_err(io::Error::other)?;
+        match self.message()? {
+            FromWorker::Ready { .. } => Ok(()),
+            other => Err(io::Error::other(format!("instead of Ready: {other:?}"))),
+        }
+    }
+
+    /// The next message of the worker.
+    ///
+    /// # Errors
+    /// It is dead or silent.
+    pub fn message(&self) -> io::Result<FromWorker> {
+        receive(&self.control)
+    }
+
+    /// The worker's process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends `access` by `lane` and waits for the answer.
+    ///
+    /// # Errors
+    /// There is none, or it breaks the protocol.
+    pub fn access(&mut self, lane: usize, access: &Access) -> io::Result<Reply> {
+        self.post(lane, access);
+        self.wait(lane)
+    }
+
+    /// Sends `access` by `lane`.
+    pub fn post(&mut self, lane: usize, access: &Access) {
+        if self.lanes[lane].post(access) {
+            self.ringer.ring();
+        }
+    }
+
+    /// Waits for the answer in `lane`.
+    ///
+    /// # Errors
+    /// There is none, or it breaks the protocol.
+    pub fn wait(&mut self, lane: usize) -> io::Result<Reply> {
+        if let Some(index) = self.late.iter().position(|(of, _)| *of == lane) {
+            return Ok(self.late.swap_remove(index).1);
+        }
+        let outcome = self.lanes[lane].wait(&mut self.kick.1, self.spin, clock::deadline_in(PATIENCE));
+        match outcome.map_err(io::Error::other)? {
+            Outcome::Replied(reply) => Ok(reply),
+            Outcome::Kicked | Outcome::Deadline => Err(io::Error::other("no reply in time")),
+        }
+    }
+
+    /// What the worker has counted.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn counters(&self) -> io::Result<Counters> {
+        self.control.send_message(&ToWorker::ReportCounters, &[]).map_err(io::Error::other)?;
+        match self.message()? {
+            FromWorker::Counters(counters) => Ok(counters),
+            other => Err(io::Error::other(format!("instead of counters: {other:?}"))),
+        }
+    }
+
+    /// Pulses of interrupt line 0 since the last call.
+    pub fn pulses(&self) -> u64 {
+        let mut count = [0; 8];
+        rustix::io::read(&self.interrupt, &mut count).map_or(0, |_| u64::from_ne_bytes(count))
+    }
+
+    /// Kills the worker and starts its successor, which takes over what it left.
+    ///
+    /// # Errors
+    /// The successor does not start.
+    pub fn replace(&mut self) -> io::Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        self.generation += 1;
+        (self.control, self.child) = start_process(&self.program)?;
+        let (ringer, bell) = doorbell::pair()?;
+        self.ringer = ringer;
+        for (number, lane) in self.lanes.iter_mut().enumerate() {
+            let next = lane.succeed(self.requests.map.clone(), self.replies.map.clone(), self.generation);
+            match next.map_err(io::Error::other)? {
+                Succession::Reposted { ring: true } => self.ringer.ring(),
+                Succession::Answered(reply) => self.late.push((number, reply)),
+                Succession::Reposted { ring: false } | Succession::Idle => {}
+            }
+        }
+        self.grant(bell)
+    }
+
+    /// Waits for the worker's end.
+    ///
+    /// # Errors
+    /// It does not end in time.
+    pub fn ended(&mut self) -> io::Result<ExitStatus> {
+        ended(&mut self.child)
+    }
+}
+
+impl Drop for Supervised {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Host for Supervised {
+    fn read(&mut self, region: u32, offset: u64, size: u8) -> u64 {
+        let access = Access { space: Space::Pio, op: Op::Read, size, region, offset, data: 0 };
+        self.access(0, &access).map_or_else(|error| dead(&error), |reply| reply.data)
+    }
+
+    fn write(&mut self, region: u32, offset: u64, size: u8, data: u64) -> Action {
+        let access = Access { space: Space::Pio, op: Op::Write, size, region, offset, data };
+        self.access(0, &access).map_or_else(|error| dead(&error), |reply| reply.action)
+    }
+}
+
+#[allow(clippy::panic, reason = "a test's worker has failed the test")]
+fn dead<T>(error: &io::Error) -> T {
+    panic!("the worker did not answer: {error}")
+}
+
+/// A worker without a grant, and the control socket to it.
+///
+/// # Errors
+/// It does not start.
+pub fn start_process(program: &Program) -> io::Result<(Control, Child)> {
+    let (ours, theirs) = socket::pair()?;
+    let child = program.start(theirs)?;
+    Ok((ours, child))
+}
+
+/// The next message from a worker, within a test's patience.
+///
+/// # Errors
+/// The worker is dead or silent, or the message is none.
+pub fn receive(control: &Control) -> io::Result<FromWorker> {
+    let timeout = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
+    if poll(&mut [PollFd::new(control, PollFlags::IN)], Some(&timeout))? == 0 {
+        return Err(io::Error::other("the worker says nothing"));
+    }
+    control.recv_message(0).map(|(message, _)| message).map_err(io::Error::other)
+}
+
+/// The status with which `child` ends, within a test's patience; past it the child is killed.
+///
+/// # Errors
+/// It does not end.
+pub fn ended(child: &mut Child) -> io::Result<ExitStatus> {
+    let end = Instant::now() + PATIENCE;
+    while Instant::now() < end {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child.kill()?;
+    child.wait()?;
+    Err(io::Error::other("the worker does not end"))
+}

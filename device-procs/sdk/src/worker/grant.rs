@@ -1,0 +1,111 @@
+//! The first message: received, checked, and made into a server.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use cellblock_channel::doorbell::Bell;
+use cellblock_channel::memory::{self, Mapping, MemoryError, Writable};
+use cellblock_channel::socket::Control;
+use cellblock_channel::{Responder, StateWriter};
+use cellblock_ring::layout;
+use cellblock_ring::state_page::{MAX_DEVICE_BYTES, Shape};
+use cellblock_wire::Version;
+use cellblock_wire::control::{FIXED_DESCRIPTORS, Grant, MAX_ROLES, ToWorker};
+use cellblock_wire::device::{DeviceKind, Role};
+use rustix::event::{EventfdFlags, eventfd};
+
+use super::parts::Parts;
+use super::refusal::Refusal;
+use super::serve::{Server, Wiring};
+use crate::device::Device;
+use crate::state;
+
+/// The rooms for device bytes that a state page may have been made with.
+const STATE_ROOMS: [usize; 2] = [state::CAPACITY, MAX_DEVICE_BYTES];
+
+/// A grant that holds together, with its descriptors.
+#[derive(Debug)]
+pub(super) struct Granted {
+    grant: Grant,
+    requests: OwnedFd,
+    replies: OwnedFd,
+    page: OwnedFd,
+    bell: Bell,
+    roles: Vec<(Role, OwnedFd)>,
+}
+
+/// Waits for the grant for a device of kind `own`.
+pub(super) fn receive(control: &Control, own: DeviceKind) -> Result<Granted, Refusal> {
+    let (message, descriptors) = control.recv_message(FIXED_DESCRIPTORS + MAX_ROLES)?;
+    let ToWorker::Grant(grant) = message else { return Err(Refusal::NoGrant) };
+    check(&grant, own)?;
+    assign(grant, descriptors)
+}
+
+fn check(grant: &Grant, own: DeviceKind) -> Result<(), Refusal> {
+    let ours = Version::CURRENT;
+    if !ours.accepts(grant.version) {
+        return Err(Refusal::Version { theirs: grant.version, ours });
+    }
+    let wanted = grant.config.kind();
+    if wanted != own {
+        return Err(Refusal::Kind { wanted, own });
+    }
+    let twice = grant.roles.iter().enumerate().find(|(index, role)| grant.roles.iter().take(*index).any(|r| r == *role));
+    twice.map_or(Ok(()), |(_, role)| Err(Refusal::Twice(*role)))
+}
+
+fn assign(grant: Grant, descriptors: Vec<OwnedFd>) -> Result<Granted, Refusal> {
+    let (found, needed) = (descriptors.len(), FIXED_DESCRIPTORS + grant.roles.len());
+    let mismatch = Refusal::Descriptors { found, needed };
+    if found != needed {
+        return Err(mismatch);
+    }
+    let mut rest = descriptors.into_iter();
+    let (Some(requests), Some(replies), Some(page), Some(bell)) = (rest.next(), rest.next(), rest.next(), rest.next())
+    else {
+        return Err(mismatch);
+    };
+    let roles = grant.roles.iter().copied().zip(rest).collect();
+    Ok(Granted { grant, requests, replies, page, bell: Bell::from_fd(bell), roles })
+}
+
+impl Granted {
+    /// Builds the device, gives it its predecessor's state, and wires it up.
+    pub(super) fn build<D: Device>(
+        self,
+        control: &Control,
+        build: impl FnOnce(&mut Parts) -> Result<D, Refusal>,
+    ) -> Result<Server<D>, Refusal> {
+        let Grant { lanes, generation, poll_max_us, config, .. } = self.grant;
+        let part = |part| move |source| Refusal::Memory { part, source };
+        let requests = memory::open_read(&self.requests, memory::bytes(layout::request_words(lanes)))
+            .map_err(part("requests"))?;
+        let replies = memory::open_write(&self.replies, memory::bytes(layout::reply_words(lanes)))
+            .map_err(part("replies"))?;
+        let (page, shape) = open_page(&self.page, lanes).map_err(part("state page"))?;
+        let responder = Responder::new(requests, replies, lanes, generation)?;
+        let (page, predecessor) = StateWriter::open(page, shape, generation)?;
+
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+        let wake = Arc::new(wake.map_err(|errno| Refusal::system("eventfd", errno))?);
+        let mut parts = Parts::new(config, self.roles, Arc::clone(&wake));
+        let mut device = build(&mut parts)?;
+        parts.all_taken()?;
+        if let Some(committed) = &predecessor {
+            device.restore(&committed.device)?;
+        }
+        let wiring = Wiring { responder, page, bell: self.bell, wake, tally: parts.tally(), poll_max_us };
+        Server::new(device, wiring, predecessor, control)
+    }
+}
+
+/// The page's shape is part of the protocol but for its room, which its size tells.
+fn open_page(fd: &OwnedFd, lanes: u32) -> Result<(Mapping<Writable>, Shape), MemoryError> {
+    let open = |room| {
+        let shape = Shape::new(lanes, room);
+        memory::open_write(fd, memory::bytes(shape.words())).map(|page| (page, shape))
+    };
+    let [usual, largest] = STATE_ROOMS;
+    open(usual).or_else(|error| if matches!(error, MemoryError::Size { .. }) { open(largest) } else { Err(error) })
+}

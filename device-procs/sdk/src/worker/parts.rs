@@ -1,0 +1,112 @@
+//! What a device is built of in a worker: the granted descriptors behind the traits of [`crate::device`].
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use cellblock_channel::clock;
+use cellblock_wire::device::{DeviceConfig, Role};
+use rustix::fs::{OFlags, fcntl_getfl};
+use rustix::time::{ClockId, clock_gettime};
+
+use super::refusal::Refusal;
+use crate::device::{Clock, SECOND, Trigger};
+use crate::host::{Pipes, Tally, WakeLine};
+
+/// The granted parts. Each role can be taken once; what is left in the end is refused.
+#[derive(Debug)]
+pub struct Parts {
+    config: DeviceConfig,
+    roles: Vec<(Role, OwnedFd)>,
+    wake: Arc<OwnedFd>,
+    tally: Arc<Tally>,
+}
+
+impl Parts {
+    pub(super) fn new(config: DeviceConfig, roles: Vec<(Role, OwnedFd)>, wake: Arc<OwnedFd>) -> Self {
+        Parts { config, roles, wake, tally: Arc::default() }
+    }
+
+    pub(super) fn tally(&self) -> Arc<Tally> {
+        Arc::clone(&self.tally)
+    }
+
+    /// # Errors
+    /// A role was not taken.
+    pub(super) fn all_taken(&self) -> Result<(), Refusal> {
+        self.roles.first().map_or(Ok(()), |(role, _)| Err(Refusal::Unused(*role)))
+    }
+
+    /// The device's configuration; its kind is the worker's.
+    pub fn config(&self) -> &DeviceConfig {
+        &self.config
+    }
+
+    /// The host's clocks.
+    pub fn clock(&self) -> SystemClock {
+        SystemClock
+    }
+
+    /// Interrupt line `line`; one that was not granted is connected to nothing.
+    pub fn interrupt(&mut self, line: u8) -> IrqLine {
+        IrqLine { eventfd: self.take(Role::Interrupt(line)), tally: self.tally() }
+    }
+
+    /// The far end of a byte device, with a thread for each of the two pipes that was granted. `buffer` bytes of output
+    /// are kept for a slow sink.
+    ///
+    /// # Errors
+    /// A pipe's wrong end was granted, or a thread cannot be made.
+    pub fn pipes(&mut self, buffer: u32) -> Result<Pipes, Refusal> {
+        let input = self.take_open(Role::HostInput, OFlags::WRONLY, "read")?;
+        let output = self.take_open(Role::HostOutput, OFlags::RDONLY, "written")?;
+        let wake = WakeLine::new(Arc::clone(&self.wake));
+        Pipes::start(input, output, buffer as usize, wake, self.tally())
+            .map_err(|source| Refusal::system("host I/O threads", source))
+    }
+
+    fn take(&mut self, role: Role) -> Option<OwnedFd> {
+        let index = self.roles.iter().position(|(granted, _)| *granted == role)?;
+        Some(self.roles.swap_remove(index).1)
+    }
+
+    /// Takes a role's descriptor, whose access mode must not be `wrong`.
+    fn take_open(&mut self, role: Role, wrong: OFlags, used: &'static str) -> Result<Option<OwnedFd>, Refusal> {
+        let Some(fd) = self.take(role) else { return Ok(None) };
+        match fcntl_getfl(&fd) {
+            Ok(flags) if flags & OFlags::RWMODE != wrong => Ok(Some(fd)),
+            _ => Err(Refusal::WrongEnd { role, used }),
+        }
+    }
+}
+
+/// An interrupt line that ends in an irqfd.
+#[derive(Debug)]
+pub struct IrqLine {
+    eventfd: Option<OwnedFd>,
+    tally: Arc<Tally>,
+}
+
+impl Trigger for IrqLine {
+    fn pulse(&mut self) {
+        if let Some(eventfd) = &self.eventfd {
+            // An eventfd that cannot take one more has a pulse pending already.
+            let _ = rustix::io::write(eventfd, &1u64.to_ne_bytes());
+            self.tally.interrupts.add(1);
+        }
+    }
+}
+
+/// `CLOCK_MONOTONIC` and `CLOCK_REALTIME`.
+#[derive(Debug, Clone, Copy)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    fn monotonic(&self) -> u64 {
+        clock::now()
+    }
+
+    fn wall(&self) -> i64 {
+        let now = clock_gettime(ClockId::Realtime);
+        now.tv_sec.saturating_mul(SECOND as i64).saturating_add(now.tv_nsec)
+    }
+}

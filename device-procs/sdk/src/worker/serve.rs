@@ -1,0 +1,316 @@
+//! The register thread: answers requests, and between them handles events and control messages.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use cellblock_channel::doorbell::Bell;
+use cellblock_channel::socket::{Control, SocketError};
+use cellblock_channel::{Responder, StateWriter, clock};
+use cellblock_ring::state_page::Committed;
+use cellblock_ring::{LaneId, answer};
+use cellblock_wire::control::{Counters, FromWorker, LogLevel, ToWorker};
+use cellblock_wire::slot::{Action, Op, Reply, Request, SlotError, mask};
+use rustix::event::{Timespec, epoll};
+use rustix::io::Errno;
+
+use super::cut;
+use super::refusal::Refusal;
+use super::timer::Timer;
+use crate::device::{Access, Device, Event};
+use crate::host::Tally;
+use crate::state::StateBuffer;
+
+/// After so many requests in a row the register thread looks at everything else.
+const BURST: u32 = 64;
+/// Between two looks at the clock while spinning.
+const SPINS_PER_LOOK: u32 = 32;
+/// Control messages handled in a row.
+const MESSAGES: usize = 16;
+/// How long an orderly end may wait for the host to take the output.
+const FINISH: Duration = Duration::from_millis(200);
+/// Requests that do not decode are reported so often and no more.
+const REPORTS: u32 = 8;
+
+/// Why serving ended.
+#[derive(Debug, PartialEq, Eq)]
+pub enum End {
+    /// The supervisor said so.
+    Quit,
+    /// The supervisor is gone.
+    Orphaned,
+    /// The supervisor broke the protocol.
+    Violation(String),
+}
+
+/// What the register thread waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Bell,
+    Control,
+    Host,
+    Timer,
+}
+
+impl Source {
+    const ALL: [Source; 4] = [Source::Bell, Source::Control, Source::Host, Source::Timer];
+}
+
+/// What the grant brought.
+#[derive(Debug)]
+pub(super) struct Wiring {
+    pub(super) responder: Responder,
+    pub(super) page: StateWriter,
+    pub(super) bell: Bell,
+    pub(super) wake: Arc<OwnedFd>,
+    pub(super) tally: Arc<Tally>,
+    pub(super) poll_max_us: u32,
+}
+
+/// A device that is ready to serve.
+#[derive(Debug)]
+pub(super) struct Server<D> {
+    device: D,
+    wiring: Wiring,
+    state: StateBuffer,
+    timer: Timer,
+    epoll: OwnedFd,
+    /// Spin for so many ns after the last request; 0 = never.
+    spin: u64,
+    /// What the predecessor answered last, until each lane has moved on.
+    predecessor: Option<Committed>,
+    served: u64,
+    reports: u32,
+}
+
+impl<D: Device> Server<D> {
+    pub(super) fn new(
+        device: D,
+        wiring: Wiring,
+        predecessor: Option<Committed>,
+        control: &Control,
+    ) -> Result<Self, Refusal> {
+        let failed = |what| move |errno: Errno| Refusal::system(what, errno);
+        let timer = Timer::new().map_err(failed("timerfd"))?;
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed("epoll"))?;
+        let add = |source: Source, fd: rustix::fd::BorrowedFd<'_>, flags| {
+            epoll::add(&epoll, fd, epoll::EventData::new_u64(source as u64), flags).map_err(failed("epoll"))
+        };
+        let (level, edge) = (epoll::EventFlags::IN, epoll::EventFlags::IN | epoll::EventFlags::ET);
+        add(Source::Bell, wiring.bell.as_fd(), level)?;
+        add(Source::Control, control.as_fd(), level)?;
+        // Edges: these two need not be read to be silent.
+        add(Source::Host, wiring.wake.as_fd(), edge)?;
+        add(Source::Timer, timer.as_fd(), edge)?;
+
+        let spin = if single_cpu() { 0 } else { u64::from(wiring.poll_max_us) * 1000 };
+        let state = StateBuffer::default();
+        let mut server =
+            Server { device, wiring, state, timer, epoll, spin, predecessor, served: 0, reports: 0 };
+        server.device.save(&mut server.state.start());
+        server.wiring.page.commit(server.state.bytes(), None)?;
+        Ok(server)
+    }
+
+    /// Serves until the end.
+    pub(super) fn serve(&mut self, control: &Control) -> End {
+        match self.rounds(control) {
+            Err(end) => end,
+            Ok(never) => match never {},
+        }
+    }
+
+    fn rounds(&mut self, control: &Control) -> Result<std::convert::Infallible, End> {
+        let mut hot = false;
+        loop {
+            hot = self.burst(control, hot) == BURST;
+            if hot {
+                self.look(control, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
+            } else {
+                self.sleep(control)?;
+            }
+        }
+    }
+
+    /// Answers what is there, up to [`BURST`] requests. Spins for more after each, and at once if it is `hot`. How many.
+    fn burst(&mut self, control: &Control, mut hot: bool) -> u32 {
+        let mut served = 0;
+        while served < BURST && (self.answer_next(control) || (hot && self.spin_for_request(control))) {
+            served += 1;
+            hot = true;
+        }
+        served
+    }
+
+    /// Waits for the next request without sleeping, and answers it. `false` = none came in time.
+    fn spin_for_request(&mut self, control: &Control) -> bool {
+        if self.spin == 0 {
+            return false;
+        }
+        let end = clock::now().saturating_add(self.spin);
+        let end = self.device.deadline().map_or(end, |deadline| end.min(deadline));
+        loop {
+            for _ in 0..SPINS_PER_LOOK {
+                if self.answer_next(control) {
+                    return true;
+                }
+                std::hint::spin_loop();
+            }
+            if clock::now() >= end {
+                return false;
+            }
+        }
+    }
+
+    /// Answers the next request, if there is one.
+    fn answer_next(&mut self, control: &Control) -> bool {
+        match self.wiring.responder.next() {
+            None => return false,
+            Some(Ok((lane, request))) => self.answer(lane, &request),
+            Some(Err(error)) => self.report(control, error),
+        }
+        true
+    }
+
+    fn answer(&mut self, lane: LaneId, request: &Request) {
+        let reply = match self.answered_before(lane, request) {
+            Some(reply) => reply,
+            None => self.access(request),
+        };
+        self.device.save(&mut self.state.start());
+        // Only a state that is too long fails, and `new` has seen that it is not.
+        let _ = self.wiring.page.commit(self.state.bytes(), Some((lane, &reply)));
+        self.wiring.responder.reply(lane, &reply);
+        self.device.after_reply();
+        self.served += 1;
+    }
+
+    fn access(&mut self, request: &Request) -> Reply {
+        let access = Access { region: request.region, offset: request.offset, size: request.size };
+        match request.op {
+            Op::Read => answer(request, Action::None, mask(self.device.read(access), request.size)),
+            Op::Write => answer(request, self.device.write(access, mask(request.data, request.size)), 0),
+        }
+    }
+
+    /// The predecessor's reply to this very request, which took effect although the reply was not delivered.
+    fn answered_before(&mut self, lane: LaneId, request: &Request) -> Option<Reply> {
+        let committed = self.predecessor.as_mut()?;
+        let reply = committed.reply_to(lane, request);
+        if let Some(last) = committed.replies.get_mut(lane.index() as usize) {
+            *last = None;
+        }
+        reply
+    }
+
+    fn report(&mut self, control: &Control, error: SlotError) {
+        if self.reports < REPORTS {
+            self.reports += 1;
+            let text = cut(&format!("request left unanswered: {error}"));
+            let _ = control.send_message(&FromWorker::Log { level: LogLevel::Warn, text }, &[]);
+        }
+    }
+
+    /// Sleeps until something happens, unless something has.
+    fn sleep(&mut self, control: &Control) -> Result<(), End> {
+        self.timer.arm(self.device.deadline());
+        if !self.wiring.responder.prepare_sleep() {
+            return Ok(());
+        }
+        self.look(control, None)
+    }
+
+    /// Handles everything but requests: waits for it (`None`) or only looks.
+    fn look(&mut self, control: &Control, timeout: Option<&Timespec>) -> Result<(), End> {
+        if timeout.is_some() {
+            self.timer.arm(self.device.deadline());
+        }
+        let mut events = [const { None }; Source::ALL.len()];
+        self.wait(&mut events, timeout)?;
+        if timeout.is_none() {
+            self.wiring.responder.awake();
+        }
+        for source in events.into_iter().flatten() {
+            match source {
+                Source::Bell if !self.wiring.bell.silence() => return Err(End::Orphaned),
+                Source::Bell => {}
+                Source::Control => self.messages(control)?,
+                Source::Host => self.event(Event::Host),
+                Source::Timer => {
+                    self.timer.fired();
+                    self.event(Event::Timer);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn wait(
+        &self,
+        ready: &mut [Option<Source>; Source::ALL.len()],
+        timeout: Option<&Timespec>,
+    ) -> Result<(), End> {
+        let none = epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) };
+        let mut events = [none; Source::ALL.len()];
+        let count = match epoll::wait(&self.epoll, &mut events[..], timeout) {
+            Ok(count) => count,
+            Err(Errno::INTR) => 0,
+            Err(errno) => return Err(End::Violation(format!("epoll_wait failed: {errno}"))),
+        };
+        for (slot, event) in ready.iter_mut().zip(events.iter().take(count)) {
+            let number = event.data.u64();
+            *slot = Source::ALL.into_iter().find(|source| *source as u64 == number);
+        }
+        Ok(())
+    }
+
+    fn event(&mut self, event: Event) {
+        self.device.event(event);
+        self.device.save(&mut self.state.start());
+        let _ = self.wiring.page.commit(self.state.bytes(), None);
+    }
+
+    fn messages(&mut self, control: &Control) -> Result<(), End> {
+        for _ in 0..MESSAGES {
+            match control.try_recv_message(0) {
+                Ok((message, _)) => self.message(control, &message)?,
+                Err(SocketError::NotReady) => break,
+                Err(SocketError::Closed) => return Err(End::Orphaned),
+                Err(error) => return Err(End::Violation(error.to_string())),
+            }
+        }
+        Ok(())
+    }
+
+    fn message(&mut self, control: &Control, message: &ToWorker) -> Result<(), End> {
+        match message {
+            ToWorker::PowerButton => self.event(Event::PowerButton),
+            ToWorker::ReportCounters => {
+                // A supervisor that does not read its socket gets no answer.
+                let _ = control.send_message(&FromWorker::Counters(self.counters()), &[]);
+            }
+            ToWorker::Quit => {
+                self.device.finish(FINISH);
+                return Err(End::Quit);
+            }
+            _ => return Err(End::Violation("a second grant".to_owned())),
+        }
+        Ok(())
+    }
+
+    fn counters(&self) -> Counters {
+        let tally = &self.wiring.tally;
+        Counters {
+            served: self.served,
+            host_in: tally.host_in.get(),
+            host_out: tally.host_out.get(),
+            dropped: tally.dropped.get(),
+            interrupts: tally.interrupts.get(),
+        }
+    }
+}
+
+/// Whether this process may run on one CPU only: spinning there keeps from running whoever is waited for.
+fn single_cpu() -> bool {
+    rustix::thread::sched_getaffinity(None).is_ok_and(|set| set.count() <= 1)
+}

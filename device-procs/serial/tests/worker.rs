@@ -1,0 +1,97 @@
+//! The serial port in a real worker process, behind the ring, with the worker's own part of the sandbox on.
+
+use std::time::{Duration, Instant};
+
+use cellblock_sdk::testing::Host;
+use cellblock_sdk::testing::process::{Program, Supervised, Wanted};
+use cellblock_wire::control::ToWorker;
+use cellblock_wire::device::DeviceConfig;
+
+mod probes;
+
+fn program() -> Program {
+    let start = include_bytes!(concat!(env!("OUT_DIR"), "/worker.start.bpf"));
+    Program::find("serial", env!("CARGO_BIN_EXE_serial"), start)
+}
+
+fn wanted() -> Wanted {
+    Wanted { config: DeviceConfig::Serial { buffer: 65536 }, lanes: 2, poll_max_us: 0, pipes: true }
+}
+
+fn start() -> Supervised {
+    Supervised::start(&program(), &wanted()).unwrap()
+}
+
+#[test]
+fn linux_probes_find_a_16550a() {
+    probes::linux_autoconfig(&mut start());
+}
+
+#[test]
+fn output_reaches_the_pipe_and_quit_flushes_it() {
+    let mut worker = start();
+    for byte in b"hello" {
+        worker.outb(0, *byte);
+    }
+    worker.control.send_message(&ToWorker::Quit, &[]).unwrap();
+    assert_eq!(worker.ended().unwrap().code(), Some(0));
+    let mut space = [0; 16];
+    let count = rustix::io::read(worker.output.as_ref().unwrap(), &mut space).unwrap();
+    assert_eq!(&space[..count], b"hello");
+}
+
+#[test]
+fn input_raises_an_interrupt_and_waits_to_be_read() {
+    let mut worker = start();
+    worker.outb(2, 0x81); // FIFOs on, trigger at 8
+    worker.outb(4, 0x0b); // OUT2
+    worker.outb(1, 0x01); // received data
+    worker.pulses();
+    rustix::io::write(worker.input.as_ref().unwrap(), b"abc").unwrap();
+    let end = Instant::now() + Duration::from_secs(10);
+    while worker.pulses() == 0 {
+        assert!(Instant::now() < end, "no interrupt");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(worker.inb(2), 0xcc, "timeout");
+    assert_eq!([worker.inb(0), worker.inb(0), worker.inb(0)], *b"abc");
+    assert_eq!(worker.inb(2), 0xc1);
+}
+
+#[test]
+fn a_blocked_sink_stalls_nobody() {
+    let mut worker = start();
+    for _ in 0..150_000 {
+        worker.outb(0, b'x');
+    }
+    let counters = worker.counters().unwrap();
+    assert_eq!(counters.served, 150_000);
+    assert!(counters.dropped > 0, "{counters:?}");
+    let before = Instant::now();
+    worker.control.send_message(&ToWorker::Quit, &[]).unwrap();
+    assert_eq!(worker.ended().unwrap().code(), Some(0));
+    assert!(before.elapsed() < Duration::from_secs(2), "the flush is bounded");
+}
+
+#[test]
+fn a_successor_goes_on_where_the_killed_one_was() {
+    let mut worker = start();
+    worker.outb(3, 0x1b);
+    worker.outb(7, 0xa5);
+    worker.replace().unwrap();
+    assert_eq!((worker.inb(3), worker.inb(7)), (0x1b, 0xa5));
+    probes::linux_autoconfig(&mut worker);
+}
+
+#[test]
+fn lanes_are_served_beside_each_other() {
+    use cellblock_ring::Access;
+    use cellblock_wire::slot::{Op, Space};
+    let mut worker = start();
+    let read = |offset| Access { space: Space::Pio, op: Op::Read, size: 1, region: 0, offset, data: 0 };
+    worker.outb(7, 0x77);
+    worker.post(0, &read(7));
+    worker.post(1, &read(5));
+    assert_eq!(worker.wait(1).unwrap().data, 0x60);
+    assert_eq!(worker.wait(0).unwrap().data, 0x77);
+}
