@@ -141,6 +141,8 @@ impl Image {
     }
 
     fn serve(&mut self, port: u16) {
+        // mov al, 0xff; out 0x21, al; out 0xa1, al: the old controllers get every line too, and would deliver vector 5.
+        self.emit(&[0xb0, 0xff, 0xe6, 0x21, 0xe6, 0xa1]);
         self.store(LOCAL_APIC + 0xf0, 0x1ff); // spurious vector 0xff, enabled
         self.store(IO_APIC, 0x10 + 2 * LINE); // select the line's low half
         self.store(IO_APIC + 0x10, u32::from(LINE_VECTOR)); // edge, fixed, physical, unmasked
