@@ -30,13 +30,13 @@ A configuration file has the same names: kernel = \"vmlinuz\", cpus = 2, memory 
 /// A virtual machine monitor that runs every device model in its own sandboxed process.
 #[derive(Debug, Parser)]
 #[command(name = "cellblock", version, after_help = STATUSES, max_term_width = 110)]
-pub struct Cli {
+pub(crate) struct Cli {
     #[command(subcommand)]
     pub command: Command,
 }
 
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// Boot a guest and stay with it until it ends.
     Run(Box<RunArgs>),
     /// Show the running VMs, or one VM's processes.
@@ -47,7 +47,7 @@ pub enum Command {
 
 #[derive(Debug, Args)]
 #[command(after_help = RUN_EXAMPLES, after_long_help = format!("{RUN_EXAMPLES}\n\n{STATUSES}"))]
-pub struct RunArgs {
+pub(crate) struct RunArgs {
     /// Kernel image: a bzImage, or an ELF with the Linux 64-bit or the PVH entry.
     #[arg(long, value_name = "PATH")]
     kernel: Option<PathBuf>,
@@ -118,7 +118,7 @@ pub struct RunArgs {
 }
 
 #[derive(Debug, Args)]
-pub struct PsArgs {
+pub(crate) struct PsArgs {
     /// One VM's name; without it, all VMs of this user (of all users, for root).
     pub id: Option<String>,
     /// Print JSON.
@@ -127,7 +127,7 @@ pub struct PsArgs {
 }
 
 #[derive(Debug, Args)]
-pub struct DoctorArgs {
+pub(crate) struct DoctorArgs {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
@@ -142,7 +142,7 @@ impl RunArgs {
     ///
     /// # Errors
     /// The file cannot be read, or a value is out of bounds.
-    pub fn vm_config(self) -> Result<VmConfig, ConfigError> {
+    pub(crate) fn vm_config(self) -> Result<VmConfig, ConfigError> {
         let file = self.config.as_deref().map_or(Ok(RawConfig::default()), RawConfig::from_file)?;
         let set = |flag: bool| flag.then_some(true);
         let line = RawConfig {
@@ -178,7 +178,9 @@ mod tests {
 
     #[test]
     fn options_become_a_configuration() {
-        let cli = Cli::try_parse_from(["cellblock", "run", "--kernel", "k", "--memory", "1G", "--cmdline", "-x"]).unwrap();
+        let cli =
+            Cli::try_parse_from(["cellblock", "run", "--kernel", "k", "--memory", "1G", "--cmdline", "-x"])
+                .unwrap();
         let Command::Run(args) = cli.command else { unreachable!() };
         let config = args.vm_config().unwrap();
         assert_eq!((config.memory, config.cmdline.as_deref()), (1 << 30, Some("-x")));

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io;
 
 use cellblock_hypervisor_kvm::{Kvm, probe};
+use cellblock_jail::Layer;
 use cellblock_jail::probe::{Availability, probe as probe_layers};
 use serde::Serialize;
 
@@ -43,7 +44,7 @@ impl Finding {
 }
 
 /// Prints the findings. The status is 0 if a VM starts here with the default sandbox, else 3.
-pub fn doctor(args: &DoctorArgs) -> anyhow::Result<Status> {
+pub(crate) fn doctor(args: &DoctorArgs) -> anyhow::Result<Status> {
     let mut findings = kvm();
     findings.extend(layers());
     findings.extend([futex_waitv(), cpus(), hugepages(), tap()]);
@@ -80,7 +81,12 @@ fn kvm() -> Vec<Finding> {
     let open = File::options().read(true).write(true).open("/dev/kvm");
     let kvm = open.map_err(|error| kvm_missing(&error)).and_then(|file| {
         Kvm::open(file.into()).map_err(|error| {
-            Finding::bad("kvm", State::Broken, error.to_string(), "run a Linux kernel of 5.16 or later with KVM")
+            Finding::bad(
+                "kvm",
+                State::Broken,
+                error.to_string(),
+                "run a Linux kernel of 5.16 or later with KVM",
+            )
         })
     });
     match kvm {
@@ -92,8 +98,12 @@ fn kvm() -> Vec<Finding> {
                 let name = format!("kvm {}", capability.name.to_lowercase().replace('_', "-"));
                 match (capability.present, capability.required) {
                     (true, _) => Finding::good(&name, capability.meaning),
-                    (false, true) => Finding::bad(&name, State::Broken, capability.meaning, "a newer kernel on the host"),
-                    (false, false) => Finding::bad(&name, State::Lacking, capability.meaning, "a newer kernel on the host"),
+                    (false, true) => {
+                        Finding::bad(&name, State::Broken, capability.meaning, "a newer kernel on the host")
+                    }
+                    (false, false) => {
+                        Finding::bad(&name, State::Lacking, capability.meaning, "a newer kernel on the host")
+                    }
                 }
             }));
             findings
@@ -103,8 +113,12 @@ fn kvm() -> Vec<Finding> {
 
 fn kvm_missing(error: &io::Error) -> Finding {
     let mend = match error.kind() {
-        io::ErrorKind::PermissionDenied => "add this user to the group of /dev/kvm: usermod -aG kvm USER, then log in anew",
-        _ => "enable virtualization in the firmware (or nested virtualization in this cloud) and load kvm-intel or kvm-amd",
+        io::ErrorKind::PermissionDenied => {
+            "add this user to the group of /dev/kvm: usermod -aG kvm USER, then log in anew"
+        }
+        _ => {
+            "enable virtualization in the firmware (or nested virtualization in this cloud) and load kvm-intel or kvm-amd"
+        }
     };
     Finding::bad("kvm", State::Broken, format!("/dev/kvm cannot be opened: {error}"), mend)
 }
@@ -114,10 +128,21 @@ fn kernel_code(kvm: &Kvm) -> Finding {
         Ok(speed) => {
             let millions = speed.per_second() as f64 / 1e6;
             if speed.emulated() {
-                let found = format!("emulated, {millions:.1} million instructions a second: {}", cellblock_supervisor::EMULATED);
-                Finding::bad("kernel code", State::Lacking, found, "a host with hardware virtualization (bare metal, or nested)")
+                let found = format!(
+                    "emulated, {millions:.1} million instructions a second: {}",
+                    cellblock_supervisor::EMULATED
+                );
+                Finding::bad(
+                    "kernel code",
+                    State::Lacking,
+                    found,
+                    "a host with hardware virtualization (bare metal, or nested)",
+                )
             } else {
-                Finding::good("kernel code", format!("runs natively, over {millions:.0} million instructions a second"))
+                Finding::good(
+                    "kernel code",
+                    format!("runs natively, over {millions:.0} million instructions a second"),
+                )
             }
         }
         Err(error) => Finding::bad("kernel code", State::Broken, error.to_string(), "see the kernel's log"),
@@ -130,8 +155,11 @@ fn layers() -> Vec<Finding> {
         .map(|(layer, availability)| {
             let name = format!("layer {layer}");
             match availability {
-                Availability::Available { detail } => Finding::good(&name, detail),
-                Availability::Absent { why, mend } => Finding::bad(&name, State::Lacking, why, mend),
+                Availability::Available { note } => Finding::good(&name, note),
+                // Used where the host and the user's rights allow it; no VM is refused for want of them.
+                Availability::Missing { why, mend } if matches!(layer, Layer::Cgroup | Layer::Uid) => {
+                    Finding::bad(&name, State::Lacking, why, mend)
+                }
                 Availability::Missing { why, mend } => {
                     let mend = format!("{mend}; or run with --without-layer {layer}");
                     Finding::bad(&name, State::Broken, why, mend)
@@ -153,7 +181,12 @@ fn futex_waitv() -> Finding {
 fn cpus() -> Finding {
     let count = std::thread::available_parallelism().map_or(1, |count| count.get());
     match count {
-        1 => Finding::bad("cpus", State::Lacking, "1 CPU: waiting never spins, each device access switches context", ""),
+        1 => Finding::bad(
+            "cpus",
+            State::Lacking,
+            "1 CPU: waiting never spins, each device access switches context",
+            "",
+        ),
         count => Finding::good("cpus", format!("{count} CPUs for this process")),
     }
 }
@@ -161,7 +194,8 @@ fn cpus() -> Finding {
 fn hugepages() -> Finding {
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let field = |name: &str| -> u64 {
-        let found = text.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next()?.parse().ok());
+        let found =
+            text.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next()?.parse().ok());
         found.unwrap_or(0)
     };
     let (free, size) = (field("HugePages_Free:"), field("Hugepagesize:"));
@@ -176,7 +210,8 @@ fn tap() -> Finding {
     match File::options().read(true).write(true).open("/dev/net/tun") {
         Ok(_) => Finding::good("tap", "/dev/net/tun can be opened (for the network devices to come)"),
         Err(error) => {
-            let found = format!("/dev/net/tun cannot be opened: {error} (needed by the network devices to come)");
+            let found =
+                format!("/dev/net/tun cannot be opened: {error} (needed by the network devices to come)");
             Finding::bad("tap", State::Lacking, found, "modprobe tun, and let this user open it")
         }
     }

@@ -11,10 +11,11 @@ use std::time::Duration;
 use cellblock_arch::AcpiConfig;
 use cellblock_channel::socket::{self, Control};
 use cellblock_config::{BootProtocol, SerialSink, VmConfig};
+use cellblock_jail::cgroup::{CgroupError, Hierarchy, VmGroup};
 use cellblock_jail::spawner::Ids;
 use cellblock_jail::supervisor::Confinement;
 use cellblock_jail::uids::UidRange;
-use cellblock_jail::{Layer, LayerSet, Limits, Refusal, loader as jail_loader, process};
+use cellblock_jail::{Layer, LayerSet, Refusal, loader as jail_loader, process};
 use cellblock_loader::{LoadRequest, Loaded, Protocol};
 use cellblock_memory::GuestRam;
 use cellblock_spawner::{Entry, Manifest};
@@ -29,7 +30,7 @@ use crate::front::relay::{Process, SerialPipes};
 const DEFAULT_CMDLINE: &str = "console=ttyS0 reboot=k panic=-1";
 
 /// A VM's processes, seen from the front.
-pub struct Launched {
+pub(crate) struct Launched {
     pub link: Control,
     pub supervisor: Process,
     pub spawner: Process,
@@ -38,6 +39,8 @@ pub struct Launched {
     pub pipes: SerialPipes,
     /// Holds the uid range until all processes are gone.
     pub uids: Option<UidRange>,
+    /// Removed, with the workers' groups, on drop.
+    pub cgroup: Option<VmGroup>,
 }
 
 /// Everything with a path, opened.
@@ -59,20 +62,26 @@ struct WorkerFiles {
 ///
 /// # Errors
 /// What was refused, in a sentence.
-pub fn launch(config: &VmConfig, layers: LayerSet) -> Result<Launched, String> {
+pub(crate) fn launch(config: &VmConfig, layers: LayerSet) -> Result<Launched, String> {
     let privileged = rustix::process::geteuid().is_root();
     layers.check(privileged).map_err(|error| error.to_string())?;
     let (serial, pipes) = serial_pipes(&config.serial)?;
     let devices = board::devices(serial);
     let opened = open(config, &devices)?;
     let ram = GuestRam::create(config.memory, config.hugepages).map_err(|error| error.to_string())?;
-    let uids = if privileged && layers.has(Layer::Uid) { Some(UidRange::take().map_err(|e| e.to_string())?) } else { None };
+    let uids = if privileged && layers.has(Layer::Uid) {
+        Some(UidRange::take().map_err(|e| e.to_string())?)
+    } else {
+        None
+    };
     let ids = uids.as_ref().map_or(Ids::Own, |range| Ids::Root { base: range.base, count: range.count });
-    let confinement = Confinement { layers, privileged, id: ids.supervisor(layers), refusal: Refusal::KillProcess };
+    let confinement = Confinement { layers, privileged, id: ids.supervisor(layers), refusal: Refusal::Kill };
 
-    let manifest = manifest(config, opened.workers, layers, ids, privileged);
-    let spawner = cellblock_spawner::start(manifest).map_err(|error| format!("the spawner cannot be started: {error}"))?;
-    let channel = |what: &str| socket::pair().map_err(|error| format!("a socket for {what} cannot be made: {error}"));
+    let cgroup = cgroup(config, layers)?;
+    let manifest = manifest(opened.workers, &confinement, ids, uids.as_ref(), cgroup.as_ref())?;
+    let spawner = cellblock_spawner::start(manifest).map_err(|error| error.to_string())?;
+    let channel =
+        |what: &str| socket::pair().map_err(|error| format!("a socket for {what} cannot be made: {error}"));
     let (loader_ear, loader_mouth) = channel("the loader")?;
     let (link, supervisor_link) = channel("the supervisor")?;
 
@@ -104,7 +113,7 @@ pub fn launch(config: &VmConfig, layers: LayerSet) -> Result<Launched, String> {
     };
     let supervisor = fork_supervisor(plan, opened.null.as_fd(), uids.as_ref())?;
     let spawner = Process { pidfd: spawner.pidfd, pid: spawner.pid };
-    Ok(Launched { link, supervisor, spawner, loader, pipes, uids })
+    Ok(Launched { link, supervisor, spawner, loader, pipes, uids, cgroup })
 }
 
 /// The two pipes of the serial worker, and the front's ends of them.
@@ -145,7 +154,10 @@ fn open(config: &VmConfig, devices: &[DevicePlan]) -> Result<Opened, String> {
     let null = Path::new("/dev/null");
     let null = File::options().read(true).write(true).open(null).map_err(named("the null device", null))?;
     let directory = worker_directory(config)?;
-    let workers = devices.iter().map(|device| open_worker(&directory, device.config.kind())).collect::<Result<_, _>>()?;
+    let workers = devices
+        .iter()
+        .map(|device| open_worker(&directory, device.config.kind()))
+        .collect::<Result<_, _>>()?;
     Ok(Opened { kvm: kvm.into(), kernel, initrd, null, workers })
 }
 
@@ -169,20 +181,53 @@ fn worker_directory(config: &VmConfig) -> Result<PathBuf, String> {
     if let Some(directory) = &config.worker_dir {
         return Ok(directory.clone());
     }
-    let program = std::env::current_exe().map_err(|error| format!("this program's own path is unknown: {error}"))?;
+    let program =
+        std::env::current_exe().map_err(|error| format!("this program's own path is unknown: {error}"))?;
     let prefix = program.parent().and_then(Path::parent).unwrap_or(Path::new("/"));
     Ok(prefix.join("libexec/cellblock"))
 }
 
-fn manifest(config: &VmConfig, workers: Vec<WorkerFiles>, layers: LayerSet, ids: Ids, privileged: bool) -> Manifest {
-    let entry = |files: WorkerFiles| Entry {
-        name: files.kind.name().into(),
-        binary: files.binary.into(),
-        start_filter: files.start_filter,
-        limits: Limits::of_worker(),
-        cgroup: None,
+/// The VM's cgroup, where the host delegates one; it is removed on drop.
+fn cgroup(config: &VmConfig, layers: LayerSet) -> Result<Option<VmGroup>, String> {
+    if !layers.has(Layer::Cgroup) {
+        return Ok(None);
+    }
+    match Hierarchy::find() {
+        Ok(hierarchy) => {
+            hierarchy.vm(config.id.as_str()).map(Some).map_err(|error| format!("layer cgroup: {error}"))
+        }
+        Err(CgroupError::Absent(_)) => Ok(None),
+        Err(error) => Err(format!("layer cgroup: {error}")),
+    }
+}
+
+fn manifest(
+    workers: Vec<WorkerFiles>,
+    how: &Confinement,
+    ids: Ids,
+    uids: Option<&UidRange>,
+    cgroup: Option<&VmGroup>,
+) -> Result<Manifest, String> {
+    let entry = |files: WorkerFiles| -> Result<Entry, String> {
+        let name = files.kind.name();
+        let cgroup = cgroup.map(|vm| vm.worker(name, &board::group_limits(files.kind))).transpose();
+        Ok(Entry {
+            name: name.into(),
+            binary: files.binary.into(),
+            start_filter: files.start_filter,
+            limits: board::limits(files.kind),
+            cgroup: cgroup.map_err(|error| format!("layer cgroup: {error}"))?,
+        })
     };
-    Manifest { id: config.id.as_str().into(), workers: workers.into_iter().map(entry).collect(), layers, ids, privileged }
+    let lock = uids.map(|range| range.lock.try_clone()).transpose();
+    let lock = lock.map_err(|error| format!("the uid range's lock cannot be shared: {error}"))?;
+    Ok(Manifest {
+        workers: workers.into_iter().map(entry).collect::<Result<_, _>>()?,
+        layers: how.layers,
+        ids,
+        lock: lock.map(OwnedFd::from),
+        refusal: how.refusal,
+    })
 }
 
 /// What the loader is to load.
@@ -217,7 +262,8 @@ fn load_in_jail(load: &mut Load<'_>, how: &Confinement) -> Result<Loaded, String
         .map_err(|error| format!("no random seed for the guest: {error}"))?;
     let mut kept = vec![load.kernel.as_fd(), load.mouth.as_fd()];
     kept.extend(load.initrd.as_ref().map(AsFd::as_fd));
-    jail_loader::confine(how, &kept).map_err(|error| format!("the loader's sandbox cannot be closed: {error}"))?;
+    jail_loader::confine(how, &kept)
+        .map_err(|error| format!("the loader's sandbox cannot be closed: {error}"))?;
     let request = LoadRequest {
         kernel: &mut load.kernel,
         initrd: load.initrd.as_mut(),
@@ -230,7 +276,8 @@ fn load_in_jail(load: &mut Load<'_>, how: &Confinement) -> Result<Loaded, String
 }
 
 fn fork_supervisor(plan: Plan, null: BorrowedFd<'_>, uids: Option<&UidRange>) -> Result<Process, String> {
-    let fixed = [plan.link.as_fd(), plan.spawner.as_fd(), plan.loader.as_fd(), plan.kvm.as_fd(), plan.ram.fd()];
+    let fixed =
+        [plan.link.as_fd(), plan.spawner.as_fd(), plan.loader.as_fd(), plan.kvm.as_fd(), plan.ram.fd()];
     let resources = plan.devices.iter().flat_map(|device| device.resources.iter().map(|(_, fd)| fd.as_fd()));
     // The lock file, so that the range stays taken while any process of it lives.
     let lock = uids.map(|range| range.lock.as_fd());

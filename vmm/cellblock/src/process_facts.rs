@@ -6,7 +6,7 @@ use serde::Serialize;
 
 /// Facts from `/proc/<pid>`; what this user may not read is absent.
 #[derive(Debug, Clone, Default, Serialize)]
-pub struct Facts {
+pub(crate) struct Facts {
     /// The effective uid, as this process sees it.
     pub uid: Option<u32>,
     /// Proportional set size without guest memory where it may be read, else the resident set size, in KiB.
@@ -20,7 +20,7 @@ const NAMESPACES: [(&str, &str); 6] =
 
 impl Facts {
     /// The facts about `pid`.
-    pub fn of(pid: i32) -> Self {
+    pub(crate) fn of(pid: i32) -> Self {
         let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else { return Facts::default() };
         let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(":\t"));
         let hex = |name| field(name).and_then(|text| u64::from_str_radix(text.trim(), 16).ok());

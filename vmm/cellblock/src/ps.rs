@@ -40,7 +40,7 @@ struct Vm {
 ///
 /// # Errors
 /// The VM does not exist or does not answer.
-pub fn ps(args: &PsArgs) -> anyhow::Result<()> {
+pub(crate) fn ps(args: &PsArgs) -> anyhow::Result<()> {
     let uid = rustix::process::geteuid().as_raw();
     let all = names().context("/proc/net/unix cannot be read")?;
     let mine = all.into_iter().filter(|(owner, _)| uid == 0 || *owner == uid);
@@ -83,7 +83,12 @@ fn ask(uid: u32, id: &str) -> Option<Vm> {
     let mut text = String::new();
     stream.take(64 << 10).read_to_string(&mut text).ok()?;
     let report: Report = serde_json::from_str(&text).ok()?;
-    Some(Vm { id: report.id.clone(), uid, vcpu_exits: report.status.vcpu_exits.clone(), processes: rows(&report) })
+    Some(Vm {
+        id: report.id.clone(),
+        uid,
+        vcpu_exits: report.status.vcpu_exits.clone(),
+        processes: rows(&report),
+    })
 }
 
 fn rows(report: &Report) -> Vec<Row> {

@@ -13,7 +13,7 @@ use crate::launch::{self, Launched};
 use crate::status::{Status, of_end};
 
 /// Runs the VM; prints how it ended.
-pub fn run(args: RunArgs) -> Status {
+pub(crate) fn run(args: RunArgs) -> Status {
     let verbose = args.verbose;
     let (status, line) = match prepare(args) {
         Err((status, line)) => (status, line),
@@ -41,19 +41,25 @@ fn live(config: &VmConfig, layers: LayerSet, verbose: u8) -> Result<Refusal, Ref
     let signals = Signals::take().map_err(|error| refused(format!("signals cannot be queued: {error}")))?;
     let id = config.id.as_str();
     let mut control = ControlSocket::bind(id).map_err(|error| match error.kind() {
-        std::io::ErrorKind::AddrInUse => refused(format!("a VM named {id:?} runs already; choose another --id")),
+        std::io::ErrorKind::AddrInUse => {
+            refused(format!("a VM named {id:?} runs already; choose another --id"))
+        }
         _ => refused(format!("the control socket of VM {id:?} cannot be made: {error}")),
     })?;
     let mut sink = Sink::open(&config.serial).map_err(refused)?;
     if sink.is_terminal() {
-        eprintln!("cellblock: the keys are the guest's; Ctrl-A x ends the VM, Ctrl-A p presses its power button");
+        eprintln!(
+            "cellblock: the keys are the guest's; Ctrl-A x ends the VM, Ctrl-A p presses its power button"
+        );
     }
     loop {
-        let Launched { link, supervisor, spawner, pipes, .. } = launch::launch(config, layers).map_err(refused)?;
+        let Launched { link, supervisor, spawner, loader, pipes, uids, cgroup } =
+            launch::launch(config, layers).map_err(refused)?;
         let relay = Relay {
             link,
             supervisor,
             spawner,
+            loader: loader.pid,
             pipes,
             sink: &mut sink,
             signals: &signals,
@@ -62,14 +68,19 @@ fn live(config: &VmConfig, layers: LayerSet, verbose: u8) -> Result<Refusal, Ref
             verbose,
             id,
         };
-        let end = relay.run().map_err(|error| (Status::Failure, format!("the front's loop failed: {error}")))?;
+        let end =
+            relay.run().map_err(|error| (Status::Failure, format!("the front's loop failed: {error}")))?;
+        drop((uids, cgroup));
         if end == End::Reset && config.on_reboot == OnReboot::Restart {
             eprintln!("cellblock: guest rebooted; starting it anew");
             continue;
         }
         sink.restore_terminal();
         if sink.dropped() > 0 {
-            eprintln!("cellblock: {} bytes of serial output were dropped at the file's limit", sink.dropped());
+            eprintln!(
+                "cellblock: {} bytes of serial output were dropped at the file's limit",
+                sink.dropped()
+            );
         }
         return Ok(of_end(&end));
     }

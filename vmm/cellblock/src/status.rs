@@ -31,7 +31,7 @@ impl From<Status> for std::process::ExitCode {
 }
 
 /// The status and the line for `end`.
-pub fn of_end(end: &End) -> (Status, String) {
+pub(crate) fn of_end(end: &End) -> (Status, String) {
     match end {
         End::PowerOff => (Status::Success, "guest powered off".into()),
         End::Reset => (Status::Success, "guest rebooted".into()),

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)] // fork: sound because the caller is checked to be single-threaded.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use crate::loader::close_others;
 use crate::sys::{self, Side};
@@ -16,12 +16,12 @@ pub struct Child {
     pub pidfd: OwnedFd,
 }
 
-/// Forks a child that has only `kept` open, and `null` (of `/dev/null`) as its standard streams, runs `body` and exits with
-/// its result. What the parent owned besides `kept` is closed and must not be used by `body`.
+/// Forks a child that has only the descriptors numbered `kept` open, and `null` (of `/dev/null`) as its standard streams,
+/// runs `body` and exits with its result. `body` must own or borrow nothing else that is open: it is closed.
 ///
 /// # Errors
 /// This process has more than one thread, or the kernel refuses.
-pub fn fork(null: BorrowedFd<'_>, kept: &[BorrowedFd<'_>], body: impl FnOnce() -> i32) -> io::Result<Child> {
+pub fn fork(null: BorrowedFd<'_>, kept: &[RawFd], body: impl FnOnce() -> i32) -> io::Result<Child> {
     if std::fs::read_dir("/proc/self/task")?.count() != 1 {
         return Err(io::Error::other("only a single-threaded process may fork a VM's processes"));
     }
@@ -31,9 +31,9 @@ pub fn fork(null: BorrowedFd<'_>, kept: &[BorrowedFd<'_>], body: impl FnOnce() -
         Side::Child => {
             // Nothing that is opened later may take a standard stream's number: a panic's text would go there.
             let streams = (0..3).try_for_each(|number| sys::place(null.as_raw_fd(), number, false));
-            // SAFETY: the three were placed just now, or the error ends the child below.
-            let standard = [0, 1, 2].map(|number| unsafe { BorrowedFd::borrow_raw(number) });
-            let all: Vec<BorrowedFd<'_>> = standard.into_iter().chain(kept.iter().copied()).collect();
+            let numbers = [0, 1, 2].into_iter().chain(kept.iter().copied());
+            // SAFETY: they are open: the three were placed just now (or the error ends the child), the caller owns the rest.
+            let all: Vec<BorrowedFd<'_>> = numbers.map(|number| unsafe { BorrowedFd::borrow_raw(number) }).collect();
             let closed = streams.and_then(|()| close_others(&all));
             sys::exit_now(if closed.is_ok() { body() } else { 1 })
         }

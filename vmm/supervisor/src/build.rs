@@ -16,7 +16,7 @@ use cellblock_hypervisor::UnboundVcpu as _;
 use cellblock_hypervisor_kvm::{Kvm, KvmVm, UnboundKvmVcpu, probe};
 use cellblock_jail::supervisor::{self as jail, Confinement};
 use cellblock_loader::Loaded;
-use cellblock_spawner::client;
+use cellblock_spawner::client::Client;
 use crossbeam_channel::{Sender, bounded};
 
 use crate::error::BuildError;
@@ -35,7 +35,7 @@ const VCPU_STACK: usize = 128 << 10;
 pub(crate) fn build(plan: Plan) -> Result<Machine, BuildError> {
     let spin = if single_cpu() { Duration::ZERO } else { plan.spin };
     let (bus, mut workers) = lay_out(plan.devices, plan.cpus)?;
-    let spawner = client::Client::new(plan.spawner);
+    let spawner = Client::new(plan.spawner);
     let interrupts = start_workers(&spawner, &mut workers, spin)?;
     let workers: Vec<Worker> = workers.into_iter().map(|(worker, _)| worker).collect();
 
@@ -60,7 +60,9 @@ pub(crate) fn build(plan: Plan) -> Result<Machine, BuildError> {
     poller.watch(&spawner, Token::Spawner).map_err(system("the spawner's socket cannot be watched"))?;
     poller.watch(&bell, Token::Mailbox).map_err(system("the vCPUs' reports cannot be watched"))?;
     for (index, worker) in workers.iter().enumerate() {
-        poller.watch(worker.control(), Token::Control(index)).map_err(system("a worker's socket cannot be watched"))?;
+        poller
+            .watch(worker.control(), Token::Control(index))
+            .map_err(system("a worker's socket cannot be watched"))?;
     }
 
     let (reporter, reports) = bounded(plan.cpus as usize);
@@ -95,7 +97,7 @@ fn lay_out(devices: Vec<DevicePlan>, lanes: u32) -> Result<(Bus, Unborn), BuildE
 
 /// Asks for every worker's process and grants it everything; returns the interrupts to be connected.
 fn start_workers(
-    spawner: &client::Client,
+    spawner: &Client,
     workers: &mut Unborn,
     spin: Duration,
 ) -> Result<Vec<(std::os::fd::OwnedFd, u32)>, BuildError> {
@@ -106,13 +108,18 @@ fn start_workers(
         let theirs = worker.grant(unstarted, spin)?;
         let device = worker.kind();
         spawner
-            .start(index as u16, theirs.as_fd())
+            .start(index as u32, theirs.as_fd())
             .map_err(|error| BuildError::Start { device, reason: error.to_string() })?;
     }
     Ok(interrupts)
 }
 
-fn create_vcpus(kvm: &Kvm, vm: &KvmVm, cpus: u32, notes: &mut Vec<String>) -> Result<Vec<UnboundKvmVcpu>, BuildError> {
+fn create_vcpus(
+    kvm: &Kvm,
+    vm: &KvmVm,
+    cpus: u32,
+    notes: &mut Vec<String>,
+) -> Result<Vec<UnboundKvmVcpu>, BuildError> {
     let supported = kvm.supported_cpuid()?;
     (0..cpus)
         .map(|id| {
@@ -121,7 +128,9 @@ fn create_vcpus(kvm: &Kvm, vm: &KvmVm, cpus: u32, notes: &mut Vec<String>) -> Re
             setup.set_cpuid(&cpuid::for_vcpu(&supported, id, cpus))?;
             let refused = setup.set_msrs(&msrs::at_reset())?;
             if id == 0 && !refused.is_empty() {
-                notes.push(format!("this host's KVM refuses to set the MSRs {refused:#x?}; the guest runs without"));
+                notes.push(format!(
+                    "this host's KVM refuses to set the MSRs {refused:#x?}; the guest runs without"
+                ));
             }
             setup.set_lapic_pins()?;
             Ok(vcpu)
@@ -176,7 +185,8 @@ fn start_vcpu(
     let (commands, mailbox) = bounded(1);
     let (wait_kick, kicks) = cellblock_channel::kick();
     let exits = Arc::default();
-    let handle = VcpuHandle { commands, entry_kick: vcpu.kick_handle(), wait_kick, exits: Arc::clone(&exits) };
+    let handle =
+        VcpuHandle { commands, entry_kick: vcpu.kick_handle(), wait_kick, exits: Arc::clone(&exits) };
     let name = format!("vcpu{}", mouth.id);
     let run = move || match vcpu.bind() {
         Err(error) => mouth.report(Ended::Internal(error.to_string())),

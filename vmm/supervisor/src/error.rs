@@ -10,7 +10,8 @@ use cellblock_wire::device::DeviceKind;
 use thiserror::Error;
 
 /// What it means that a host emulates guest kernel code.
-pub const EMULATED: &str = "this host emulates guest kernel code instead of running it, so a Linux kernel would not boot";
+pub const EMULATED: &str =
+    "this host emulates guest kernel code instead of running it, so a Linux kernel would not boot";
 
 /// A step of building a VM that failed.
 #[derive(Debug, Error)]

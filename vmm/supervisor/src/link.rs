@@ -174,7 +174,13 @@ mod tests {
             state: DeviceState::Serving,
             generation: u32::MAX,
             exits: u64::MAX,
-            counters: Counters { served: u64::MAX, host_in: u64::MAX, host_out: u64::MAX, dropped: u64::MAX, interrupts: u64::MAX },
+            counters: Counters {
+                served: u64::MAX,
+                host_in: u64::MAX,
+                host_out: u64::MAX,
+                dropped: u64::MAX,
+                interrupts: u64::MAX,
+            },
         };
         let event = Event::Status(Status { devices: vec![device; 24], vcpu_exits: vec![u64::MAX; 32] });
         assert_eq!(decode::<Event>(&encode(&event).unwrap()).unwrap(), event);

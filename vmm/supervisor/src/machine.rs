@@ -3,6 +3,7 @@
 //! States: *starting* (vCPUs may run already; each waits only for the worker that it needs), *running* (all workers
 //! serve), *ending* (vCPUs stop, workers flush and go). It ends once, for the first reason that comes.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -11,7 +12,8 @@ use cellblock_channel::Kick;
 use cellblock_channel::doorbell::Bell;
 use cellblock_channel::socket::{Control, SocketError};
 use cellblock_hypervisor::KickHandle;
-use cellblock_spawner::client::{self, Spawned};
+use cellblock_spawner::client::Client;
+use cellblock_spawner::protocol::Event as SpawnerEvent;
 use cellblock_wire::control::{LogLevel, ToWorker};
 use cellblock_wire::device::DeviceKind;
 use crossbeam_channel::{Receiver, Sender};
@@ -48,7 +50,7 @@ pub(crate) struct Report {
 /// The machine, built.
 pub(crate) struct Machine {
     pub link: Control,
-    pub spawner: client::Client,
+    pub spawner: Client,
     pub workers: Vec<Worker>,
     pub vcpus: Vec<VcpuHandle>,
     pub reports: Receiver<Report>,
@@ -97,7 +99,9 @@ impl Machine {
                     }
                     Some(late) if serve_by.is_some_and(|at| at <= now) => {
                         let seconds = START_PATIENCE.as_secs();
-                        return Ok(self.device_end(late, format!("its worker did not serve within {seconds} s")));
+                        return Ok(
+                            self.device_end(late, format!("its worker did not serve within {seconds} s"))
+                        );
                     }
                     Some(_) => {}
                 }
@@ -106,7 +110,9 @@ impl Machine {
     }
 
     fn wait(&self, deadline: Option<Instant>) -> Result<Vec<Token>, BuildError> {
-        self.poller.wait(deadline).map_err(|source| BuildError::System { what: "the supervisor's loop", source })
+        self.poller
+            .wait(deadline)
+            .map_err(|source| BuildError::System { what: "the supervisor's loop", source })
     }
 
     fn take(&mut self, token: Token, death: &mut Option<Death>) -> Option<End> {
@@ -156,36 +162,53 @@ impl Machine {
 
     fn take_spawner_message(&mut self, death: &mut Option<Death>) -> Option<End> {
         loop {
-            match self.spawner.receive() {
+            let (event, pidfd) = match self.spawner.next() {
                 Ok(None) => return None,
-                Ok(Some(Spawned::Started { worker, host_pid, pidfd })) => {
-                    let index = usize::from(worker);
-                    let Some(started) = self.workers.get_mut(index) else { continue };
-                    if let Err(error) = self.poller.watch(&pidfd, Token::Death(index)) {
-                        return Some(self.device_end(index, format!("its process cannot be watched: {error}")));
-                    }
-                    started.started(host_pid, pidfd);
-                }
-                Ok(Some(Spawned::Failed { worker, reason })) => {
-                    let index = usize::from(worker);
-                    let device = self.workers.get(index).map(Worker::kind)?;
-                    let reason = cut(format!("the worker of device {device} cannot be started: {reason}"));
-                    return Some(End::Refused { reason });
-                }
-                Ok(Some(Spawned::Ended { worker, cause })) => {
-                    let index = usize::from(worker);
-                    if death.is_none() {
-                        self.note_death(index, death);
-                    }
-                    let news = self.last_words(index);
-                    return Some(self.device_end(index, format!("its worker process {cause}{news}")));
-                }
+                Ok(Some(event)) => event,
                 Err(error) => {
                     let reason = cut(format!("the spawner is gone, and every worker with it: {error}"));
                     return Some(End::Refused { reason });
                 }
+            };
+            let end = match event {
+                SpawnerEvent::Started { worker, host_pid } => self.started(worker as usize, host_pid, pidfd),
+                SpawnerEvent::Failed { worker, error } => {
+                    Some(self.refused(worker as usize, &error.to_string()))
+                }
+                SpawnerEvent::Refused { worker, reason } => {
+                    Some(self.refused(worker as usize, &reason.to_string()))
+                }
+                SpawnerEvent::Unable(error) => Some(End::Refused {
+                    reason: cut(format!("the spawner's sandbox cannot be closed: {error}")),
+                }),
+                SpawnerEvent::Ended { worker, cause } => {
+                    let index = worker as usize;
+                    self.note_death(index, death);
+                    let words = self.last_words(index);
+                    Some(self.device_end(index, format!("its worker process {cause}{words}")))
+                }
+                _ => None,
+            };
+            if end.is_some() {
+                return end;
             }
         }
+    }
+
+    fn started(&mut self, index: usize, pid: i32, pidfd: Option<OwnedFd>) -> Option<End> {
+        let (Some(worker), Some(pidfd)) = (self.workers.get_mut(index), pidfd) else {
+            return Some(self.refused(index, "the spawner sent no descriptor for its process"));
+        };
+        if let Err(error) = self.poller.watch(&pidfd, Token::Death(index)) {
+            return Some(self.refused(index, &format!("its process cannot be watched: {error}")));
+        }
+        worker.started(pid, pidfd);
+        None
+    }
+
+    fn refused(&self, index: usize, reason: &str) -> End {
+        let device = self.workers.get(index).map_or("?", |worker| worker.kind().name());
+        End::Refused { reason: cut(format!("the worker of device {device} cannot be started: {reason}")) }
     }
 
     /// A reason that a worker gave before its end.
@@ -253,7 +276,11 @@ impl Machine {
         }
         self.workers.iter().for_each(|worker| worker.tell(&ToWorker::Quit));
         let stop_by = Instant::now() + STOP_PATIENCE;
-        while self.workers.iter().any(|worker| worker.state() != DeviceState::Gone && worker.pidfd().is_some()) {
+        while self
+            .workers
+            .iter()
+            .any(|worker| worker.state() != DeviceState::Gone && worker.pidfd().is_some())
+        {
             if Instant::now() >= stop_by {
                 break;
             }

@@ -15,7 +15,7 @@ pub struct Plan {
     /// To the front: [`crate::link`].
     pub link: Control,
     /// To the spawner.
-    pub spawner: OwnedFd,
+    pub spawner: Control,
     /// From the loader process: one message, what it loaded.
     pub loader: Control,
     /// `/dev/kvm`, read-write.

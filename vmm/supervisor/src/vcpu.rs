@@ -90,7 +90,8 @@ impl<V: Vcpu> VcpuActor<V> {
     fn access(&mut self, space: Space, addr: u64, write: bool, mut data: ExitData) -> Result<VmEntry, Ended> {
         let size = data.len();
         let hit = self.bus.find(space, addr, size).filter(|_| matches!(size, 1 | 2 | 4 | 8));
-        let Some((hit, proxy)) = hit.and_then(|hit| Some((hit, self.proxies.get_mut(hit.target.device)?))) else {
+        let Some((hit, proxy)) = hit.and_then(|hit| Some((hit, self.proxies.get_mut(hit.target.device)?)))
+        else {
             return Ok(unclaimed(write, data));
         };
         let op = if write { Op::Write } else { Op::Read };

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use cellblock_channel::Requester;
 use cellblock_channel::doorbell::{self, Bell, Ringer};
 use cellblock_channel::memory::{self, ReadOnly, Sealed, Writable};
 use cellblock_channel::socket::{self, Control, SocketError};
-use cellblock_channel::Requester;
 use cellblock_ring::layout;
 use cellblock_ring::state_page::Shape;
 use cellblock_wire::Version;
@@ -82,8 +82,8 @@ impl Worker {
         let name = kind.name();
         let requests = memory::create_requests(name, memory::bytes(layout::request_words(lanes)))
             .map_err(failed_memory("requests"))?;
-        let replies =
-            memory::create_replies(name, memory::bytes(layout::reply_words(lanes))).map_err(failed_memory("replies"))?;
+        let replies = memory::create_replies(name, memory::bytes(layout::reply_words(lanes)))
+            .map_err(failed_memory("replies"))?;
         let shape = Shape::new(lanes, kind.state_bytes());
         let state_page =
             memory::create_state(name, memory::bytes(shape.words())).map_err(failed_memory("state page"))?;
@@ -127,8 +127,9 @@ impl Worker {
 
     /// The way of vCPU `lane` to this worker.
     pub(crate) fn proxy(&self, lane: u32, spin: Duration) -> Result<Proxy, BuildError> {
-        let requester = Requester::new(self.requests.map.clone(), self.replies.map.clone(), lane, self.generation)
-            .map_err(|error| BuildError::Ring { device: self.kind(), source: error })?;
+        let requester =
+            Requester::new(self.requests.map.clone(), self.replies.map.clone(), lane, self.generation)
+                .map_err(|error| BuildError::Ring { device: self.kind(), source: error })?;
         let served = Arc::clone(&self.served[lane as usize]);
         Ok(Proxy::new(requester, Arc::clone(&self.ringer), served, spin, self.deadline))
     }
@@ -147,7 +148,8 @@ impl Worker {
         });
         let fixed: [BorrowedFd<'_>; FIXED_DESCRIPTORS] =
             [self.requests.fd.as_fd(), self.replies.fd.as_fd(), self.state_page.fd.as_fd(), bell.as_fd()];
-        let descriptors: Vec<BorrowedFd<'_>> = fixed.into_iter().chain(granted.iter().map(AsFd::as_fd)).collect();
+        let descriptors: Vec<BorrowedFd<'_>> =
+            fixed.into_iter().chain(granted.iter().map(AsFd::as_fd)).collect();
         self.control
             .send_message(&message, &descriptors)
             .map_err(|source| BuildError::Grant { device: self.kind(), reason: source.to_string() })?;
@@ -216,7 +218,9 @@ impl Worker {
                 self.state = DeviceState::Serving;
                 Ok(Some(News::Ready))
             }
-            (FromWorker::Refused { reason }, DeviceState::Starting) => Err(format!("it refused its start: {reason}")),
+            (FromWorker::Refused { reason }, DeviceState::Starting) => {
+                Err(format!("it refused its start: {reason}"))
+            }
             (FromWorker::Log { level, text }, _) => {
                 self.log_lines = self.log_lines.saturating_add(1);
                 Ok((self.log_lines <= MAX_LOG_LINES).then_some(News::Log(level, text)))

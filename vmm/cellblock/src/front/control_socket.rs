@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_millis(200);
 
 /// What a VM says of itself, as JSON.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Report {
+pub(crate) struct Report {
     /// The VM's name.
     pub id: String,
     /// The front process: `cellblock run`.
@@ -35,18 +35,18 @@ pub struct Report {
 }
 
 /// The abstract name's prefix for all VMs of all users.
-pub const PREFIX: &str = "cellblock/";
+pub(crate) const PREFIX: &str = "cellblock/";
 
 /// The socket's address for VM `id` of user `uid`.
 ///
 /// # Errors
 /// The name is too long.
-pub fn address(uid: u32, id: &str) -> io::Result<SocketAddr> {
+pub(crate) fn address(uid: u32, id: &str) -> io::Result<SocketAddr> {
     SocketAddr::from_abstract_name(format!("{PREFIX}{uid}/{id}"))
 }
 
 /// The server's end.
-pub struct ControlSocket {
+pub(crate) struct ControlSocket {
     listener: UnixListener,
     uid: u32,
     waiting: Vec<UnixStream>,
@@ -57,7 +57,7 @@ impl ControlSocket {
     ///
     /// # Errors
     /// A VM of this name runs already, or the socket cannot be made.
-    pub fn bind(id: &str) -> io::Result<Self> {
+    pub(crate) fn bind(id: &str) -> io::Result<Self> {
         let uid = rustix::process::geteuid().as_raw();
         let listener = UnixListener::bind_addr(&address(uid, id)?)?;
         listener.set_nonblocking(true)?;
@@ -65,7 +65,7 @@ impl ControlSocket {
     }
 
     /// Takes one request.
-    pub fn accept(&mut self) {
+    pub(crate) fn accept(&mut self) {
         let Ok((stream, _)) = self.listener.accept() else { return };
         let peer = rustix::net::sockopt::socket_peercred(&stream).map(|peer| peer.uid.as_raw());
         if !peer.is_ok_and(|uid| uid == 0 || uid == self.uid) || self.waiting.len() >= MAX_WAITING {
@@ -77,13 +77,14 @@ impl ControlSocket {
     }
 
     /// Whether somebody waits for an answer.
-    pub fn waiting(&self) -> bool {
+    pub(crate) fn waiting(&self) -> bool {
         !self.waiting.is_empty()
     }
 
     /// Answers everybody who waits.
-    pub fn answer(&mut self, id: &str, supervisor: i32, spawner: i32, status: &Status) {
-        let report = Report { id: id.into(), front: std::process::id(), supervisor, spawner, status: status.clone() };
+    pub(crate) fn answer(&mut self, id: &str, supervisor: i32, spawner: i32, status: &Status) {
+        let report =
+            Report { id: id.into(), front: std::process::id(), supervisor, spawner, status: status.clone() };
         let Ok(text) = serde_json::to_vec(&report) else { return self.refuse() };
         for mut stream in self.waiting.drain(..) {
             // A client that does not read loses its answer, nothing else.
@@ -92,7 +93,7 @@ impl ControlSocket {
     }
 
     /// Closes everybody who waits.
-    pub fn refuse(&mut self) {
+    pub(crate) fn refuse(&mut self) {
         self.waiting.clear();
     }
 }

@@ -1,7 +1,7 @@
 //! What the front process does while its VM runs.
 
-pub mod control_socket;
-pub mod relay;
-pub mod signals;
-pub mod sink;
-pub mod terminal;
+pub(crate) mod control_socket;
+pub(crate) mod relay;
+pub(crate) mod signals;
+pub(crate) mod sink;
+pub(crate) mod terminal;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use cellblock_channel::socket::{Control, SocketError};
 use cellblock_supervisor::link::{Command, End, Event};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Signal;
 
 use super::control_socket::ControlSocket;
@@ -23,7 +23,7 @@ const DRAIN_GRACE: Duration = Duration::from_secs(2);
 const BUFFER: usize = 4096;
 
 /// The pipe ends that the front keeps.
-pub struct SerialPipes {
+pub(crate) struct SerialPipes {
     /// To the guest; closed when the host's side ends.
     pub input: Option<OwnedFd>,
     /// From the guest; closed when the worker is gone and all was read.
@@ -31,7 +31,7 @@ pub struct SerialPipes {
 }
 
 /// One of the VM's processes.
-pub struct Process {
+pub(crate) struct Process {
     /// Readable once it is gone.
     pub pidfd: OwnedFd,
     /// In the front's pid namespace.
@@ -39,10 +39,12 @@ pub struct Process {
 }
 
 /// Everything that one run of a VM gives the front.
-pub struct Relay<'a> {
+pub(crate) struct Relay<'a> {
     pub link: Control,
     pub supervisor: Process,
     pub spawner: Process,
+    /// Ends by itself; reaped when the VM runs.
+    pub loader: i32,
     pub pipes: SerialPipes,
     pub sink: &'a mut Sink,
     pub signals: &'a Signals,
@@ -91,7 +93,7 @@ impl Relay<'_> {
     ///
     /// # Errors
     /// Polling itself fails.
-    pub fn run(mut self) -> io::Result<End> {
+    pub(crate) fn run(mut self) -> io::Result<End> {
         let mut progress = Progress::default();
         while !self.finished(&mut progress) {
             let ready = self.wait(&progress)?;
@@ -114,7 +116,7 @@ impl Relay<'_> {
             self.move_bytes(&ready, &mut progress);
             self.press_harder(&mut progress);
         }
-        self.reap();
+        self.see_off();
         let lost = End::Refused { reason: "its supervisor ended without a word (was it killed?)".into() };
         Ok(progress.end.unwrap_or(lost))
     }
@@ -129,44 +131,37 @@ impl Relay<'_> {
     }
 
     fn wait(&self, progress: &Progress) -> io::Result<Ready> {
-        let mut fds: Vec<PollFd<'_>> = Vec::with_capacity(8);
-        let mut watch = |fd: Option<BorrowedFd<'_>>, flags: PollFlags| -> Option<usize> {
-            let fd = fd?;
-            fds.push(PollFd::from_borrowed_fd(fd, flags));
-            Some(fds.len() - 1)
-        };
-        let signals = watch(Some(self.signals.as_fd()), PollFlags::IN);
-        let link = watch((!progress.link_closed).then(|| self.link.as_fd()), PollFlags::IN);
-        let supervisor = watch((!progress.gone).then(|| self.supervisor.pidfd.as_fd()), PollFlags::IN);
         let hungry = progress.to_guest.is_empty() && self.pipes.input.is_some();
-        let source = watch(self.sink.source().filter(|_| hungry), PollFlags::IN);
-        let pending_in = self.pipes.input.as_ref().filter(|_| !progress.to_guest.is_empty());
-        let pipe_in = watch(pending_in.map(|fd| fd.as_fd()), PollFlags::OUT);
         let room = progress.to_host.is_empty();
-        let pipe_out = watch(self.pipes.output.as_ref().filter(|_| room).map(|fd| fd.as_fd()), PollFlags::IN);
-        let destination = watch(self.sink.destination().filter(|_| !room), PollFlags::OUT);
-        let control = watch(Some(self.control.as_fd()), PollFlags::IN);
-
+        let link = (!progress.link_closed).then(|| self.link.as_fd());
+        let supervisor = (!progress.gone).then(|| self.supervisor.pidfd.as_fd());
+        let pipe_in = self.pipes.input.as_ref().map(AsFd::as_fd).filter(|_| !hungry);
+        let pipe_out = self.pipes.output.as_ref().map(AsFd::as_fd).filter(|_| room);
+        let watched: [(Option<BorrowedFd<'_>>, PollFlags); 8] = [
+            (Some(self.signals.as_fd()), PollFlags::IN),
+            (link, PollFlags::IN),
+            (supervisor, PollFlags::IN),
+            (self.sink.source().filter(|_| hungry), PollFlags::IN),
+            (pipe_in, PollFlags::OUT),
+            (pipe_out, PollFlags::IN),
+            (self.sink.destination().filter(|_| !room), PollFlags::OUT),
+            (Some(self.control.as_fd()), PollFlags::IN),
+        ];
+        let mut fds: Vec<PollFd<'_>> =
+            watched.iter().filter_map(|(fd, flags)| Some(PollFd::from_borrowed_fd((*fd)?, *flags))).collect();
         let deadlines = [progress.stopping.map(|(_, at)| at), progress.draining];
         let timeout = deadlines.into_iter().flatten().min().map(|at| {
             let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
-            rustix::event::Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() }
+            Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() }
         });
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
-        let hit = |index: Option<usize>| index.is_some_and(|index| !fds[index].revents().is_empty());
-        Ok(Ready {
-            signals: hit(signals),
-            link: hit(link),
-            supervisor: hit(supervisor),
-            source: hit(source),
-            pipe_in: hit(pipe_in),
-            pipe_out: hit(pipe_out),
-            destination: hit(destination),
-            control: hit(control),
-        })
+        let mut found = fds.iter().map(|fd| !fd.revents().is_empty());
+        let hits = watched.map(|(fd, _)| fd.is_some() && found.next() == Some(true));
+        let [signals, link, supervisor, source, pipe_in, pipe_out, destination, control] = hits;
+        Ok(Ready { signals, link, supervisor, source, pipe_in, pipe_out, destination, control })
     }
 
     fn take_signals(&mut self, progress: &mut Progress) {
@@ -211,7 +206,10 @@ impl Relay<'_> {
         match stage {
             Stage::Button => {
                 let waited = self.stop_timeout.as_secs();
-                self.say(0, &format!("the guest did not power off within {waited} s (--stop-timeout); stopping it"));
+                self.say(
+                    0,
+                    &format!("the guest did not power off within {waited} s (--stop-timeout); stopping it"),
+                );
                 self.stop(progress);
             }
             Stage::Told => {
@@ -236,8 +234,14 @@ impl Relay<'_> {
         match event {
             Event::Note(text) => self.say(1, &text),
             Event::WorkerLog { device, text } => self.say(2, &format!("{device}: {text}")),
-            Event::Running => self.say(1, &format!("VM {} runs", self.id)),
-            Event::Status(status) => self.control.answer(self.id, self.supervisor.pid, self.spawner.pid, &status),
+            Event::Running => {
+                // Guest memory is written, so the loader has ended.
+                reap(self.loader);
+                self.say(1, &format!("VM {} runs", self.id));
+            }
+            Event::Status(status) => {
+                self.control.answer(self.id, self.supervisor.pid, self.spawner.pid, &status)
+            }
             Event::Ended(end) => progress.end = Some(end),
         }
     }
@@ -287,26 +291,30 @@ impl Relay<'_> {
     fn can_take(&self) -> bool {
         let Some(fd) = self.sink.destination() else { return true };
         let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::OUT)];
-        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         matches!(poll(&mut fds, Some(&now)), Ok(count) if count > 0)
     }
 
     /// The supervisor is gone, so the spawner sees its socket close and ends, and the kernel ends the workers with it.
-    fn reap(&mut self) {
+    fn see_off(&mut self) {
         let mut fds = [PollFd::new(&self.spawner.pidfd, PollFlags::IN)];
-        let patience = rustix::event::Timespec { tv_sec: STOP_GRACE.as_secs() as i64, tv_nsec: 0 };
+        let patience = Timespec { tv_sec: STOP_GRACE.as_secs() as i64, tv_nsec: 0 };
         if matches!(poll(&mut fds, Some(&patience)), Ok(0)) {
             let _ = rustix::process::pidfd_send_signal(&self.spawner.pidfd, Signal::KILL);
         }
-        for pid in [self.supervisor.pid, self.spawner.pid] {
-            let Some(pid) = rustix::process::Pid::from_raw(pid) else { continue };
-            let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
-        }
+        [self.supervisor.pid, self.spawner.pid, self.loader].into_iter().for_each(reap);
     }
 
     fn say(&self, level: u8, text: &str) {
         if self.verbose >= level {
             eprintln!("cellblock: {text}");
         }
+    }
+}
+
+/// Takes the exit status of a child that has ended or is about to; one that was reaped before is no error.
+fn reap(pid: i32) {
+    if let Some(pid) = rustix::process::Pid::from_raw(pid) {
+        let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
     }
 }

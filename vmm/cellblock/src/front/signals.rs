@@ -10,14 +10,14 @@ use rustix::process::Signal;
 /// The signals that ask the front to end, blocked and queued.
 ///
 /// The mask is inherited by the VM's processes: a Ctrl-C meant for the front does not reach them.
-pub struct Signals(SignalFd);
+pub(crate) struct Signals(SignalFd);
 
 impl Signals {
     /// Blocks TERM, INT, HUP and QUIT for this thread, and queues them.
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn take() -> io::Result<Self> {
+    pub(crate) fn take() -> io::Result<Self> {
         let mut set = SigSet::empty();
         for signal in [NixSignal::SIGTERM, NixSignal::SIGINT, NixSignal::SIGHUP, NixSignal::SIGQUIT] {
             set.add(signal);
@@ -27,7 +27,7 @@ impl Signals {
     }
 
     /// The next signal that came.
-    pub fn next(&self) -> Option<Signal> {
+    pub(crate) fn next(&self) -> Option<Signal> {
         let info = self.0.read_signal().ok().flatten()?;
         Signal::from_named_raw(i32::try_from(info.ssi_signo).ok()?)
     }

@@ -14,7 +14,7 @@ use cellblock_config::SerialSink;
 use super::terminal::{Escape, Keys, RawTerminal};
 
 /// The host's side of the serial port.
-pub enum Sink {
+pub(crate) enum Sink {
     /// Standard input and output.
     Stdio {
         /// Restores the terminal on drop.
@@ -47,7 +47,7 @@ pub enum Sink {
 }
 
 /// What the host's side yielded.
-pub enum Input {
+pub(crate) enum Input {
     /// Bytes, perhaps none, and what the user asked for.
     Bytes(Vec<u8>, Option<Escape>),
     /// No more will come.
@@ -59,8 +59,9 @@ impl Sink {
     ///
     /// # Errors
     /// The file or socket cannot be made; the path is in the error's text.
-    pub fn open(sink: &SerialSink) -> Result<Self, String> {
-        let named = |path: &Path, error: io::Error| format!("serial: {} cannot be opened: {error}", path.display());
+    pub(crate) fn open(sink: &SerialSink) -> Result<Self, String> {
+        let named =
+            |path: &Path, error: io::Error| format!("serial: {} cannot be opened: {error}", path.display());
         Ok(match sink {
             SerialSink::Stdio => {
                 let terminal = RawTerminal::enter(io::stdin())
@@ -69,7 +70,8 @@ impl Sink {
             }
             SerialSink::Null => Sink::Null,
             SerialSink::File { path, limit } => {
-                let file = File::options().append(true).create(true).open(path).map_err(|e| named(path, e))?;
+                let file =
+                    File::options().append(true).create(true).open(path).map_err(|e| named(path, e))?;
                 Sink::File { file, left: *limit, dropped: 0 }
             }
             SerialSink::Socket { path } => {
@@ -82,19 +84,19 @@ impl Sink {
     }
 
     /// Whether the user sits at a terminal, whose keys are the guest's.
-    pub fn is_terminal(&self) -> bool {
+    pub(crate) fn is_terminal(&self) -> bool {
         matches!(self, Sink::Stdio { terminal: Some(_), .. })
     }
 
     /// Gives a terminal back to its owner.
-    pub fn restore_terminal(&mut self) {
+    pub(crate) fn restore_terminal(&mut self) {
         if let Sink::Stdio { terminal, .. } = self {
             *terminal = None;
         }
     }
 
     /// What to watch for input from the host: bytes, or a client.
-    pub fn source(&self) -> Option<BorrowedFd<'_>> {
+    pub(crate) fn source(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Sink::Stdio { open: true, .. } => Some(rustix::stdio::stdin()),
             Sink::Socket { client: Some(client), .. } => Some(client.as_fd()),
@@ -104,7 +106,7 @@ impl Sink {
     }
 
     /// What to watch for room for output; `None` = it takes everything, now.
-    pub fn destination(&self) -> Option<BorrowedFd<'_>> {
+    pub(crate) fn destination(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Sink::Stdio { .. } => Some(rustix::stdio::stdout()),
             Sink::Socket { client: Some(client), .. } => Some(client.as_fd()),
@@ -113,26 +115,28 @@ impl Sink {
     }
 
     /// Reads what `source` has, once.
-    pub fn read(&mut self) -> Input {
+    pub(crate) fn read(&mut self) -> Input {
         let mut buffer = [0; 1024];
         match self {
-            Sink::Stdio { terminal, keys, open } => match rustix::io::read(rustix::stdio::stdin(), &mut buffer) {
-                Ok(0) => {
-                    *open = false;
-                    Input::End
+            Sink::Stdio { terminal, keys, open } => {
+                match rustix::io::read(rustix::stdio::stdin(), &mut buffer) {
+                    Ok(0) => {
+                        *open = false;
+                        Input::End
+                    }
+                    Ok(length) if terminal.is_some() => {
+                        let mut guest = Vec::with_capacity(length);
+                        let escape = keys.sort(&buffer[..length], &mut guest);
+                        Input::Bytes(guest, escape)
+                    }
+                    Ok(length) => Input::Bytes(buffer[..length].to_vec(), None),
+                    Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Input::Bytes(Vec::new(), None),
+                    Err(_) => {
+                        *open = false;
+                        Input::End
+                    }
                 }
-                Ok(length) if terminal.is_some() => {
-                    let mut guest = Vec::with_capacity(length);
-                    let escape = keys.sort(&buffer[..length], &mut guest);
-                    Input::Bytes(guest, escape)
-                }
-                Ok(length) => Input::Bytes(buffer[..length].to_vec(), None),
-                Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Input::Bytes(Vec::new(), None),
-                Err(_) => {
-                    *open = false;
-                    Input::End
-                }
-            },
+            }
             Sink::Socket { client: slot @ Some(_), .. } => {
                 match slot.as_mut().map(|client| client.read(&mut buffer)) {
                     Some(Ok(length)) if length > 0 => Input::Bytes(buffer[..length].to_vec(), None),
@@ -155,11 +159,14 @@ impl Sink {
     }
 
     /// Takes some of `bytes`; returns how many. A sink that is gone takes them all.
-    pub fn write(&mut self, bytes: &[u8]) -> usize {
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> usize {
         match self {
             // At most PIPE_BUF, which a descriptor reported writable takes without blocking.
             Sink::Stdio { .. } => {
-                match rustix::io::write(rustix::stdio::stdout(), &bytes[..bytes.len().min(rustix::pipe::PIPE_BUF)]) {
+                match rustix::io::write(
+                    rustix::stdio::stdout(),
+                    &bytes[..bytes.len().min(rustix::pipe::PIPE_BUF)],
+                ) {
                     Ok(written) => written,
                     Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => 0,
                     Err(_) => bytes.len(),
@@ -185,7 +192,7 @@ impl Sink {
     }
 
     /// Bytes that the file's limit kept out.
-    pub fn dropped(&self) -> u64 {
+    pub(crate) fn dropped(&self) -> u64 {
         if let Sink::File { dropped, .. } = self { *dropped } else { 0 }
     }
 }

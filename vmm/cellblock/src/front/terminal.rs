@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::termios::{self, OptionalActions, Termios};
 
 /// A terminal in raw mode; restored on drop.
-pub struct RawTerminal {
+pub(crate) struct RawTerminal {
     fd: OwnedFd,
     saved: Termios,
 }
@@ -16,7 +16,7 @@ impl RawTerminal {
     ///
     /// # Errors
     /// The terminal's attributes cannot be read or set.
-    pub fn enter(fd: impl AsFd) -> io::Result<Option<Self>> {
+    pub(crate) fn enter(fd: impl AsFd) -> io::Result<Option<Self>> {
         if !termios::isatty(&fd) {
             return Ok(None);
         }
@@ -38,7 +38,7 @@ impl Drop for RawTerminal {
 
 /// What the user asked for with the escape key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Escape {
+pub(crate) enum Escape {
     /// End the VM now.
     Quit,
     /// Press the guest's power button.
@@ -49,13 +49,13 @@ const PREFIX: u8 = 0x01; // Ctrl-A
 
 /// Finds the escape sequences among a user's keys.
 #[derive(Debug, Default)]
-pub struct Keys {
+pub(crate) struct Keys {
     prefixed: bool,
 }
 
 impl Keys {
     /// Appends to `guest` what of `typed` is the guest's, and returns the first escape, dropping the keys after it.
-    pub fn sort(&mut self, typed: &[u8], guest: &mut Vec<u8>) -> Option<Escape> {
+    pub(crate) fn sort(&mut self, typed: &[u8], guest: &mut Vec<u8>) -> Option<Escape> {
         for &key in typed {
             if !std::mem::take(&mut self.prefixed) {
                 match key {
