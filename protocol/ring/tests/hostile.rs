@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use cellblock_ring::memory::{Plain, PlainKick};
-use cellblock_ring::words::{Words, WordsMut};
+use cellblock_ring::words::{Slept, Wait, Words, WordsMut};
 use cellblock_ring::{
     Access, Deadline, Kick, LaneId, Outcome, Requester, Responder, Succeeding, Succession, Violation, answer,
     layout,
@@ -102,6 +102,45 @@ fn any_value_but_zero_in_the_sleeping_flag_rings_and_the_waiting_flag_falls_agai
     write_reply(&pair.replies, 1, 0, 0);
     pair.requester.wait(&mut kicks, Duration::ZERO, Deadline::NEVER).unwrap_err();
     assert_eq!(pair.requests.load(layout::waiting_flag(1)), 0);
+}
+
+/// Replies in which the futex word always differs when the kernel compares, and never when the supervisor looks.
+struct Flickering(Plain);
+
+impl Words for Flickering {
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn load(&self, index: usize) -> u64 {
+        self.0.load(index)
+    }
+
+    fn fence(_: std::sync::atomic::Ordering) {}
+}
+
+impl Wait for Flickering {
+    type Kick = PlainKick;
+
+    fn wait(&self, _: usize, _: u32, _: &PlainKick, _: u32, _: Deadline) -> Slept {
+        Slept::LookAgain
+    }
+
+    fn now(&self) -> u64 {
+        self.0.now()
+    }
+
+    fn relax(&self) {}
+}
+
+#[test]
+fn a_word_that_flickers_cannot_outlive_the_deadline() {
+    let Pair { requests, replies, .. } = pair();
+    let mut requester = Requester::new(requests, Flickering(replies), 1, 5).unwrap();
+    assert!(!requester.post(&READ));
+    let (_kick, mut kicks) = Kick::new(PlainKick::default());
+    let deadline = Deadline::at(50_000_000);
+    assert_eq!(requester.wait(&mut kicks, Duration::ZERO, deadline), Ok(Outcome::Deadline));
 }
 
 #[test]
