@@ -72,7 +72,11 @@ impl KvmPlatform {
             .write(true)
             .open("/dev/kvm")
             .map_err(|error| format!("/dev/kvm cannot be opened: {error}"))?;
-        Ok(Self(Kvm::open(file.into()).expect("/dev/kvm opens but is no KVM")))
+        match Kvm::open(file.into()) {
+            Ok(kvm) => Ok(Self(kvm)),
+            Err(error) if std::env::consts::ARCH == "x86_64" => panic!("{error}"),
+            Err(error) => Err(error.to_string()),
+        }
     }
 
     /// A VM with this image in its memory, and vCPU 0's first state.

@@ -1,5 +1,4 @@
 //! What only KVM has: lines, event fds, processor states, set-up.
-#![cfg(target_arch = "x86_64")]
 #![allow(unsafe_code, reason = "one test sends itself a signal")]
 #![allow(clippy::unwrap_used, reason = "all of this is test code")]
 
