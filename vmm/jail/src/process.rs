@@ -33,7 +33,8 @@ pub fn fork(null: BorrowedFd<'_>, kept: &[RawFd], body: impl FnOnce() -> i32) ->
             let streams = (0..3).try_for_each(|number| sys::place(null.as_raw_fd(), number, false));
             let numbers = [0, 1, 2].into_iter().chain(kept.iter().copied());
             // SAFETY: they are open: the three were placed just now (or the error ends the child), the caller owns the rest.
-            let all: Vec<BorrowedFd<'_>> = numbers.map(|number| unsafe { BorrowedFd::borrow_raw(number) }).collect();
+            let all: Vec<BorrowedFd<'_>> =
+                numbers.map(|number| unsafe { BorrowedFd::borrow_raw(number) }).collect();
             let closed = streams.and_then(|()| close_others(&all));
             sys::exit_now(if closed.is_ok() { body() } else { 1 })
         }

@@ -26,12 +26,15 @@ pub enum Ids {
 }
 
 impl Ids {
-    /// The id of worker number `index`, as the spawner's user namespace numbers it; `None`: the spawner's own.
+    /// The id of worker number `index`, as the spawner's user namespace numbers it; `None`: the spawner's own. Without
+    /// the layer `uid` all workers share one.
     pub fn worker(self, layers: LayerSet, index: usize) -> Option<u32> {
         let Ids::Root { base, count } = self else { return None };
         let offset = 1 + index as u32 % count.saturating_sub(2).max(1);
         match (layers.has(Layer::Uid), layers.has(Layer::User)) {
-            (false, _) => None,
+            // All share one; not the spawner's, which no namespace below it may map without CAP_SETFCAP.
+            (false, true) => Some(1),
+            (false, false) => None,
             (true, true) => Some(offset),
             (true, false) => Some(base + offset),
         }

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use cellblock_channel::socket::{Control, SocketError};
 use cellblock_jail::worker::{self, Progress};
 use cellblock_jail::{JailError, Layer, LayerSet, Step, spawner as jail, sys};
-use cellblock_policy::{landlock::Ruleset, with_refusal};
+use cellblock_policy::with_refusal;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_send_signal, waitid};
 
@@ -48,7 +48,7 @@ struct Slot {
     name: CString,
     id: Option<u32>,
     maps: (CString, CString),
-    ruleset: Option<Ruleset>,
+    ruleset: Option<OwnedFd>,
     progress: Progress,
     running: Option<OwnedFd>,
 }
@@ -111,11 +111,19 @@ impl Service {
                 break status;
             }
         };
-        // Without a pid namespace nobody else does it.
-        for pidfd in self.slots.iter().filter_map(|slot| slot.running.as_ref()) {
+        self.end_all();
+        status
+    }
+
+    /// The end of pid 1 would end them, too, but without a pid namespace nobody else does it.
+    fn end_all(&mut self) {
+        let running = || self.slots.iter().filter_map(|slot| slot.running.as_ref());
+        for pidfd in running() {
             let _ = pidfd_send_signal(pidfd, Signal::KILL);
         }
-        status
+        for pidfd in running() {
+            let _ = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED);
+        }
     }
 
     /// Sends, waits, and handles what there is. The error is the exit status.
@@ -287,6 +295,8 @@ fn slot(
         entry.start_filter = with_refusal(&entry.start_filter, refusal);
     }
     let ruleset = layers.has(Layer::Landlock).then(|| worker::ruleset(entry.binary.as_fd())).transpose()?;
+    let ruleset =
+        ruleset.map(|ruleset| sys::above(ruleset.as_fd(), worker::FREE)).transpose().map_err(descriptors)?;
     let id = ids.worker(layers, index);
     Ok(Slot {
         name: prepared_name(&entry),

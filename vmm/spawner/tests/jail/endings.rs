@@ -1,0 +1,100 @@
+//! How workers end, and that they do.
+
+use std::os::fd::AsFd;
+
+use cellblock_channel::socket;
+use cellblock_jail::{JailError, Layer, Step};
+use cellblock_spawner::protocol::{Cause, Event, Refusal};
+
+use crate::machine::{Prober, Vm, Worker, default_layers};
+
+const REPEATS: usize = 50;
+
+pub(crate) fn reported(prober: &Prober) {
+    let vm = Vm::start(vec![prober.entry()], default_layers());
+    let worker = vm.worker(0);
+    assert_eq!(worker.try_attempt('e', 7), None);
+    assert_eq!(vm.end_of(0), Cause::Exited(7));
+    assert!(worker.ends());
+    let worker = vm.worker(0);
+    vm.client().kill(0).unwrap();
+    assert_eq!(vm.end_of(0), Cause::Signaled { signal: 9, core: false });
+    drop(worker);
+    drop(vm.worker(0).control);
+    assert_eq!(vm.end_of(0), Cause::Exited(0), "its socket was closed");
+    let aborting = vm.worker(0);
+    assert_eq!(aborting.try_attempt('a', 0), None);
+    assert!(matches!(vm.end_of(0), Cause::Signaled { core: false, .. }));
+}
+
+pub(crate) fn cannot_enter(prober: &Prober) {
+    let mut text = prober.entry();
+    text.binary = prober.open("text");
+    let mut garbage = prober.entry();
+    garbage.start_filter = vec![0xff; 16];
+    let mut odd = prober.entry();
+    odd.start_filter = vec![1];
+    let vm = Vm::start(vec![text, garbage, odd], default_layers());
+    for (number, step, errno) in
+        [(0, Step::Exec, libc::ENOEXEC), (1, Step::Seccomp, libc::EINVAL), (2, Step::Seccomp, libc::EINVAL)]
+    {
+        let _worker = vm.cloned(number);
+        assert_eq!(vm.event(), Event::Failed { worker: number, error: JailError { step, errno } });
+    }
+}
+
+pub(crate) fn refused(prober: &Prober) {
+    let vm = Vm::start(vec![prober.entry()], default_layers());
+    let (_ours, theirs) = socket::pair().unwrap();
+    vm.client().start(1, theirs.as_fd()).unwrap();
+    assert_eq!(vm.event(), Event::Refused { worker: 1, reason: Refusal::NoSuchWorker });
+    vm.client().kill(u32::MAX).unwrap();
+    assert_eq!(vm.event(), Event::Refused { worker: u32::MAX, reason: Refusal::NoSuchWorker });
+    let _worker = vm.worker(0);
+    vm.client().start(0, theirs.as_fd()).unwrap();
+    assert_eq!(vm.event(), Event::Refused { worker: 0, reason: Refusal::Running });
+}
+
+pub(crate) fn again(prober: &Prober) {
+    let entries = (0..4).map(|_| prober.entry()).collect();
+    let vm = Vm::start(entries, default_layers());
+    for _ in 0..10 {
+        let workers: Vec<Worker> = (0..4).map(|number| vm.worker(number)).collect();
+        for number in 0..4 {
+            vm.client().kill(number).unwrap();
+            assert_eq!(vm.end_of(number), Cause::Signaled { signal: 9, core: false });
+        }
+        assert!(workers.iter().all(Worker::ends));
+    }
+}
+
+fn repeat_end(prober: &Prober, layers: cellblock_jail::LayerSet, end: fn(Vm)) {
+    for round in 0..REPEATS {
+        let vm = Vm::start(vec![prober.entry(), prober.entry()], layers);
+        let workers = [vm.worker(0), vm.worker(1)];
+        assert!(workers.iter().all(|worker| worker.host_pid > 0));
+        end(vm);
+        for worker in &workers {
+            assert!(worker.ends(), "round {round}: worker {} is left as {}", worker.number, worker.host_pid);
+            assert!(is_readable(worker), "its pidfd says so, too");
+        }
+    }
+}
+
+fn is_readable(worker: &Worker) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut watched = [PollFd::new(&worker.pidfd, PollFlags::IN)];
+    poll(&mut watched, Some(&Timespec { tv_sec: 5, tv_nsec: 0 })).unwrap() == 1
+}
+
+pub(crate) fn socket_closes(prober: &Prober) {
+    repeat_end(prober, default_layers(), drop);
+}
+
+pub(crate) fn spawner_killed(prober: &Prober) {
+    repeat_end(prober, default_layers(), |vm| vm.kill_spawner());
+}
+
+pub(crate) fn no_pid_namespace(prober: &Prober) {
+    repeat_end(prober, default_layers().without(Layer::Pid), drop);
+}
