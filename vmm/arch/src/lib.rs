@@ -13,6 +13,8 @@ mod x86_64;
 
 #[cfg(target_arch = "aarch64")]
 pub use aarch64::{acpi, boot_pieces, boot_state, cpuid, layout, msrs};
-pub use boot::{AcpiConfig, BootEntry, BootPlan, BootProtocol, Error, Initrd, MAX_CPUS, Piece, RamRange};
+pub use boot::{
+    AcpiConfig, BootEntry, BootPlan, BootProtocol, DEFAULT_CMDLINE, Error, Initrd, MAX_CPUS, Piece, RamRange,
+};
 #[cfg(target_arch = "x86_64")]
 pub use x86_64::{acpi, boot_pieces, boot_state, cpuid, layout, msrs};
