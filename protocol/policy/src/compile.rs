@@ -1,4 +1,4 @@
-//! Policy text to a BPF program, on seccompiler.
+//! Policy text to a BPF program: conditions by seccompiler, the way to them by [`dispatch`].
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use thiserror::Error;
 
+use crate::dispatch;
 use crate::parse::{self, Alternative, Comparison, Condition, Line};
 
 /// What the start program must allow besides the policy's own lines: the exec of the worker itself, and what
@@ -242,16 +243,42 @@ fn collect(
 }
 
 fn assemble(file: &str, rules: &Rules, arch: Arch) -> Result<Vec<u8>, PolicyError> {
+    let mut calls = Vec::new();
+    let mut header = single(file, "read", &[Alternative::new()], arch)?;
+    header.truncate(dispatch::HEADER);
+    for (call, alternatives) in rules {
+        let program = single(file, call, alternatives, arch)?;
+        let always = alternatives.iter().any(Vec::is_empty);
+        calls.push(dispatch::Call::cut(&program, always).ok_or_else(|| PolicyError::Program {
+            file: file.to_owned(),
+            what: format!("seccompiler's program for {call} has an unknown shape"),
+        })?);
+    }
+    let program = dispatch::program(&header, calls).ok_or_else(|| PolicyError::Program {
+        file: file.to_owned(),
+        what: format!("it is longer than the {} instructions that Linux takes", crate::MAX_INSTRUCTIONS),
+    })?;
+    Ok(program.iter().flat_map(dispatch::Instruction::bytes).collect())
+}
+
+/// seccompiler's program that allows nothing but `call`.
+fn single(
+    file: &str,
+    call: &str,
+    alternatives: &[Alternative],
+    arch: Arch,
+) -> Result<Vec<dispatch::Instruction>, PolicyError> {
     let wrong = |what: String| PolicyError::Program { file: file.to_owned(), what };
-    let filter: Vec<Value> = rules.iter().flat_map(|(call, alternatives)| rows(call, alternatives)).collect();
     let document = json!({
-        "policy": { "mismatch_action": "kill_process", "match_action": "allow", "filter": filter }
+        "policy": { "mismatch_action": "kill_process", "match_action": "allow", "filter": rows(call, alternatives) }
     });
     let programs = seccompiler::compile_from_json(document.to_string().as_bytes(), arch.target())
         .map_err(|error| wrong(error.to_string()))?;
     let program =
         programs.get("policy").ok_or_else(|| wrong("seccompiler returned no program".to_owned()))?;
-    Ok(program.iter().flat_map(bytes).collect())
+    let plain =
+        |i: &seccompiler::sock_filter| dispatch::Instruction { code: i.code, jt: i.jt, jf: i.jf, k: i.k };
+    Ok(program.iter().map(plain).collect())
 }
 
 /// seccompiler's rules for one call. One alternative without conditions makes the others moot, and must stand alone
@@ -281,13 +308,4 @@ fn argument(condition: &Condition) -> Value {
         "op": operator,
         "val": condition.value & width,
     })
-}
-
-fn bytes(instruction: &seccompiler::sock_filter) -> [u8; crate::INSTRUCTION_BYTES] {
-    let mut bytes = [0; crate::INSTRUCTION_BYTES];
-    bytes[..2].copy_from_slice(&instruction.code.to_le_bytes());
-    bytes[2] = instruction.jt;
-    bytes[3] = instruction.jf;
-    bytes[4..].copy_from_slice(&instruction.k.to_le_bytes());
-    bytes
 }

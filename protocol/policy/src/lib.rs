@@ -37,6 +37,8 @@ mod compile;
 #[cfg(feature = "compile")]
 mod constants;
 #[cfg(feature = "compile")]
+mod dispatch;
+#[cfg(feature = "compile")]
 mod parse;
 #[cfg(feature = "compile")]
 pub mod simulate;

@@ -146,3 +146,23 @@ fn the_kernel_takes_and_obeys_a_program() {
     });
     assert!(libc::WIFSIGNALED(refused) && libc::WTERMSIG(refused) == libc::SIGSYS, "{refused:#x}");
 }
+
+/// Every number, of a policy long enough for far jumps.
+#[test]
+fn the_search_finds_each_call_and_no_other() {
+    let text = include_str!("../../../vmm/jail/policy/x86_64/spawner.policy");
+    let program = compile(text, &[], Arch::X86_64, Section::Serve).unwrap();
+    let asked = |number| verdict(&program, AUDIT_X86_64, number, [0; 6]);
+    let allowed =
+        (0..1000).chain(0x4000_0000..0x4000_03e8).filter(|number| asked(*number) == Verdict::Allow).count();
+    let lines = |conditional: bool| {
+        let names =
+            text.lines().map(|line| line.split('#').next().unwrap().trim()).filter(|line| !line.is_empty());
+        names.filter(|line| line.contains(':') == conditional).count()
+    };
+    // Of those with conditions some allow all-zero arguments: openat, mprotect; nothing else is allowed.
+    assert!((lines(false)..=lines(false) + lines(true)).contains(&allowed), "{allowed}");
+    for number in 0..1000 {
+        assert!(matches!(asked(number), Verdict::Allow | Verdict::KillProcess), "{number}");
+    }
+}

@@ -4,6 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::{fs, io};
 
+/// Soft and hard limit; `None` is unlimited.
+pub type SoftHard = (Option<u64>, Option<u64>);
+
 /// What /proc says about one process. Reading another uid's needs root; [`inspect`] names what it could not read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Inspection {
@@ -34,7 +37,7 @@ pub struct Inspection {
     /// Mounts in its namespace: mount point, file system type, options.
     pub mounts: Vec<Mount>,
     /// Soft and hard limits by the kernel's name; `None` is unlimited.
-    pub limits: BTreeMap<String, (Option<u64>, Option<u64>)>,
+    pub limits: BTreeMap<String, SoftHard>,
     /// /proc/pid/cgroup.
     pub cgroup: String,
     /// Triples of uid_map: inside, outside (of the reader's namespace), count.
@@ -140,7 +143,7 @@ fn mount(line: &str) -> Option<Mount> {
 }
 
 /// `Max open files            1024                 4096                 files`
-fn limit(line: &str) -> Option<(String, (Option<u64>, Option<u64>))> {
+fn limit(line: &str) -> Option<(String, SoftHard)> {
     let (name, rest) = line.split_at_checked(26)?;
     let mut words = rest.split_whitespace().map(|word| word.parse().ok());
     Some((name.trim().to_owned(), (words.next()?, words.next()?)))

@@ -229,11 +229,10 @@ pub fn exec(fd: RawFd, name: &CStr) -> io::Error {
 /// Makes an empty read-only tmpfs this mount namespace's only mount, and the root and working directory.
 pub fn enter_empty_root() -> io::Result<()> {
     let none = std::ptr::null::<libc::c_char>();
+    let private = libc::MS_REC | libc::MS_PRIVATE;
     // SAFETY: only flags change; the kernel reads the path, which ends in zero.
-    checked(
-        unsafe { libc::mount(none, c"/".as_ptr(), none, libc::MS_REC | libc::MS_PRIVATE, std::ptr::null()) }
-            .into(),
-    )?;
+    let made = unsafe { libc::mount(none, c"/".as_ptr(), none, private, std::ptr::null()) };
+    checked(made.into())?;
     let root = empty_tmpfs()?;
     const MOVE_MOUNT_F_EMPTY_PATH: u32 = 4;
     // SAFETY: both paths end in zero.
