@@ -1,0 +1,17 @@
+//! Slots: any words decode, or a field is named; what decodes is what an honest sender would have written.
+#![no_main]
+
+use cellblock_wire::slot::{Reply, Request};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|words: [u64; 8]| {
+    if let Ok(request) = Request::decode(&words) {
+        assert!(matches!(request.size, 1 | 2 | 4 | 8));
+        assert_eq!(Request::decode(&request.encode()), Ok(request));
+    }
+    let words = [words[0], words[1], words[2], words[3]];
+    match Reply::decode(&words) {
+        Ok(reply) => assert_eq!(Reply::decode(&reply.encode()), Ok(reply)),
+        Err(error) => assert_eq!((error.field, error.value), ("action", words[1])),
+    }
+});
