@@ -26,7 +26,8 @@ pub fn pair() -> io::Result<(Ringer, Bell)> {
 }
 
 impl Ringer {
-    /// Rings; never blocks. A full pipe has been rung already, and a closed one belongs to a dead worker.
+    /// Rings; never blocks. A full pipe has been rung already, and a closed one belongs to a dead worker: `SIGPIPE` must be
+    /// ignored, as Rust's runtime has it from the start of `main`.
     pub fn ring(&self) {
         let _ = rustix::io::write(&self.0, &[1]);
     }
