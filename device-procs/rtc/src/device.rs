@@ -221,7 +221,7 @@ impl<T: Trigger, C: Clock> Rtc<T, C> {
     }
 
     fn coded(&self, value: u8) -> u8 {
-        if self.state.b & b::DM != 0 { value } else { (value / 10) << 4 | value % 10 }
+        if self.state.b & b::DM != 0 { value } else { ((value / 10) << 4) | (value % 10) }
     }
 
     fn decoded(&self, value: u8) -> u8 {
@@ -233,7 +233,7 @@ impl<T: Trigger, C: Clock> Rtc<T, C> {
             return self.coded(hour);
         }
         let afternoon = if hour >= 12 { 0x80 } else { 0 };
-        afternoon | self.coded(if hour % 12 == 0 { 12 } else { hour % 12 })
+        afternoon | self.coded(if hour.is_multiple_of(12) { 12 } else { hour % 12 })
     }
 
     fn decoded_hour(&self, value: u8) -> u8 {

@@ -2,7 +2,7 @@
 
 use cellblock_sdk::state::{Decoder, Encoder, StateError};
 
-use crate::calendar::{Fields, RANGE};
+use crate::calendar::Fields;
 use crate::device::OFFSET_LIMIT;
 use crate::spec::{BASE_MEMORY, MEMORY_BYTES, a, b, c};
 
@@ -48,7 +48,10 @@ impl State {
         out.head(TAG, VERSION);
         out.bytes(&[self.index, self.a, self.b, self.c]);
         out.i64(self.offset);
-        out.i64(self.setting.map_or(0, |fields| fields.seconds()));
+        // As written, part by part: the guest may set the 31st before it sets the month.
+        let setting = self.setting.unwrap_or(Fields::at(0));
+        out.bytes(&setting.year.to_le_bytes());
+        out.bytes(&[setting.month, setting.day, setting.hour, setting.minute, setting.second]);
         out.i64(self.flags_seen);
         out.bytes(&self.memory);
     }
@@ -64,12 +67,24 @@ impl State {
         let b = fields.u8_where("b", "not both SET and UIE", |value| value & (b::SET | b::UIE) != b::SET | b::UIE)?;
         let c = fields.u8_where("c", "bits 4 to 7", |value| value & !(c::FLAGS | c::IRQF) == 0)?;
         let offset = fields.i64_within("offset", "a distance within the calendar", OFFSET_LIMIT)?;
-        let limit = RANGE.start().unsigned_abs().max(RANGE.end().unsigned_abs());
-        let seconds = fields.i64_within("setting", "a moment of the calendar", limit)?;
+        let moment = Self::restore_setting(&mut fields)?;
         let flags_seen = fields.bytes("flags_seen").map(i64::from_le_bytes)?;
         let memory = fields.bytes("memory")?;
         fields.end()?;
-        let setting = (b & b::SET != 0).then(|| Fields::at(seconds));
+        let setting = (b & b::SET != 0).then_some(moment);
         Ok(State { index, a, b, c, offset, setting, flags_seen, memory })
+    }
+
+    fn restore_setting(fields: &mut Decoder<'_>) -> Result<Fields, StateError> {
+        let year = fields.bytes("setting.year").map(u16::from_le_bytes)?;
+        if year > 9999 {
+            return Err(StateError::Field { field: "setting.year", value: year.into(), allowed: "0 to 9999" });
+        }
+        let month = fields.u8_where("setting.month", "1 to 12", |value| (1..=12).contains(&value))?;
+        let day = fields.u8_where("setting.day", "1 to 31", |value| (1..=31).contains(&value))?;
+        let hour = fields.u8_where("setting.hour", "0 to 23", |value| value < 24)?;
+        let minute = fields.u8_where("setting.minute", "0 to 59", |value| value < 60)?;
+        let second = fields.u8_where("setting.second", "0 to 59", |value| value < 60)?;
+        Ok(Fields { year, month, day, hour, minute, second })
     }
 }

@@ -201,7 +201,7 @@ impl<T: Trigger, C: Clock, P: Port> Serial<T, C, P> {
     }
 
     fn line_status(&mut self) -> u8 {
-        let ready = if self.state.received.len() > 0 { lsr::DR } else { 0 };
+        let ready = if !self.state.received.is_empty() { lsr::DR } else { 0 };
         let overrun = if std::mem::take(&mut self.state.overrun) { lsr::OE } else { 0 };
         ready | overrun | lsr::THRE | lsr::TEMT
     }

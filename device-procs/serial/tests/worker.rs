@@ -1,4 +1,5 @@
 //! The serial port in a real worker process, behind the ring, with the worker's own part of the sandbox on.
+#![allow(clippy::unwrap_used, unreachable_pub)] // Helpers beside the tests.
 
 use std::time::{Duration, Instant};
 

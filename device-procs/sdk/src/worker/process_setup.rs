@@ -4,6 +4,7 @@
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
 use std::panic;
 
+use cellblock_channel::clock;
 use cellblock_channel::socket::Control;
 use cellblock_wire::control::{FromWorker, LogLevel};
 
@@ -19,6 +20,8 @@ pub(super) fn prepare() {
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
     // SAFETY: ignoring a signal installs no handler. Without it a sink that goes away would kill the worker.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+    // The first look at the clock finds the vDSO, which may take more than serving is allowed.
+    clock::now();
     // Descriptor 2 may be anything that was granted, so nothing may be written there.
     panic::set_hook(Box::new(|info| {
         // SAFETY: the number stays open as long as the process; it is only borrowed for one message.
