@@ -9,6 +9,10 @@ pub mod cases;
 pub mod kicks;
 pub mod platforms;
 
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread;
+use std::time::Duration;
+
 use cellblock_hypervisor::{ExitData, UnboundVcpu, Vm};
 
 /// Which address space a guest accesses.
@@ -74,6 +78,9 @@ pub trait Platform {
     /// A VM whose vCPU 0 runs `program`, or why this host cannot. `bare`: without interrupt controllers, so that a HLT exits.
     fn vm(&self, program: &[Op], bare: bool) -> Result<Self::Vm, String>;
 
+    /// Takes level-triggered interrupts; otherwise it must refuse them by type.
+    fn delivers_levels(&self) -> bool;
+
     /// The bytes of [`Op::Unknown`]'s instruction as an internal error shows them.
     fn refused_instruction(&self) -> &'static str;
 }
@@ -91,6 +98,23 @@ pub fn bytes(data: &[u8]) -> ExitData {
 /// Distinct non-zero bytes, so that a misplaced one shows.
 pub fn pattern(len: usize, seed: u8) -> Vec<u8> {
     (0..len).map(|i| 0x11_u8.wrapping_mul(i as u8 + 1) ^ seed).collect()
+}
+
+/// Ends the test process by name if a case hangs, as one does that lost a kick on its own thread.
+pub struct Watchdog(#[allow(dead_code, reason = "its drop is the message")] Sender<()>);
+
+impl Watchdog {
+    /// Watches until dropped, for at most a minute.
+    pub fn of(case: &'static str) -> Self {
+        let (alive, watched) = channel();
+        thread::spawn(move || {
+            if watched.recv_timeout(Duration::from_secs(60)) == Err(RecvTimeoutError::Timeout) {
+                eprintln!("{case} hangs: a kick was lost, or an exit never came");
+                std::process::abort();
+            }
+        });
+        Self(alive)
+    }
 }
 
 /// Makes a `#[test]` of every case, run on the platform that the expression makes (`Err`: why it is skipped).
@@ -114,6 +138,7 @@ macro_rules! suite {
             $(
             #[test]
             fn $case() {
+                let _watchdog = $crate::Watchdog::of(stringify!($case));
                 match $platform {
                     Ok(platform) => $crate::$module::$case(&platform),
                     Err(why) => { let why: String = why; eprintln!("SKIP: {why}") }

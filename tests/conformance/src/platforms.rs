@@ -25,6 +25,10 @@ impl Platform for MockPlatform {
         Mock::new([script]).create_vm(&()).map_err(|error| error.to_string())
     }
 
+    fn delivers_levels(&self) -> bool {
+        true
+    }
+
     fn refused_instruction(&self) -> &'static str {
         "0f ff"
     }
@@ -93,6 +97,10 @@ impl Platform for KvmPlatform {
 
     fn vm(&self, program: &[Op], bare: bool) -> Result<ReadyVm, String> {
         Ok(ReadyVm(self.load(&assemble(program), bare)))
+    }
+
+    fn delivers_levels(&self) -> bool {
+        false
     }
 
     fn refused_instruction(&self) -> &'static str {

@@ -287,6 +287,46 @@ fn a_strangers_signal_is_not_a_kick() {
     });
 }
 
+/// Real kicks among signals that are none, in a guest that never exits by itself.
+#[test]
+fn no_kick_is_lost_among_strangers_signals() {
+    let platform = kvm!();
+    let vm = platform.load(&assemble(&[Op::Compute]), false);
+    let vcpu = vm.create_vcpu(0).unwrap();
+    vcpu.setup().set_boot_state(&boot_state()).unwrap();
+    let kick = vcpu.kick_handle();
+    let (report, reported) = channel();
+    let (name, named) = channel();
+    const KICKS: u32 = 3000;
+    let runner = thread::spawn(move || {
+        let mut vcpu = vcpu.bind().unwrap();
+        // SAFETY: no argument.
+        name.send(unsafe { libc::pthread_self() } as usize).unwrap();
+        for _ in 0..KICKS {
+            report.send(vcpu.run(VmEntry::Resume).unwrap()).unwrap();
+        }
+    });
+    let target = named.recv().unwrap();
+    let (stop, stopped) = channel::<()>();
+    let stranger = thread::spawn(move || {
+        while matches!(stopped.try_recv(), Err(std::sync::mpsc::TryRecvError::Empty)) {
+            // SAFETY: the thread is joined only after this one.
+            unsafe { libc::pthread_kill(target as libc::pthread_t, libc::SIGRTMIN()) };
+            thread::sleep(Duration::from_micros(5));
+        }
+    });
+    for round in 0..KICKS {
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_nanos(u64::from(round * 89 % 20_000)) {}
+        kick.kick();
+        let exit = reported.recv_timeout(Duration::from_secs(5));
+        assert_eq!(exit.unwrap_or_else(|_| panic!("kick {round} is lost")), VmExit::Kicked);
+    }
+    drop(stop);
+    stranger.join().unwrap();
+    runner.join().unwrap();
+}
+
 /// An instruction whose operand spans two pages of device memory owes two accesses: `finish` yields the second.
 #[test]
 fn an_access_across_pages_comes_in_pieces() {

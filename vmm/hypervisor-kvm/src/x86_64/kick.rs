@@ -45,11 +45,6 @@ impl Kicker {
         *self.thread.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// Whether a kick is pending; it stays so.
-    pub(super) fn is_pending(&self) -> bool {
-        self.pending.load(SeqCst)
-    }
-
     /// Takes the pending kick, if there is one, and lets the vCPU run again.
     pub(super) fn take(&self) -> bool {
         self.page.immediate_exit().store(0, SeqCst);
@@ -65,7 +60,7 @@ impl Kicker {
     pub(super) fn release(&self) {
         self.page.immediate_exit().store(0, SeqCst);
         // A kicker that sets `pending` after this look sets `immediate_exit` after it too.
-        if self.is_pending() {
+        if self.pending.load(SeqCst) {
             self.hold();
         }
     }

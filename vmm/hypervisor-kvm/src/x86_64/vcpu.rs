@@ -139,9 +139,7 @@ impl Vcpu for KvmVcpu {
             return Ok(exit);
         }
         loop {
-            if !self.incomplete && self.vcpu.kicker.is_pending() && self.vcpu.kicker.take() {
-                return Ok(VmExit::Kicked);
-            }
+            // A pending kick needs no look here: `immediate_exit` is set, and KVM first completes what is pending.
             match self.enter()? {
                 Returned::Exit(exit) => return Ok(exit),
                 Returned::Interrupted if self.vcpu.kicker.take() => return Ok(VmExit::Kicked),
