@@ -61,6 +61,9 @@ void local_apic_on(void);
 void local_apic_end(void);
 void route(uint32_t gsi, uint8_t vector); /* edge, active high, to APIC 0 */
 
+/* Starts another CPU in real mode at a page below 1 MiB. */
+void start_cpu(uint32_t apic, uint32_t address);
+
 /* Each guest's own. */
 void run(void);
 

@@ -48,19 +48,10 @@ static uint64_t find_madt(void)
     power_off();
 }
 
-static void send(uint32_t apic, uint32_t command)
-{
-    *mmio(LOCAL_APIC + 0x310) = apic << 24;
-    *mmio(LOCAL_APIC + 0x300) = command;
-    while (*mmio(LOCAL_APIC + 0x300) & 1 << 12)
-        ;
-}
-
 static void start(uint32_t apic)
 {
     *FLAG = 0;
-    send(apic, 0x4500);                    /* INIT, assert */
-    send(apic, 0x4600 | TRAMPOLINE >> 12); /* start-up */
+    start_cpu(apic, TRAMPOLINE);
     uint64_t give_up = rdtsc() + 20000000000ull;
     while (!*FLAG && rdtsc() < give_up)
         __asm__ volatile("pause");

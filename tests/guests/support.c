@@ -141,3 +141,17 @@ void route(uint32_t gsi, uint8_t vector)
     *mmio(IO_APIC) = 0x10 + 2 * gsi;
     *mmio(IO_APIC + 0x10) = vector;
 }
+
+static void send(uint32_t apic, uint32_t command)
+{
+    *mmio(LOCAL_APIC + 0x310) = apic << 24;
+    *mmio(LOCAL_APIC + 0x300) = command;
+    while (*mmio(LOCAL_APIC + 0x300) & 1 << 12)
+        ;
+}
+
+void start_cpu(uint32_t apic, uint32_t address)
+{
+    send(apic, 0x4500);                 /* INIT, assert */
+    send(apic, 0x4600 | address >> 12); /* start-up */
+}

@@ -6,9 +6,9 @@ use thiserror::Error;
 /// The most vCPUs that a VM can have.
 pub const MAX_CPUS: u32 = 32;
 
-/// The kernel command line where the user gives none: messages to the serial port, a reboot at once after a panic, and no search for a PCI
-/// bus that this board does not have (which would print an error). Power-off and reset need no words: ACPI describes them.
-pub const DEFAULT_CMDLINE: &str = "console=ttyS0 panic=-1 pci=off";
+/// The kernel command line where the user gives none: messages to the serial port, and a reboot at once after a panic.
+/// Power-off and reset need no words: ACPI describes them.
+pub const DEFAULT_CMDLINE: &str = "console=ttyS0 panic=-1";
 
 /// How the guest's first instruction finds the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

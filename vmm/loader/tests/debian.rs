@@ -1,5 +1,7 @@
 //! Debian's own kernel through the loader, in both of its formats. That it boots is shown in the emulated host (`tests/e2e`).
 
+#![allow(clippy::unwrap_used, reason = "a helper outside #[test] functions is still a test")]
+
 use std::fs::File;
 use std::path::{Path, PathBuf};
 

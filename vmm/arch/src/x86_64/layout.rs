@@ -3,7 +3,7 @@
 //! ```text
 //! 0x0000_0500  GDT, 0x520 empty IDT                 0x0002_0000  command line (64 KiB)
 //! 0x0000_6000  PVH start_info, module, memory map    0x0009_fc00  end of low RAM in the e820 map
-//! 0x0000_7000  boot_params (the "zero page")         0x000e_0000  RSDP and all ACPI tables
+//! 0x0000_7000  boot_params (the "zero page")         0x000e_0000  RSDP and all ACPI tables, 0xffff0 reset code
 //! 0x0000_8ff0  top of the boot stack (grows down)    0x0010_0000  kernels from here on
 //! 0x0000_9000  page tables: PML4, PDPT, 4 PDs        0xc000_0000  end of RAM below 4 GiB, devices
 //! 0x0001_f000  setup_data with the RNG seed          0x1_0000_0000 the rest of RAM
@@ -49,7 +49,9 @@ pub const LOW_RAM_RESERVED: u64 = 0x9_fc00;
 /// RSDP, followed by all ACPI tables. In the area that an operating system scans (ACPI 6.5 §5.2.5.1).
 pub const ACPI: u64 = 0xe_0000;
 /// Bytes kept for RSDP and tables.
-pub const ACPI_BYTES: usize = 0x2_0000;
+pub const ACPI_BYTES: usize = (RESET_VECTOR - ACPI) as usize;
+/// F000:FFF0, where real-mode code jumps to for a reset; 16 bytes.
+pub const RESET_VECTOR: u64 = 0xf_fff0;
 
 /// I/O APIC registers.
 pub const IO_APIC: u32 = 0xFEC0_0000;

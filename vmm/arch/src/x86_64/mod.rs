@@ -7,6 +7,7 @@ pub mod msrs;
 mod paging;
 mod pvh;
 mod registers;
+mod reset;
 mod zero_page;
 
 pub use registers::boot_state;
@@ -25,13 +26,13 @@ struct MemoryLine {
     kind: u32,
 }
 
-/// All boot structures for `plan`, each with its address: ACPI tables, command line, memory map, protocol structure, and
+/// All boot structures for `plan`, each with its address: ACPI tables, reset code, command line, memory map, protocol structure, and
 /// for the 64-bit protocol page tables and GDT.
 ///
 /// # Errors
 /// [`Error`] names the value of the plan that cannot be described.
 pub fn boot_pieces(plan: &BootPlan<'_>) -> Result<Vec<Piece>, Error> {
-    let mut pieces = vec![acpi::build(plan.acpi)?, cmdline(plan.cmdline)?];
+    let mut pieces = vec![acpi::build(plan.acpi)?, reset::vector(), cmdline(plan.cmdline)?];
     let map = memory_map(plan);
     match plan.protocol {
         BootProtocol::Linux64 => {

@@ -1,5 +1,12 @@
 //! The bare-metal guests of `tests/guests`, loaded by this crate and run by this machine's KVM.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a harness outside #[test] functions is still a test"
+)]
+
 #[path = "machine.rs"]
 mod machine;
 
@@ -39,6 +46,14 @@ fn ends_are_told_apart() {
     expect("reset-acpi", "reset by acpi\n", End::Reset);
     expect("reset-i8042", "reset by i8042\n", End::Reset);
     expect("triple-fault", "triple fault\n", End::TripleFault);
+}
+
+/// Linux's way out where the command line names none: code at the reset vector does what the ACPI reset register does.
+#[test]
+fn a_jump_to_the_reset_vector_resets() {
+    run_both(&Guest { name: "reset-bios", cpus: 2, ..Guest::default() }, |outcome| {
+        assert_eq!((outcome.output.as_str(), &outcome.end), ("reset by bios\n", &End::Reset));
+    });
 }
 
 #[test]
