@@ -118,7 +118,8 @@ pub(crate) fn each_without(prober: &Prober) {
             continue;
         }
         let vm = Vm::start(vec![prober.entry()], layers);
-        let worker = inspect(vm.worker(0).host_pid).unwrap();
+        let running = vm.worker(0);
+        let worker = inspect(running.host_pid).unwrap();
         assert_eq!(wrong(&worker, layers), Vec::<String>::new(), "without {layer}");
         if layer != Layer::Caps {
             assert_eq!(worker.capabilities[1..3], [0; 2], "without {layer}");
@@ -146,15 +147,16 @@ pub(crate) fn conflict(prober: &Prober) {
     // And without all that it names it starts.
     let layers = conflict.impossible.iter().fold(layers, |layers, layer| layers.without(*layer));
     let vm = Vm::start(vec![prober.entry()], layers);
-    let worker = inspect(vm.worker(0).host_pid).unwrap();
+    let running = vm.worker(0);
+    let worker = inspect(running.host_pid).unwrap();
     assert!(worker.no_new_privs && worker.seccomp == 2);
     assert_eq!(worker.capabilities[1..3], [0; 2]);
 }
 
 pub(crate) fn own_ids(prober: &Prober) {
     let vm = Vm::start(vec![prober.entry(), prober.entry()], default_layers());
-    let [one, other] = [0, 1].map(|number| inspect(vm.worker(number).host_pid));
-    let (one, other) = (one.unwrap(), other.unwrap());
+    let workers = [vm.worker(0), vm.worker(1)];
+    let [one, other] = workers.each_ref().map(|worker| inspect(worker.host_pid).unwrap());
     if is_root() {
         assert!(one.uids[0] >= 0x7100_0001 && one.uids == one.gids, "{one:?}");
         assert_ne!(one.uids, other.uids);
