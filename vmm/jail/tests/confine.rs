@@ -1,0 +1,198 @@
+//! The supervisor's and the loader's jail, entered by forked processes and looked at from /proc. As root, then again as an
+//! ordinary user. No test harness: it would have threads.
+#![allow(unsafe_code)] // Forks.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // All of this is test code.
+
+use std::io::{PipeReader, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
+
+use cellblock_jail::inspect::{Inspection, inspect};
+use cellblock_jail::supervisor::{self, Confinement};
+use cellblock_jail::{JailError, LayerSet, Refusal, loader, sys};
+
+fn is_root() -> bool {
+    sys::own_ids().0 == 0
+}
+
+fn how() -> Confinement {
+    Confinement {
+        layers: LayerSet::all(),
+        privileged: is_root(),
+        id: is_root().then_some(0x7200_003f),
+        refusal: Refusal::Kill,
+    }
+}
+
+/// What a child does: enter its jail; and then, while it is jailed.
+struct Child {
+    enter: fn(&[std::os::fd::BorrowedFd]) -> Result<(), JailError>,
+    then: fn(),
+}
+
+/// Forks; inspects the child once it is jailed (as far as this user may), lets it go on, returns its wait status.
+fn run(child: &Child) -> (Option<Inspection>, i32) {
+    let (mut ready, mut tell) = std::io::pipe().unwrap();
+    let (gate, opener) = std::io::pipe().unwrap();
+    // SAFETY: this process has one thread.
+    match unsafe { sys::fork_into(0, None) }.unwrap() {
+        sys::Side::Child => {
+            drop((ready, opener));
+            let entered = (child.enter)(&[gate.as_fd(), tell.as_fd()]);
+            let errno = entered.map_or_else(|error| error.errno as u8, |()| 0);
+            tell.write_all(&[errno]).unwrap();
+            wait(gate);
+            (child.then)();
+            sys::exit_now(7)
+        }
+        sys::Side::Parent { pid, .. } => {
+            drop((gate, tell));
+            let mut errno = [255];
+            ready.read_exact(&mut errno).unwrap();
+            assert_eq!(errno, [0], "it could not enter");
+            let seen = inspect(pid).ok();
+            drop(opener);
+            let mut status = 0;
+            // SAFETY: waits for the child just made, into a local.
+            unsafe { libc::waitpid(pid, &raw mut status, 0) };
+            (seen, status)
+        }
+    }
+}
+
+fn wait(mut gate: PipeReader) {
+    let _ = gate.read(&mut [0]);
+}
+
+fn exited(status: i32) -> bool {
+    libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 7
+}
+
+fn refused(status: i32) -> bool {
+    libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGSYS
+}
+
+fn nothing() {}
+
+fn open_something() {
+    let _ = std::fs::File::open("/etc/passwd");
+}
+
+fn make_a_socket() {
+    // SAFETY: takes no pointer.
+    unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM, 0) };
+}
+
+fn kick_a_thread() {
+    // SAFETY: takes no pointer; signal 0 does nothing where it is allowed.
+    unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), libc::getpid(), libc::SIGKILL) };
+}
+
+fn as_supervisor(_: &[std::os::fd::BorrowedFd]) -> Result<(), JailError> {
+    supervisor::confine(&how())?;
+    supervisor::confine_loop(&how())
+}
+
+fn as_vcpu(_: &[std::os::fd::BorrowedFd]) -> Result<(), JailError> {
+    supervisor::confine(&how())?;
+    supervisor::confine_vcpu(&how())
+}
+
+fn as_loader(kept: &[std::os::fd::BorrowedFd]) -> Result<(), JailError> {
+    loader::confine(&how(), kept)
+}
+
+/// Without seccomp, the file system must be gone by itself.
+fn as_supervisor_without_seccomp(_: &[std::os::fd::BorrowedFd]) -> Result<(), JailError> {
+    let how = Confinement { layers: LayerSet::all().without(cellblock_jail::Layer::Seccomp), ..how() };
+    supervisor::confine(&how)?;
+    supervisor::confine_loop(&how)
+}
+
+fn find_no_file() {
+    let root = std::fs::read_dir("/");
+    let reachable =
+        std::fs::File::open("/etc/passwd").is_ok() || std::fs::File::open("/proc/self/status").is_ok();
+    if reachable || root.is_ok() {
+        sys::exit_now(1);
+    }
+}
+
+fn check_confined(seen: Option<Inspection>) {
+    let Some(seen) = seen else {
+        // It is not dumpable, so an ordinary user may not look.
+        assert!(!is_root());
+        return;
+    };
+    assert_eq!(seen.capabilities, [0; 5]);
+    assert!(seen.no_new_privs);
+    assert_eq!(seen.seccomp, 2);
+    assert_eq!(seen.uids, [0x7200_003f; 4]);
+    assert!(seen.groups.is_empty());
+    let [root] = &seen.mounts[..] else { panic!("{:?}", seen.mounts) };
+    assert!(root.kind == "tmpfs" && root.options.contains("ro"));
+    assert_eq!(seen.limits["Max core file size"], (Some(0), Some(0)));
+}
+
+fn the_supervisor_is_confined() {
+    let (seen, status) = run(&Child { enter: as_supervisor, then: nothing });
+    check_confined(seen);
+    assert!(exited(status), "{status:#x}");
+    for then in [open_something, make_a_socket, kick_a_thread] {
+        let (_, status) = run(&Child { enter: as_supervisor, then });
+        assert!(refused(status), "{status:#x}");
+    }
+}
+
+fn a_vcpu_thread_is_confined() {
+    let (seen, status) = run(&Child { enter: as_vcpu, then: nothing });
+    check_confined(seen);
+    assert!(exited(status), "{status:#x}");
+    for then in [open_something, make_a_socket, kick_a_thread] {
+        let (_, status) = run(&Child { enter: as_vcpu, then });
+        assert!(refused(status), "{status:#x}");
+    }
+}
+
+fn the_loader_is_confined_and_keeps_only_what_it_is_given() {
+    let (seen, status) = run(&Child { enter: as_loader, then: nothing });
+    if let Some(seen) = &seen {
+        assert_eq!(seen.descriptors.len(), 2, "{:?}", seen.descriptors);
+    }
+    check_confined(seen);
+    assert!(exited(status), "{status:#x}");
+    let (_, status) = run(&Child { enter: as_loader, then: open_something });
+    assert!(refused(status), "{status:#x}");
+}
+
+fn without_seccomp_no_path_is_left() {
+    let (_, status) = run(&Child { enter: as_supervisor_without_seccomp, then: find_no_file });
+    assert!(exited(status), "{status:#x}");
+}
+
+fn main() -> ExitCode {
+    let who = if is_root() { "root" } else { "user" };
+    let cases: [(&str, fn()); 4] = [
+        ("the_supervisor_is_confined", the_supervisor_is_confined),
+        ("a_vcpu_thread_is_confined", a_vcpu_thread_is_confined),
+        (
+            "the_loader_is_confined_and_keeps_only_what_it_is_given",
+            the_loader_is_confined_and_keeps_only_what_it_is_given,
+        ),
+        ("without_seccomp_no_path_is_left", without_seccomp_no_path_is_left),
+    ];
+    let mut passed = true;
+    for (name, case) in cases {
+        let ok = std::panic::catch_unwind(case).is_ok();
+        println!("test {who}::{name} ... {}", if ok { "ok" } else { "FAILED" });
+        passed &= ok;
+    }
+    if is_root() {
+        match Command::new("/proc/self/exe").uid(65534).gid(65534).status() {
+            Ok(status) => passed &= status.success(),
+            Err(error) => eprintln!("SKIP: the test program cannot be run as uid 65534: {error}"),
+        }
+    }
+    if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
