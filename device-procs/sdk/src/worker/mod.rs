@@ -62,11 +62,15 @@ pub fn run<D: Device>(
     process_setup::prepare();
     let control = process_setup::control_socket();
     match set_up(kind, serve_program, build, &control) {
-        Ok(mut server) => match server.serve(&control) {
-            End::Quit => status::QUIT,
-            End::Orphaned => status::ORPHANED,
-            End::Violation(reason) => refuse(&control, &reason),
-        },
+        Ok(server) => {
+            // Never dropped: unmapping takes system calls that serving does not have, and the process ends anyway.
+            let mut server = std::mem::ManuallyDrop::new(server);
+            match server.serve(&control) {
+                End::Quit => status::QUIT,
+                End::Orphaned => status::ORPHANED,
+                End::Violation(reason) => refuse(&control, &reason),
+            }
+        }
         Err(Refusal::Socket(SocketError::Closed)) => status::ORPHANED,
         Err(refusal) => refuse(&control, &refusal.to_string()),
     }
