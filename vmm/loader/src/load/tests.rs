@@ -263,3 +263,12 @@ fn edge() -> impl Strategy<Value = u64> {
         any::<u64>()
     ]
 }
+
+/// The memory crate lays RAM out, this crate describes it to the guest: they must mean the same hole.
+#[test]
+fn ram_is_split_where_the_board_says() {
+    let regions = cellblock_memory::regions(4 << 30).unwrap();
+    let found: Vec<_> = regions.iter().map(|region| (region.guest_addr, region.len)).collect();
+    let high = (4 << 30) - layout::LOW_RAM_END;
+    assert_eq!(found, [(0, layout::LOW_RAM_END), (layout::HIGH_RAM_START, high)]);
+}
