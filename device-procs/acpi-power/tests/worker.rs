@@ -12,7 +12,13 @@ use cellblock_wire::device::DeviceConfig;
 fn start() -> Supervised {
     let start = include_bytes!(concat!(env!("OUT_DIR"), "/worker.start.bpf"));
     let program = Program::find("acpi-power", env!("CARGO_BIN_EXE_acpi-power"), start);
-    let wanted = Wanted { config: DeviceConfig::AcpiPower, lanes: 1, poll_max_us: 0, pipes: false };
+    let wanted = Wanted {
+        config: DeviceConfig::AcpiPower,
+        lanes: 1,
+        poll_max_us: 0,
+        pipes: false,
+        nonblocking: false,
+    };
     Supervised::start(&program, &wanted).unwrap()
 }
 

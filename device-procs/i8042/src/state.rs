@@ -96,9 +96,7 @@ impl State {
         let byte = fields.u8("waiting.byte")?;
         let known = |flags: u8| flags & !(status::AUXILIARY | status::TIMEOUT) == 0;
         let flags = fields.u8_where("waiting.flags", "bits 5 and 6", known)?;
-        let takes_data = |code: u8| {
-            matches!(code, 0 | command::WRITE_MEMORY..0x80 | command::WRITE_OUTPUT..=command::TO_AUXILIARY)
-        };
+        let takes_data = |code: u8| matches!(code, 0 | command::WRITE_MEMORY..0x80 | command::WRITE_OUTPUT..=command::TO_AUXILIARY);
         let code = fields.u8_where("expects", "0 or a command that takes a byte", takes_data)?;
         let memory = fields.bytes("memory")?;
         fields.end()?;

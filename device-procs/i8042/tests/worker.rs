@@ -11,7 +11,8 @@ mod probes;
 fn start() -> Supervised {
     let start = include_bytes!(concat!(env!("OUT_DIR"), "/worker.start.bpf"));
     let program = Program::find("i8042", env!("CARGO_BIN_EXE_i8042"), start);
-    let wanted = Wanted { config: DeviceConfig::I8042, lanes: 1, poll_max_us: 0, pipes: false };
+    let wanted =
+        Wanted { config: DeviceConfig::I8042, lanes: 1, poll_max_us: 0, pipes: false, nonblocking: false };
     Supervised::start(&program, &wanted).unwrap()
 }
 

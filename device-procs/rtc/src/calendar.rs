@@ -78,7 +78,10 @@ mod tests {
         assert_eq!(moment.seconds(), 1_795_299_621);
         assert_eq!(moment.day_of_week(), 7, "a Saturday");
         assert_eq!(Fields::at(0), Fields { year: 1970, month: 1, day: 1, hour: 0, minute: 0, second: 0 });
-        assert_eq!(Fields::at(951_782_400), Fields { year: 2000, month: 2, day: 29, hour: 0, minute: 0, second: 0 });
+        assert_eq!(
+            Fields::at(951_782_400),
+            Fields { year: 2000, month: 2, day: 29, hour: 0, minute: 0, second: 0 }
+        );
         assert_eq!(Fields::at(*RANGE.start()).year, 0);
         assert_eq!(Fields::at(*RANGE.end()).year, 9999);
         assert_eq!(Fields::at(i64::MAX), Fields::at(*RANGE.end()));

@@ -258,11 +258,8 @@ fn following(want: Option<u32>, at: u32, end: u32) -> Option<u32> {
 const fn is_time(index: u8) -> bool {
     matches!(
         index,
-        register::SECONDS
-            | register::MINUTES
-            | register::HOURS
-            | register::DAY_OF_WEEK..=register::YEAR
-            | register::CENTURY
+        register::SECONDS | register::MINUTES | register::HOURS | register::DAY_OF_WEEK
+            ..=register::YEAR | register::CENTURY
     )
 }
 

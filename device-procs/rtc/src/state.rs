@@ -38,7 +38,16 @@ impl Default for State {
                 *byte = value;
             }
         }
-        State { index: 0, a: a::DEFAULT, b: b::HOURS_24, c: 0, offset: 0, setting: None, flags_seen: 0, memory }
+        State {
+            index: 0,
+            a: a::DEFAULT,
+            b: b::HOURS_24,
+            c: 0,
+            offset: 0,
+            setting: None,
+            flags_seen: 0,
+            memory,
+        }
     }
 }
 
@@ -64,7 +73,8 @@ impl State {
         let mut fields = Decoder::new(saved, TAG, VERSION)?;
         let index = fields.u8_where("index", "0 to 0x7f", |value| usize::from(value) < MEMORY_BYTES)?;
         let a = fields.u8_where("a", "bit 7 clear", |value| value & a::UIP == 0)?;
-        let b = fields.u8_where("b", "not both SET and UIE", |value| value & (b::SET | b::UIE) != b::SET | b::UIE)?;
+        let b = fields
+            .u8_where("b", "not both SET and UIE", |value| value & (b::SET | b::UIE) != b::SET | b::UIE)?;
         let c = fields.u8_where("c", "bits 4 to 7", |value| value & !(c::FLAGS | c::IRQF) == 0)?;
         let offset = fields.i64_within("offset", "a distance within the calendar", OFFSET_LIMIT)?;
         let moment = Self::restore_setting(&mut fields)?;
@@ -78,7 +88,11 @@ impl State {
     fn restore_setting(fields: &mut Decoder<'_>) -> Result<Fields, StateError> {
         let year = fields.bytes("setting.year").map(u16::from_le_bytes)?;
         if year > 9999 {
-            return Err(StateError::Field { field: "setting.year", value: year.into(), allowed: "0 to 9999" });
+            return Err(StateError::Field {
+                field: "setting.year",
+                value: year.into(),
+                allowed: "0 to 9999",
+            });
         }
         let month = fields.u8_where("setting.month", "1 to 12", |value| (1..=12).contains(&value))?;
         let day = fields.u8_where("setting.day", "1 to 31", |value| (1..=31).contains(&value))?;

@@ -85,10 +85,7 @@ fn another_version_or_device_is_refused() {
 fn descriptors_that_do_not_match_the_roles_are_refused() {
     let mut few = parts();
     few.descriptors.pop();
-    assert_eq!(
-        refused_grant(grant(), &few.descriptors),
-        "the grant brings 3 descriptors, its roles need 4"
-    );
+    assert_eq!(refused_grant(grant(), &few.descriptors), "the grant brings 3 descriptors, its roles need 4");
     assert!(refused_grant(grant(), &[]).contains("brings 0 descriptors"));
     let roles = vec![Role::Interrupt(0); 2];
     assert!(refused_grant(Grant { roles, ..grant() }, &parts().descriptors).contains("Interrupt(0) twice"));

@@ -10,7 +10,8 @@ use cellblock_wire::device::DeviceConfig;
 fn start() -> Supervised {
     let start = include_bytes!(concat!(env!("OUT_DIR"), "/worker.start.bpf"));
     let program = Program::find("rtc", env!("CARGO_BIN_EXE_rtc"), start);
-    let wanted = Wanted { config: DeviceConfig::Rtc, lanes: 1, poll_max_us: 0, pipes: false };
+    let wanted =
+        Wanted { config: DeviceConfig::Rtc, lanes: 1, poll_max_us: 0, pipes: false, nonblocking: false };
     Supervised::start(&program, &wanted).unwrap()
 }
 

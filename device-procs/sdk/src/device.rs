@@ -20,7 +20,8 @@ pub struct Access {
 impl Access {
     /// A read of a device whose registers are one byte wide, as the ISA bus does it: one cycle per byte, low first.
     pub fn read_bytes(&self, mut byte: impl FnMut(u64) -> u8) -> u64 {
-        let each = (0..self.size.min(8)).map(|i| u64::from(byte(self.offset.wrapping_add(i.into()))) << (8 * i));
+        let each =
+            (0..self.size.min(8)).map(|i| u64::from(byte(self.offset.wrapping_add(i.into()))) << (8 * i));
         each.fold(0, |whole, part| whole | part)
     }
 

@@ -195,9 +195,11 @@ impl<T: Trigger, C: Clock, P: Port> Serial<T, C, P> {
         if !self.looped() {
             return msr::CONNECTED;
         }
-        let wires =
-            [(mcr::DTR, msr::DSR), (mcr::RTS, msr::CTS), (mcr::OUT1, msr::RI), (mcr::OUT2, msr::DCD)];
-        wires.into_iter().filter(|(output, _)| self.state.mcr & output != 0).fold(0, |all, (_, input)| all | input)
+        let wires = [(mcr::DTR, msr::DSR), (mcr::RTS, msr::CTS), (mcr::OUT1, msr::RI), (mcr::OUT2, msr::DCD)];
+        wires
+            .into_iter()
+            .filter(|(output, _)| self.state.mcr & output != 0)
+            .fold(0, |all, (_, input)| all | input)
     }
 
     fn line_status(&mut self) -> u8 {

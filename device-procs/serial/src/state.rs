@@ -79,7 +79,8 @@ impl State {
     pub fn restore(saved: &[u8]) -> Result<State, StateError> {
         let mut fields = Decoder::new(saved, TAG, VERSION)?;
         let ier = fields.u8_where("ier", "0 to 0xf", |value| value & !ier::MASK == 0)?;
-        let legal_fcr = |value| value == 0 || value & (fcr::ENABLE | fcr::RESET_RX | fcr::RESET_TX) == fcr::ENABLE;
+        let legal_fcr =
+            |value| value == 0 || value & (fcr::ENABLE | fcr::RESET_RX | fcr::RESET_TX) == fcr::ENABLE;
         let fcr = fields.u8_where("fcr", "0, or bit 0 set and bits 1 and 2 clear", legal_fcr)?;
         let lcr = fields.u8("lcr")?;
         let mcr = fields.u8_where("mcr", "0 to 0x1f", |value| value & !mcr::MASK == 0)?;

@@ -16,7 +16,13 @@ fn program() -> Program {
 }
 
 fn wanted() -> Wanted {
-    Wanted { config: DeviceConfig::Serial { buffer: 4096 }, lanes: 2, poll_max_us: 0, pipes: true }
+    Wanted {
+        config: DeviceConfig::Serial { buffer: 4096 },
+        lanes: 2,
+        poll_max_us: 0,
+        pipes: true,
+        nonblocking: false,
+    }
 }
 
 fn start() -> Supervised {
@@ -43,7 +49,25 @@ fn output_reaches_the_pipe_and_quit_flushes_it() {
 
 #[test]
 fn input_raises_an_interrupt_and_waits_to_be_read() {
-    let mut worker = start();
+    input_arrives(&mut start());
+}
+
+#[test]
+fn pipes_that_do_not_block_are_waited_for() {
+    let mut worker = Supervised::start(&program(), &Wanted { nonblocking: true, ..wanted() }).unwrap();
+    std::thread::sleep(Duration::from_millis(20));
+    input_arrives(&mut worker);
+    for _ in 0..70_000 {
+        worker.outb(0, b'x');
+    }
+    let (mut got, mut space) = (0, [0; 4096]);
+    while got < 65_536 {
+        got += rustix::io::read(worker.output.as_ref().unwrap(), &mut space).unwrap();
+    }
+    assert!(worker.counters().unwrap().host_out >= 65_536);
+}
+
+fn input_arrives(worker: &mut Supervised) {
     worker.outb(2, 0x81); // FIFOs on, trigger at 8
     worker.outb(4, 0x0b); // OUT2
     worker.outb(1, 0x01); // received data

@@ -58,6 +58,11 @@ impl Producer {
         true
     }
 
+    /// Whether half of the room is used.
+    pub fn is_half_full(&self) -> bool {
+        self.room() <= self.shared.bytes.len() / 2
+    }
+
     /// Whether the consumer has taken all.
     pub fn is_empty(&self) -> bool {
         self.room() == self.shared.bytes.len()
@@ -77,6 +82,11 @@ impl Consumer {
             }
         }
         count
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.peek(&mut [0]) == 0
     }
 
     /// Lets go of the oldest `count` bytes, which were peeked at.

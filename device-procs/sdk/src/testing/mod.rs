@@ -126,7 +126,9 @@ impl<D: Device> Harness<D> {
     /// Fires the timer as often as it is due by `clock`, at most `limit` times. How often it fired.
     pub fn run_timers(&mut self, clock: &impl Clock, limit: usize) -> usize {
         let due = |device: &D| device.deadline().is_some_and(|deadline| deadline <= clock.monotonic());
-        (0..limit).take_while(|_| due(&self.device).then(|| self.device.event(Event::Timer)).is_some()).count()
+        (0..limit)
+            .take_while(|_| due(&self.device).then(|| self.device.event(Event::Timer)).is_some())
+            .count()
     }
 
     /// What the device saves now.

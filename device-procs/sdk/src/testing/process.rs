@@ -19,7 +19,7 @@ use cellblock_wire::control::{Counters, FromWorker, Grant, ToWorker};
 use cellblock_wire::device::{DeviceConfig, Role};
 use cellblock_wire::slot::{Action, Op, Reply, Space};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Mode, OFlags, fcntl_setfl};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::Host;
@@ -58,11 +58,7 @@ impl Program {
         let start = self.start.clone();
         let mut command = Command::new(&self.path);
         // SAFETY: the closure makes system calls only; it allocates nothing and takes no lock.
-        unsafe {
-            command.pre_exec(move || {
-                become_worker(control.as_raw_fd(), binary.as_raw_fd(), &start)
-            })
-        };
+        unsafe { command.pre_exec(move || become_worker(control.as_raw_fd(), binary.as_raw_fd(), &start)) };
         command.spawn()
     }
 }
@@ -87,7 +83,9 @@ fn become_worker(control: i32, binary: i32, start: &[u8]) -> io::Result<()> {
     install::install(start, false).map_err(io::Error::other)?;
     let (name, none) = ([c"worker".as_ptr(), std::ptr::null()], [std::ptr::null::<libc::c_char>()]);
     // SAFETY: both lists end with a null and live until the call is over.
-    unsafe { libc::syscall(libc::SYS_execveat, 4, c"".as_ptr(), name.as_ptr(), none.as_ptr(), libc::AT_EMPTY_PATH) };
+    unsafe {
+        libc::syscall(libc::SYS_execveat, 4, c"".as_ptr(), name.as_ptr(), none.as_ptr(), libc::AT_EMPTY_PATH)
+    };
     Err(io::Error::last_os_error())
 }
 
@@ -106,6 +104,8 @@ pub struct Wanted {
     pub poll_max_us: u32,
     /// Whether input and output pipes are granted.
     pub pipes: bool,
+    /// Whether the worker's ends of them do not block, as whoever shares them may make them.
+    pub nonblocking: bool,
 }
 
 /// A worker and the supervisor's end of all that it was granted. Dropping it kills the worker.
@@ -185,6 +185,9 @@ impl Supervised {
             let (host_output, output) = pipe_with(PipeFlags::CLOEXEC)?;
             roles.extend([Role::HostInput, Role::HostOutput]);
             ends.extend([input, output]);
+            if self.wanted.nonblocking {
+                ends.iter().try_for_each(|end| fcntl_setfl(end, OFlags::NONBLOCK))?;
+            }
             (self.input, self.output) = (Some(host_input), Some(host_output));
         }
         let grant = Grant {

@@ -51,7 +51,11 @@ fn check(grant: &Grant, own: DeviceKind) -> Result<(), Refusal> {
     if wanted != own {
         return Err(Refusal::Kind { wanted, own });
     }
-    let twice = grant.roles.iter().enumerate().find(|(index, role)| grant.roles.iter().take(*index).any(|r| r == *role));
+    let twice = grant
+        .roles
+        .iter()
+        .enumerate()
+        .find(|(index, role)| grant.roles.iter().take(*index).any(|r| r == *role));
     twice.map_or(Ok(()), |(_, role)| Err(Refusal::Twice(*role)))
 }
 
@@ -62,7 +66,8 @@ fn assign(grant: Grant, descriptors: Vec<OwnedFd>) -> Result<Granted, Refusal> {
         return Err(mismatch);
     }
     let mut rest = descriptors.into_iter();
-    let (Some(requests), Some(replies), Some(page), Some(bell)) = (rest.next(), rest.next(), rest.next(), rest.next())
+    let (Some(requests), Some(replies), Some(page), Some(bell)) =
+        (rest.next(), rest.next(), rest.next(), rest.next())
     else {
         return Err(mismatch);
     };
@@ -107,5 +112,6 @@ fn open_page(fd: &OwnedFd, lanes: u32) -> Result<(Mapping<Writable>, Shape), Mem
         memory::open_write(fd, memory::bytes(shape.words())).map(|page| (page, shape))
     };
     let [usual, largest] = STATE_ROOMS;
-    open(usual).or_else(|error| if matches!(error, MemoryError::Size { .. }) { open(largest) } else { Err(error) })
+    open(usual)
+        .or_else(|error| if matches!(error, MemoryError::Size { .. }) { open(largest) } else { Err(error) })
 }

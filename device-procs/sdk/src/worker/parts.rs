@@ -70,7 +70,12 @@ impl Parts {
     }
 
     /// Takes a role's descriptor, whose access mode must not be `wrong`.
-    fn take_open(&mut self, role: Role, wrong: OFlags, used: &'static str) -> Result<Option<OwnedFd>, Refusal> {
+    fn take_open(
+        &mut self,
+        role: Role,
+        wrong: OFlags,
+        used: &'static str,
+    ) -> Result<Option<OwnedFd>, Refusal> {
         let Some(fd) = self.take(role) else { return Ok(None) };
         match fcntl_getfl(&fd) {
             Ok(flags) if flags & OFlags::RWMODE != wrong => Ok(Some(fd)),
