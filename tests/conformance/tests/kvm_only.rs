@@ -122,6 +122,7 @@ fn a_halt_with_controllers_waits_in_the_kernel() {
     let (_vm, mut vcpu) = start(&platform, &assemble(&[Op::Halt]), false);
     assert_eq!(vcpu.setup().mp_state().unwrap(), MpState::Runnable);
     let kick = vcpu.kick_handle();
+    let start_of_halt = Instant::now();
     thread::scope(|scope| {
         scope.spawn(|| {
             thread::sleep(Duration::from_millis(20));
@@ -129,7 +130,9 @@ fn a_halt_with_controllers_waits_in_the_kernel() {
         });
         assert_eq!(vcpu.run(VmEntry::Resume).unwrap(), VmExit::Kicked);
     });
-    assert_eq!(vcpu.setup().mp_state().unwrap(), MpState::Halted);
+    // Linux 6.1 lets a signal end the halt, later ones do not.
+    assert!(matches!(vcpu.setup().mp_state().unwrap(), MpState::Halted | MpState::Runnable));
+    assert!(start_of_halt.elapsed() >= Duration::from_millis(20));
 }
 
 #[test]
