@@ -115,12 +115,28 @@ fn settled_speed(vcpu: &mut super::KvmVcpu) -> Result<Speed> {
         if speed.cut_off {
             break;
         }
-        speed = time_loop(vcpu, iterations)?;
+        speed = best_of(vcpu, iterations, DOUBTFUL_FROM)?;
         if speed.per_second() < DOUBTFUL_FROM {
             break;
         }
     }
     Ok(speed)
+}
+
+/// The fastest of a few runs, or the first that is fast enough: a busy host interrupts some.
+fn best_of(vcpu: &mut super::KvmVcpu, iterations: u64, enough: u64) -> Result<Speed> {
+    const TRIES: u32 = 5;
+    let mut best = time_loop(vcpu, iterations)?;
+    for _ in 1..TRIES {
+        if best.cut_off || best.per_second() >= enough {
+            break;
+        }
+        let next = time_loop(vcpu, iterations)?;
+        if next.cut_off || next.elapsed < best.elapsed {
+            best = next;
+        }
+    }
+    Ok(best)
 }
 
 /// Runs the loop once, from the start.
