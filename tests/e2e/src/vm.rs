@@ -239,8 +239,16 @@ impl Vm {
     ///
     /// # Errors
     /// It goes on; it is then killed.
-    pub fn wait(mut self) -> Result<Ended> {
-        let deadline = Instant::now() + patience();
+    pub fn wait(self) -> Result<Ended> {
+        self.wait_for(patience())
+    }
+
+    /// Waits for the end for at most `time`.
+    ///
+    /// # Errors
+    /// It goes on; it is then killed.
+    pub fn wait_for(mut self, time: Duration) -> Result<Ended> {
+        let deadline = Instant::now() + time;
         drop(self.stdin.take());
         let status = loop {
             if let Some(status) = self.child.try_wait()? {

@@ -43,7 +43,7 @@ fn a_wrong_value_names_the_field_the_value_and_what_is_allowed() {
         (&["--without-layer", "onion"], &["without-layer", "onion", "seccomp"]),
         (&["--id", "a b"], &["id", "a b", "letters"]),
         (&["--boot-protocol", "morse"], &["boot-protocol", "morse", "pvh"]),
-        (&["--poll-max-us", "-1"], &["poll-max-us"]),
+        (&["--poll-max-us=-1"], &["poll-max-us", "-1"]),
     ];
     for (arguments, says) in wrong {
         refused(&program, &[&["run", "--kernel", "/dev/null"][..], arguments].concat(), 2, says);
@@ -123,7 +123,7 @@ fn doctor_reports_as_text_and_as_json() {
     let Some(program) = program() else { return };
     let text = Command::new(&program).arg("doctor").output().unwrap();
     let text = String::from_utf8_lossy(&text.stdout).to_lowercase();
-    for topic in ["kvm", "landlock", "cgroup", "namespace", "futex_waitv"] {
+    for topic in ["kvm", "kernel code", "layer user", "landlock", "cgroup", "futex_waitv", "hugepages"] {
         assert!(text.contains(topic), "doctor does not mention {topic}:\n{text}");
     }
     let json = Command::new(&program).args(["doctor", "--json"]).output().unwrap();

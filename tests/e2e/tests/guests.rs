@@ -191,7 +191,8 @@ fn a_console_socket_carries_both_directions() {
 fn a_blocked_console_does_not_stall_the_guest() {
     let Some(lab) = Lab::with_guests("blocked") else { return };
     let path = lab.folder().join("console");
-    // Nobody ever connects: the guest must get to its end all the same.
+    // Nobody ever connects: the guest must get to its end all the same, with more than pipes and buffers hold.
     let sink = format!("socket={}", path.display());
-    run_to_power_off(&lab, "flood", &["--cmdline", "lines=3000", "--serial", &sink]);
+    let plan = lab.guest("flood").with(["--cmdline", "lines=3000 string=1", "--serial", &sink]);
+    plan.start().wait_for(Duration::from_secs(60)).unwrap().assert(0, "guest powered off");
 }
