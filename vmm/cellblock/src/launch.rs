@@ -26,9 +26,6 @@ use cellblock_wire::device::{DeviceKind, Role};
 use crate::board;
 use crate::front::relay::{Process, SerialPipes};
 
-/// The kernel command line without --cmdline.
-const DEFAULT_CMDLINE: &str = "console=ttyS0 reboot=k panic=-1";
-
 /// A VM's processes, seen from the front.
 pub(crate) struct Launched {
     pub link: Control,
@@ -88,7 +85,7 @@ pub(crate) fn launch(config: &VmConfig, layers: LayerSet) -> Result<Launched, St
     let load = Load {
         kernel: opened.kernel,
         initrd: opened.initrd,
-        cmdline: config.cmdline.as_deref().unwrap_or(DEFAULT_CMDLINE),
+        cmdline: config.cmdline.as_deref().unwrap_or(cellblock_arch::DEFAULT_CMDLINE),
         protocol: match config.boot_protocol {
             BootProtocol::Auto => Protocol::Auto,
             BootProtocol::Linux64 => Protocol::Linux64,

@@ -126,8 +126,8 @@ fn table(vms: &[Vm]) -> String {
         let _ = writeln!(text, "VM {} (uid {}): {} vCPU, {exits} exits", vm.id, vm.uid, vm.vcpu_exits.len());
         let _ = writeln!(
             text,
-            "  {:<12} {:>8} {:>6} {:<9} {:>8} {:>9}  {}",
-            "PROCESS", "PID", "UID", "STATE", "EXITS", "MEMORY", "LAYERS"
+            "  {:<12} {:>8} {:>6} {:<9} {:>8} {:>9}  LAYERS",
+            "PROCESS", "PID", "UID", "STATE", "EXITS", "MEMORY"
         );
         for row in &vm.processes {
             let exits = row.exits.map_or(String::from("-"), |exits| exits.to_string());

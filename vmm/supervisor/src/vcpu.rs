@@ -136,3 +136,6 @@ fn number(data: &[u8]) -> u64 {
     bytes[..data.len()].copy_from_slice(data);
     u64::from_le_bytes(bytes)
 }
+
+#[cfg(test)]
+mod tests;

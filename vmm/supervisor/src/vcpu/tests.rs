@@ -1,0 +1,171 @@
+//! A scripted guest on one side, a worker's end of the ring on the other; the actor between them is the one that ships.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use cellblock_bus::{Bus, Range, Target};
+use cellblock_channel::doorbell::{self, Ringer};
+use cellblock_channel::{Kick, Requester, Responder, memory};
+use cellblock_hypervisor::mock::{Mock, MockVm, Step};
+use cellblock_hypervisor::{ExitData, Hypervisor, UnboundVcpu, Vm, VmExit};
+use cellblock_ring::layout;
+use cellblock_wire::slot::{Action, Op, Reply, Request, Space};
+use crossbeam_channel::{Sender, bounded};
+
+use super::{Command, Ended, VcpuActor};
+use crate::proxy::Proxy;
+
+const PORT: u16 = 0x3f8;
+
+/// What the other end of the ring does with a request; `None` = stay silent.
+type Answer = fn(&Request) -> Option<Reply>;
+
+fn honest(request: &Request) -> Option<Reply> {
+    let Request { sequence, generation, op, offset, .. } = *request;
+    let data = if op == Op::Read { 0xa0 + offset } else { 0 };
+    Some(Reply { sequence, generation, action: Action::None, data })
+}
+
+struct Rig {
+    vm: MockVm,
+    kick: Kick,
+    commands: Sender<Command>,
+    served: Arc<AtomicU64>,
+    exits: Arc<AtomicU64>,
+    actor: thread::JoinHandle<Ended>,
+    done: Arc<AtomicBool>,
+    worker: thread::JoinHandle<()>,
+}
+
+/// An actor that runs `script` against a worker that answers with `answer`.
+fn rig(script: Vec<Step>, answer: Answer, deadline: Duration) -> Rig {
+    let requests = memory::create_requests("test", memory::bytes(layout::request_words(1))).unwrap();
+    let replies = memory::create_replies("test", memory::bytes(layout::reply_words(1))).unwrap();
+    let requests_there = memory::open_read(&requests.fd, memory::bytes(layout::request_words(1))).unwrap();
+    let replies_there = memory::open_write(&replies.fd, memory::bytes(layout::reply_words(1))).unwrap();
+    let mut responder = Responder::new(requests_there, replies_there, 1, 1).unwrap();
+    let (ringer, _bell): (Ringer, _) = doorbell::pair().unwrap();
+    let done = Arc::new(AtomicBool::new(false));
+    let stop = Arc::clone(&done);
+    let worker = thread::spawn(move || {
+        while !stop.load(Ordering::Relaxed) {
+            while let Some(Ok((lane, request))) = responder.next() {
+                if let Some(reply) = answer(&request) {
+                    responder.reply(lane, &reply);
+                }
+            }
+            thread::yield_now();
+        }
+    });
+
+    let mut bus = Bus::default();
+    bus.insert(Range { space: Space::Pio, base: PORT.into(), length: 8 }, Target { device: 0, region: 0 })
+        .unwrap();
+    let (served, exits): (Arc<AtomicU64>, Arc<AtomicU64>) = Default::default();
+    let requester = Requester::new(requests.map, replies.map, 0, 1).unwrap();
+    let proxy = Proxy::new(requester, Arc::new(ringer), Arc::clone(&served), Duration::ZERO, deadline);
+    let vm = Mock::new([script]).create_vm(&()).unwrap();
+    let unbound = vm.create_vcpu(0).unwrap();
+    let (kick, kicks) = cellblock_channel::kick();
+    let (commands, mailbox) = bounded(1);
+    let counted = Arc::clone(&exits);
+    let actor = thread::spawn(move || {
+        let vcpu = unbound.bind().unwrap();
+        VcpuActor { vcpu, bus: Arc::new(bus), proxies: vec![proxy], kicks, commands: mailbox, exits: counted }
+            .run()
+    });
+    Rig { vm, kick, commands, served, exits, actor, done, worker }
+}
+
+impl Rig {
+    fn end(self) -> (Ended, MockVm) {
+        let ended = self.actor.join().unwrap();
+        self.done.store(true, Ordering::Relaxed);
+        self.worker.join().unwrap();
+        (ended, self.vm)
+    }
+}
+
+fn pio(port: u16, write: bool, data: &[u8]) -> Step {
+    Step::exit(VmExit::Pio { port, write, data: ExitData::from_slice(data) })
+}
+
+fn off() -> Step {
+    Step::exit(VmExit::Shutdown)
+}
+
+const LONG: Duration = Duration::from_secs(60);
+
+#[test]
+fn a_read_is_answered_by_the_worker_and_a_write_waits_for_it() {
+    let script =
+        vec![pio(PORT + 5, false, &[0]), pio(PORT, true, b"x"), pio(PORT + 4, false, &[0; 4]), off()];
+    let rig = rig(script, honest, LONG);
+    let (served, exits) = (Arc::clone(&rig.served), Arc::clone(&rig.exits));
+    let (ended, vm) = rig.end();
+    assert_eq!(ended, Ended::PowerOff);
+    assert_eq!(vm.replies(0), [ExitData::from_slice(&[0xa5]), ExitData::from_slice(&[0xa4, 0, 0, 0])]);
+    assert_eq!((served.load(Ordering::Relaxed), exits.load(Ordering::Relaxed)), (3, 4));
+}
+
+#[test]
+fn what_nobody_claims_reads_all_ones_and_asks_no_worker() {
+    // Beside the device, across its end, and of a width that no slot carries.
+    let script =
+        vec![pio(0x80, false, &[0; 2]), pio(PORT + 6, false, &[0; 4]), pio(PORT, false, &[0; 3]), off()];
+    let rig = rig(script, honest, LONG);
+    let served = Arc::clone(&rig.served);
+    let (ended, vm) = rig.end();
+    assert_eq!(ended, Ended::PowerOff);
+    assert_eq!(vm.replies(0), [2, 4, 3].map(|width| ExitData::from_elem(0xff, width)));
+    assert_eq!(served.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn an_action_takes_effect_before_the_guest_is_entered_again() {
+    let reset: Answer = |request| Some(Reply { action: Action::Reset, ..honest(request)? });
+    let (ended, vm) = rig(vec![pio(PORT, false, &[0]), off()], reset, LONG).end();
+    assert_eq!((ended, vm.replies(0).len()), (Ended::Reset, 0));
+}
+
+#[test]
+fn a_silent_worker_ends_at_the_deadline_with_the_access_named() {
+    let (ended, vm) = rig(vec![pio(PORT + 2, false, &[0])], |_| None, Duration::from_millis(50)).end();
+    let Ended::Device { index: 0, reason } = ended else { panic!("{ended:?}") };
+    assert!(reason.contains("a read of 1 bytes at offset 0x2 of region 0"), "{reason}");
+    assert!(vm.replies(0).is_empty(), "no invented data");
+}
+
+#[test]
+fn a_lie_ends_with_the_field_named() {
+    let future: Answer = |request| Some(Reply { sequence: request.sequence + 1, ..honest(request)? });
+    let (ended, _) = rig(vec![pio(PORT, false, &[0])], future, LONG).end();
+    let Ended::Device { index: 0, reason } = ended else { panic!("{ended:?}") };
+    assert!(reason.contains("protocol violation") && reason.contains("sequence"), "{reason}");
+}
+
+#[test]
+fn a_stop_reaches_a_vcpu_that_waits_for_a_silent_worker() {
+    let rig = rig(vec![pio(PORT, false, &[0])], |_| None, LONG);
+    thread::sleep(Duration::from_millis(20));
+    // A kick without a command is not a stop.
+    rig.kick.bump();
+    thread::sleep(Duration::from_millis(20));
+    assert!(!rig.actor.is_finished());
+    rig.commands.send(Command::Stop).unwrap();
+    rig.kick.bump();
+    let asked = Instant::now();
+    assert_eq!(rig.end().0, Ended::Stopped);
+    assert!(asked.elapsed() < LONG);
+}
+
+#[test]
+fn a_stop_reaches_a_vcpu_in_the_guest() {
+    let rig = rig(vec![Step::Compute], honest, LONG);
+    let entry_kick = rig.vm.create_vcpu(0).unwrap().kick_handle();
+    rig.commands.send(Command::Stop).unwrap();
+    entry_kick.kick();
+    assert_eq!(rig.end().0, Ended::Stopped);
+}
