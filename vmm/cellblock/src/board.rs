@@ -42,6 +42,14 @@ pub(crate) fn group_limits(kind: DeviceKind) -> GroupLimits {
     GroupLimits { memory: 32 << 20, pids: limits(kind).threads.into(), cpu_us: 100_000 }
 }
 
+/// Whether the host's processor shows that it can run a guest's kernel code. If not it may still (this is what KVM is asked
+/// then, by timing it): the flags are x86's, so on others there is no doubt.
+pub(crate) fn has_virtualization() -> bool {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let Some(flags) = text.lines().find(|line| line.starts_with("flags")) else { return true };
+    flags.split_whitespace().any(|flag| flag == "vmx" || flag == "svm")
+}
+
 fn device(config: DeviceConfig, ports: &[(u16, u64)], gsi: u32) -> DevicePlan {
     let regions =
         ports.iter().map(|(port, length)| Range { space: Space::Pio, base: (*port).into(), length: *length });

@@ -105,7 +105,7 @@ pub(crate) fn launch(config: &VmConfig, layers: LayerSet) -> Result<Launched, St
         cpus: config.cpus,
         spin: Duration::from_micros(config.poll_max_us.into()),
         devices,
-        force: config.force,
+        doubt_host: !config.force && !board::has_virtualization(),
         confinement,
     };
     let supervisor = fork_supervisor(plan, opened.null.as_fd(), uids.as_ref())?;

@@ -68,7 +68,7 @@ pub struct Speed {
 impl Speed {
     /// Below this many instructions per second, kernel code is being emulated: emulators reach 1–2 million, the slowest
     /// nested hardware virtualization some hundred million.
-    pub const EMULATED_BELOW: u64 = 10_000_000;
+    pub const EMULATED_BELOW: u64 = 5_000_000;
 
     /// Instructions per second.
     pub fn per_second(&self) -> u64 {

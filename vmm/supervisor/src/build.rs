@@ -13,6 +13,7 @@ use cellblock_bus::{Bus, Target};
 use cellblock_channel::doorbell::{self, Ringer};
 use cellblock_channel::socket::Control;
 use cellblock_hypervisor::UnboundVcpu as _;
+use cellblock_hypervisor::x86_64::CpuidLeaf;
 use cellblock_hypervisor_kvm::{Kvm, KvmVm, UnboundKvmVcpu, probe};
 use cellblock_jail::supervisor::{self as jail, Confinement};
 use cellblock_loader::Loaded;
@@ -40,14 +41,23 @@ pub(crate) fn build(plan: Plan) -> Result<Machine, BuildError> {
     let workers: Vec<Worker> = workers.into_iter().map(|(worker, _)| worker).collect();
 
     let kvm = Kvm::open(plan.kvm)?;
-    let vm = kvm.create_vm(&plan.ram)?;
+    let (vm, supported) = thread::scope(|scope| {
+        // Half a millisecond each, and independent of each other.
+        let cpuid = scope.spawn(|| kvm.supported_cpuid());
+        let vm = kvm.create_vm(&plan.ram);
+        (vm, cpuid.join())
+    });
+    let vm = vm?;
+    let supported = supported.map_err(|_| BuildError::Thread { what: "KVM_GET_SUPPORTED_CPUID" })??;
     for (event, gsi) in &interrupts {
         vm.irqfd(event.as_fd(), *gsi)?;
     }
     let mut notes = vm.notes();
-    let vcpus = create_vcpus(&kvm, &vm, plan.cpus, &mut notes)?;
+    let vcpus = create_vcpus(&vm, &supported, plan.cpus, &mut notes)?;
     let loaded = await_loader(&plan.loader, plan.ram.bytes())?;
-    refuse_emulated_linux(&kvm, &loaded, plan.force)?;
+    if plan.doubt_host {
+        refuse_emulated_linux(&kvm, &loaded)?;
+    }
     let boot = boot_state(&loaded.entry).map_err(|error| BuildError::Loader(error.to_string()))?;
     if let Some(first) = vcpus.first() {
         first.setup().set_boot_state(&boot)?;
@@ -115,17 +125,16 @@ fn start_workers(
 }
 
 fn create_vcpus(
-    kvm: &Kvm,
     vm: &KvmVm,
+    supported: &[CpuidLeaf],
     cpus: u32,
     notes: &mut Vec<String>,
 ) -> Result<Vec<UnboundKvmVcpu>, BuildError> {
-    let supported = kvm.supported_cpuid()?;
     (0..cpus)
         .map(|id| {
             let vcpu = vm.create_vcpu(id)?;
             let setup = vcpu.setup();
-            setup.set_cpuid(&cpuid::for_vcpu(&supported, id, cpus))?;
+            setup.set_cpuid(&cpuid::for_vcpu(supported, id, cpus))?;
             let refused = setup.set_msrs(&msrs::at_reset())?;
             if id == 0 && !refused.is_empty() {
                 notes.push(format!(
@@ -153,8 +162,8 @@ fn await_loader(loader: &Control, ram_bytes: u64) -> Result<Loaded, BuildError> 
 }
 
 /// A Linux kernel on a host that emulates kernel code would seem to hang: say so instead.
-fn refuse_emulated_linux(kvm: &Kvm, loaded: &Loaded, force: bool) -> Result<(), BuildError> {
-    if loaded.linux && !force && probe::kernel_code_speed(kvm)?.emulated() {
+fn refuse_emulated_linux(kvm: &Kvm, loaded: &Loaded) -> Result<(), BuildError> {
+    if loaded.linux && probe::kernel_code_speed(kvm)?.emulated() {
         return Err(BuildError::EmulatedHost);
     }
     Ok(())

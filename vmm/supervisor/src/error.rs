@@ -37,6 +37,8 @@ pub(crate) enum BuildError {
          says more)"
     )]
     EmulatedHost,
+    #[error("the thread for {what} panicked")]
+    Thread { what: &'static str },
     #[error("the supervisor's sandbox cannot be closed: {0}")]
     Jail(String),
     #[error("{what}: {source}")]

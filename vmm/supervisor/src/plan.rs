@@ -28,8 +28,8 @@ pub struct Plan {
     pub spin: Duration,
     /// The devices; a device's index here is its worker's in the spawner's manifest.
     pub devices: Vec<DevicePlan>,
-    /// Start a Linux kernel although the host emulates kernel code.
-    pub force: bool,
+    /// Time the host's kernel-mode code before a Linux kernel is started, and refuse if it is emulated.
+    pub doubt_host: bool,
     /// The sandbox that the supervisor closes around itself.
     pub confinement: Confinement,
 }

@@ -1,8 +1,8 @@
 //! CPUID of a vCPU: what the host's KVM supports, made true for this VM (Intel SDM vol 2 "CPUID", AMD APM vol 3 appendix E).
 //!
 //! - The VM is one socket of N cores with one thread each; APIC id = vCPU number.
-//! - The hypervisor bit, KVM's signature leaf and the TSC-deadline timer are always there: without PIT and PM timer, Linux
-//!   takes its clock from kvm-clock and its timer from the local APIC.
+//! - The hypervisor bit and KVM's signature leaf are always there, the TSC-deadline timer where the host has it: without PIT
+//!   and PM timer, Linux takes its clock from kvm-clock and its timer from the local APIC.
 //! - Hidden, as a stranger's guest has no use for them that would be worth the attack surface: nested virtualization (VMX, SVM), the performance
 //!   counters, SGX, MONITOR/MWAIT.
 
@@ -31,7 +31,6 @@ const MONITOR: u32 = 1 << 3;
 const VMX: u32 = 1 << 5;
 const PDCM: u32 = 1 << 15;
 const X2APIC: u32 = 1 << 21;
-const TSC_DEADLINE: u32 = 1 << 24;
 const HYPERVISOR_PRESENT: u32 = 1 << 31;
 /// Leaf 1 EDX: EBX[23:16] is valid.
 const HTT: u32 = 1 << 28;
@@ -127,7 +126,7 @@ impl Vcpu {
         let ids = 1u32 << self.core_bits();
         leaf.ebx = leaf.ebx & 0xffff | ids << 16 | self.id << 24;
         leaf.ecx &= !(MONITOR | VMX | PDCM);
-        leaf.ecx |= HYPERVISOR_PRESENT | TSC_DEADLINE | X2APIC;
+        leaf.ecx |= HYPERVISOR_PRESENT | X2APIC;
         if self.cpus > 1 { leaf.edx |= HTT } else { leaf.edx &= !HTT }
     }
 
@@ -198,6 +197,8 @@ mod tests {
         ]
     }
 
+    const TSC_DEADLINE: u32 = 1 << 24;
+
     fn get(leaves: &[CpuidLeaf], function: u32, index: u32) -> CpuidLeaf {
         let found: Vec<_> = leaves.iter().filter(|l| (l.function, l.index) == (function, index)).collect();
         assert_eq!(found.len(), 1, "leaf {function:#x} index {index}");
@@ -206,6 +207,9 @@ mod tests {
 
     #[test]
     fn the_timers_that_linux_needs_without_pit_are_announced() {
+        let mut lacking = host(b"Genu");
+        lacking[1].ecx &= !TSC_DEADLINE;
+        assert_eq!(get(&for_vcpu(&lacking, 0, 1), FEATURES, 0).ecx & TSC_DEADLINE, 0, "what the host lacks");
         let features = get(&for_vcpu(&host(b"Genu"), 0, 1), FEATURES, 0);
         assert_eq!(features.ecx & (TSC_DEADLINE | HYPERVISOR_PRESENT), TSC_DEADLINE | HYPERVISOR_PRESENT);
         assert_eq!(features.ecx & (VMX | MONITOR), 0);

@@ -20,6 +20,8 @@ const LVT_LINT1: usize = 0x360;
 const DELIVERY_MODE: u32 = 0x700;
 const DELIVERY_NMI: u32 = 0x400;
 const DELIVERY_EXTINT: u32 = 0x700;
+/// Bit 16 of an LVT entry.
+const LVT_MASKED: u32 = 1 << 16;
 
 /// A vCPU's set-up, one system call or two each. Use it before the first entry, or while nothing is pending.
 #[derive(Clone, Copy)]
@@ -114,10 +116,11 @@ impl<'a> Setup<'a> {
         self.fd.set_sregs(&sregs).map_err(failed_on(self.vcpu, "KVM_SET_SREGS"))
     }
 
-    /// LINT0 as external interrupt, LINT1 as NMI: how firmware leaves the boot processor (Intel MultiProcessor Specification §3.8).
+    /// LINT0 as external interrupt but masked, LINT1 as NMI (Intel MultiProcessor Specification §3.8). KVM feeds its 8259
+    /// beside the I/O APIC, and the board has none: unmasked it would interrupt the guest with a vector nobody set.
     pub fn set_lapic_pins(&self) -> Result<()> {
         let mut lapic = self.fd.get_lapic().map_err(failed_on(self.vcpu, "KVM_GET_LAPIC"))?;
-        set_delivery_mode(&mut lapic, LVT_LINT0, DELIVERY_EXTINT);
+        set_delivery_mode(&mut lapic, LVT_LINT0, DELIVERY_EXTINT | LVT_MASKED);
         set_delivery_mode(&mut lapic, LVT_LINT1, DELIVERY_NMI);
         self.fd.set_lapic(&lapic).map_err(failed_on(self.vcpu, "KVM_SET_LAPIC"))
     }

@@ -12,6 +12,9 @@ use kvm_ioctls::Cap;
 
 use super::{BACKEND, KvmVm, failed, probe, setup};
 
+/// CPUID leaf 1 ECX.
+const TSC_DEADLINE: u32 = 1 << 24;
+
 /// An open `/dev/kvm`. Cheap to clone.
 #[derive(Clone)]
 pub struct Kvm {
@@ -37,16 +40,21 @@ impl Kvm {
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// The CPUID leaves that the host can give to a guest.
+    /// The CPUID leaves that the host can give to a guest, the TSC-deadline timer among them if it works.
     pub fn supported_cpuid(&self) -> Result<Vec<CpuidLeaf>> {
         let cpuid = self
             .inner
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(failed("KVM_GET_SUPPORTED_CPUID", "the system"))?;
-        Ok(cpuid.as_slice().iter().map(setup::leaf).collect())
+        let mut leaves: Vec<CpuidLeaf> = cpuid.as_slice().iter().map(setup::leaf).collect();
+        if self.has_tsc_deadline() {
+            // KVM tells it by a capability only (Documentation/virt/kvm/api.rst §4.46).
+            leaves.iter_mut().filter(|leaf| leaf.function == 1).for_each(|leaf| leaf.ecx |= TSC_DEADLINE);
+        }
+        Ok(leaves)
     }
 
-    /// The local APIC's TSC-deadline mode works; CPUID leaf 1 ECX bit 24 may be shown to the guest.
+    /// The local APIC's TSC-deadline mode works.
     pub fn has_tsc_deadline(&self) -> bool {
         self.inner.check_extension(Cap::TscDeadlineTimer)
     }

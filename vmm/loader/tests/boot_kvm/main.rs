@@ -80,7 +80,6 @@ fn interrupts_reach_the_guest() {
 /// A hardware-reduced board has no 8259: the one that KVM makes with its interrupt controllers must not reach a guest that leaves
 /// LINT0 as it is at boot. (Linux gets away with it: it disables its local APIC first, which masks LINT0.)
 #[test]
-#[ignore = "needs hypervisor-kvm to mask LINT0 or to route interrupt lines to the I/O APIC alone"]
 fn no_8259_interrupts_the_guest() {
     run_both(&Guest { name: "echo", cmdline: "lint0=1", input: b"abc\x04", ..Guest::default() }, |outcome| {
         assert_eq!((outcome.output.as_str(), &outcome.end), ("ready\nabc", &End::PowerOff));
