@@ -1,5 +1,7 @@
 //! `cellblock run`: a VM from its configuration to its end, again and again if its reboots are restarts.
 
+use std::time::Instant;
+
 use cellblock_config::{OnReboot, VmConfig};
 use cellblock_jail::LayerSet;
 use cellblock_supervisor::link::End;
@@ -53,6 +55,7 @@ fn live(config: &VmConfig, layers: LayerSet, verbose: u8) -> Result<Refusal, Ref
         );
     }
     loop {
+        let started = Instant::now();
         let Launched { link, supervisor, spawner, loader, pipes, uids, cgroup } =
             launch::launch(config, layers).map_err(refused)?;
         let relay = Relay {
@@ -66,6 +69,7 @@ fn live(config: &VmConfig, layers: LayerSet, verbose: u8) -> Result<Refusal, Ref
             control: &mut control,
             stop_timeout: config.stop_timeout,
             verbose,
+            started,
             id,
         };
         let end =

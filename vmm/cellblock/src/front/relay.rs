@@ -50,7 +50,10 @@ pub(crate) struct Relay<'a> {
     pub signals: &'a Signals,
     pub control: &'a mut ControlSocket,
     pub stop_timeout: Duration,
+    /// 0 = only what needs the user, 1 = what happens, 2 = what the workers say.
     pub verbose: u8,
+    /// When this run began.
+    pub started: Instant,
     pub id: &'a str,
 }
 
@@ -117,6 +120,7 @@ impl Relay<'_> {
             self.press_harder(&mut progress);
         }
         self.see_off();
+        self.say(1, "all processes are gone");
         let lost = End::Refused { reason: "its supervisor ended without a word (was it killed?)".into() };
         Ok(progress.end.unwrap_or(lost))
     }
@@ -242,7 +246,10 @@ impl Relay<'_> {
             Event::Status(status) => {
                 self.control.answer(self.id, self.supervisor.pid, self.spawner.pid, &status)
             }
-            Event::Ended(end) => progress.end = Some(end),
+            Event::Ended(end) => {
+                self.say(1, "the VM has ended; its processes go");
+                progress.end = Some(end);
+            }
         }
     }
 
@@ -307,7 +314,11 @@ impl Relay<'_> {
 
     fn say(&self, level: u8, text: &str) {
         if self.verbose >= level {
-            eprintln!("cellblock: {text}");
+            // The time matters to those who ask for more than the end.
+            match level {
+                0 => eprintln!("cellblock: {text}"),
+                _ => eprintln!("cellblock: [{:9.3} ms] {text}", self.started.elapsed().as_secs_f64() * 1e3),
+            }
         }
     }
 }
