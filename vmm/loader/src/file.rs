@@ -1,10 +1,17 @@
 //! Reading image files: small headers into arrays, big parts straight into guest memory.
 
+use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, ReadVolatile};
+use vm_memory::{
+    Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, ReadVolatile,
+};
 
 use crate::error::LoadError;
+
+/// Bytes copied at a time.
+const COPY_CHUNK: usize = 256 * 1024;
 
 /// What an image can be read from: a `File`, or a `Cursor` over bytes.
 pub trait ImageFile: Read + Seek + ReadVolatile {}
@@ -51,7 +58,8 @@ impl<'a, F: ImageFile> Image<'a, F> {
         Ok(filled)
     }
 
-    /// Copies `bytes` from `offset` to a guest-physical address, without a buffer in between.
+    /// Copies `bytes` from `offset` to a guest-physical address: by writing to the file behind guest memory, which takes no
+    /// page fault for each page, or, where there is none that can be written (huge pages), straight into the mapping.
     pub(crate) fn copy_to(
         &mut self,
         ram: &GuestMemoryMmap,
@@ -63,7 +71,33 @@ impl<'a, F: ImageFile> Image<'a, F> {
         let error = |reason: String| LoadError::Copy { image, offset, bytes, reason };
         self.file.seek(SeekFrom::Start(offset)).map_err(|e| error(e.to_string()))?;
         let count = usize::try_from(bytes).map_err(|e| error(e.to_string()))?;
+        if let Some((memory, start)) = backing(ram, address, bytes) {
+            return self.copy_to_file(memory, start, count).map_err(|e| error(e.to_string()));
+        }
         ram.read_exact_volatile_from(GuestAddress(address), self.file, count)
             .map_err(|e| error(e.to_string()))
     }
+
+    /// Copies the next `count` bytes to `start` of `memory`.
+    fn copy_to_file(&mut self, memory: &File, mut start: u64, count: usize) -> std::io::Result<()> {
+        let mut chunk = vec![0; count.min(COPY_CHUNK)];
+        let mut left = count;
+        while left > 0 {
+            let part = chunk.get_mut(..left.min(COPY_CHUNK)).unwrap_or_default();
+            self.file.read_exact(part)?;
+            memory.write_all_at(part, start)?;
+            start += part.len() as u64;
+            left -= part.len();
+        }
+        Ok(())
+    }
+}
+
+/// The file behind guest memory and the place of `address` in it, if one region holds all `bytes` and its file can be written.
+fn backing(ram: &GuestMemoryMmap, address: u64, bytes: u64) -> Option<(&File, u64)> {
+    let region = ram.find_region(GuestAddress(address))?;
+    let within = address.checked_sub(region.start_addr().raw_value())?;
+    let fits = within.checked_add(bytes)? <= region.len();
+    let file = region.file_offset().filter(|_| fits && region.is_hugetlbfs() != Some(true))?;
+    Some((file.file(), file.start().checked_add(within)?))
 }

@@ -29,7 +29,8 @@ pub use file::ImageFile;
 pub use load::{LoadRequest, Protocol, load};
 pub use loaded::{ImageKind, Loaded, LoadedError, Range};
 
-/// The most memory that parsing takes at any time: one note segment's first part, or one chunk of a search.
+/// The most memory that parsing takes at any time: one note segment's first part, or one chunk of a search. Copying takes a
+/// chunk of 256 KiB.
 pub const MAX_HEADERS_BYTES: usize = 64 * 1024;
 
 /// Loads `bytes` as a kernel in every way there is, and panics if what comes out is not sound. For fuzzers and property tests.
