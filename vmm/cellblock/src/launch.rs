@@ -74,7 +74,7 @@ pub(crate) fn launch(config: &VmConfig, layers: LayerSet) -> Result<Launched, St
     let ids = uids.as_ref().map_or(Ids::Own, |range| Ids::Root { base: range.base, count: range.count });
     let confinement = Confinement { layers, privileged, id: ids.supervisor(layers), refusal: Refusal::Kill };
 
-    let cgroup = cgroup(config, layers)?;
+    let cgroup = cgroup(config, layers, ids)?;
     let manifest = manifest(opened.workers, &confinement, ids, uids.as_ref(), cgroup.as_ref())?;
     let spawner = cellblock_spawner::start(manifest).map_err(|error| error.to_string())?;
     let channel =
@@ -185,13 +185,14 @@ fn worker_directory(config: &VmConfig) -> Result<PathBuf, String> {
 }
 
 /// The VM's cgroup, where the host delegates one; it is removed on drop.
-fn cgroup(config: &VmConfig, layers: LayerSet) -> Result<Option<VmGroup>, String> {
+fn cgroup(config: &VmConfig, layers: LayerSet, ids: Ids) -> Result<Option<VmGroup>, String> {
     if !layers.has(Layer::Cgroup) {
         return Ok(None);
     }
     match Hierarchy::find() {
         Ok(hierarchy) => {
-            hierarchy.vm(config.id.as_str()).map(Some).map_err(|error| format!("layer cgroup: {error}"))
+            let group = hierarchy.vm(config.id.as_str(), ids.spawner(layers));
+            group.map(Some).map_err(|error| format!("layer cgroup: {error}"))
         }
         Err(CgroupError::Absent(_)) => Ok(None),
         Err(error) => Err(format!("layer cgroup: {error}")),
@@ -218,7 +219,9 @@ fn manifest(
     };
     let lock = uids.map(|range| range.lock.try_clone()).transpose();
     let lock = lock.map_err(|error| format!("the uid range's lock cannot be shared: {error}"))?;
+    let own_group = cgroup.map(VmGroup::spawner).transpose();
     Ok(Manifest {
+        cgroup: own_group.map_err(|error| format!("layer cgroup: {error}"))?,
         workers: workers.into_iter().map(entry).collect::<Result<_, _>>()?,
         layers: how.layers,
         ids,
@@ -257,7 +260,7 @@ fn load_in_jail(load: &mut Load<'_>, how: &Confinement) -> Result<Loaded, String
     let mut rng_seed = [0; 32];
     rustix::rand::getrandom(&mut rng_seed, rustix::rand::GetRandomFlags::empty())
         .map_err(|error| format!("no random seed for the guest: {error}"))?;
-    let mut kept = vec![load.kernel.as_fd(), load.mouth.as_fd()];
+    let mut kept = vec![load.kernel.as_fd(), load.ram.fd(), load.mouth.as_fd()];
     kept.extend(load.initrd.as_ref().map(AsFd::as_fd));
     jail_loader::confine(how, &kept)
         .map_err(|error| format!("the loader's sandbox cannot be closed: {error}"))?;

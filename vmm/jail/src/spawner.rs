@@ -40,6 +40,14 @@ impl Ids {
         }
     }
 
+    /// The host uid and gid of the spawner; `None`: the caller's.
+    pub fn spawner(self, layers: LayerSet) -> Option<u32> {
+        match self {
+            Ids::Root { base, .. } if layers.has(Layer::User) => Some(base),
+            _ => None,
+        }
+    }
+
     /// The host uid and gid of the supervisor and the loader; `None`: the caller's.
     pub fn supervisor(self, layers: LayerSet) -> Option<u32> {
         match self {

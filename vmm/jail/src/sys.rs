@@ -153,6 +153,14 @@ pub fn own_ids() -> (u32, u32) {
     (uid, unsafe { libc::getegid() })
 }
 
+/// Whether this process may write to the file or directory at `path`, by its effective ids.
+pub fn may_write(path: &std::path::Path) -> bool {
+    use std::os::unix::ffi::OsStrExt;
+    let Ok(path) = std::ffi::CString::new(path.as_os_str().as_bytes()) else { return false };
+    // SAFETY: the path ends in zero.
+    unsafe { libc::faccessat(libc::AT_FDCWD, path.as_ptr(), libc::W_OK, libc::AT_EACCESS) == 0 }
+}
+
 /// Soft and hard limit of `resource`.
 pub fn limit(resource: u32, value: u64) -> io::Result<()> {
     let limit = libc::rlimit64 { rlim_cur: value, rlim_max: value };

@@ -21,7 +21,7 @@ use std::{fs, io};
 
 use cellblock_channel::socket::{self, Control};
 use cellblock_jail::spawner::{self as jail, Ids};
-use cellblock_jail::{JailError, LayerConflict, LayerSet, Limits, Refusal, loader, sys, worker};
+use cellblock_jail::{JailError, Layer, LayerConflict, LayerSet, Limits, Refusal, loader, sys, worker};
 use thiserror::Error;
 
 /// The most workers of a VM: the uids of its range, less spawner and supervisor.
@@ -40,6 +40,8 @@ pub struct Manifest {
     pub lock: Option<OwnedFd>,
     /// What becomes of calls that a policy refuses.
     pub refusal: Refusal,
+    /// The spawner's own cgroup: a directory beside those of its workers.
+    pub cgroup: Option<OwnedFd>,
 }
 
 /// One worker.
@@ -113,7 +115,8 @@ pub fn start(manifest: Manifest) -> Result<Spawner, SpawnerError> {
     let proc = open_proc().map_err(starting("opening /proc"))?;
     let (ours, theirs) = socket::pair().map_err(starting("making its socket"))?;
     let (gate, mut opener) = io::pipe().map_err(starting("making its gate"))?;
-    match fork(jail::clone_namespaces(manifest.layers)).map_err(starting("clone"))? {
+    let cgroup = manifest.cgroup.as_ref().filter(|_| manifest.layers.has(Layer::Cgroup)).map(AsFd::as_fd);
+    match fork(jail::clone_namespaces(manifest.layers), cgroup).map_err(starting("clone"))? {
         sys::Side::Child => {
             // While we held these, neither the front's nor the supervisor's end would ever be seen to close.
             drop((ours, opener));
@@ -121,7 +124,7 @@ pub fn start(manifest: Manifest) -> Result<Spawner, SpawnerError> {
             service::run(manifest, privileged, theirs.into(), proc, mapped)
         }
         sys::Side::Parent { pid, pidfd } => {
-            if manifest.layers.has(cellblock_jail::Layer::User) {
+            if manifest.layers.has(Layer::User) {
                 jail::write_maps(proc.as_fd(), pid, manifest.ids)?;
             }
             opener.write_all(&[1]).map_err(starting("opening its gate"))?;
@@ -143,9 +146,9 @@ fn wait_at(mut gate: io::PipeReader) -> io::Result<()> {
 }
 
 #[allow(unsafe_code)] // clone3 without exec.
-fn fork(namespaces: i32) -> io::Result<sys::Side> {
+fn fork(namespaces: i32, cgroup: Option<BorrowedFd>) -> io::Result<sys::Side> {
     // SAFETY: the front is single-threaded here, as `start` demands, so the child may do anything.
-    unsafe { sys::fork_into(namespaces, None) }
+    unsafe { sys::fork_into(namespaces, cgroup) }
 }
 
 /// What the service needs of one entry, prepared once.

@@ -139,6 +139,7 @@ pub(crate) fn conflict(prober: &Prober) {
         ids: cellblock_jail::spawner::Ids::Own,
         lock: None,
         refusal: cellblock_jail::Refusal::Kill,
+        cgroup: None,
     };
     let Err(SpawnerError::Layers(conflict)) = cellblock_spawner::start(manifest) else {
         panic!("it started")

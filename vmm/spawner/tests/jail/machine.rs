@@ -113,7 +113,7 @@ impl Vm {
         let range = is_root().then(|| UidRange::take_in(&uid_directory(), 0x7100_0000, 64).unwrap());
         let ids = range.as_ref().map_or(Ids::Own, |range| Ids::Root { base: range.base, count: COUNT });
         let lock = range.map(|range| range.lock.into());
-        let manifest = Manifest { workers, layers, ids, lock, refusal: Refusal::Kill };
+        let manifest = Manifest { workers, layers, ids, lock, refusal: Refusal::Kill, cgroup: None };
         let Spawner { socket, pidfd, pid } = start(manifest).unwrap();
         Vm { client: Some(Client::new(socket)), pid, _pidfd: pidfd }
     }
