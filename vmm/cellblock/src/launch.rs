@@ -66,11 +66,9 @@ pub(crate) fn launch(config: &VmConfig, layers: LayerSet) -> Result<Launched, St
     let devices = board::devices(serial);
     let opened = open(config, &devices)?;
     let ram = GuestRam::create(config.memory, config.hugepages).map_err(|error| error.to_string())?;
-    let uids = if privileged && layers.has(Layer::Uid) {
-        Some(UidRange::take().map_err(|e| e.to_string())?)
-    } else {
-        None
-    };
+    // Without the layer uid, too: then the workers share one uid of the range, as none below the spawner can be root.
+    let range = privileged.then(UidRange::take).transpose();
+    let uids = range.map_err(|error| error.to_string())?;
     let ids = uids.as_ref().map_or(Ids::Own, |range| Ids::Root { base: range.base, count: range.count });
     let confinement = Confinement { layers, privileged, id: ids.supervisor(layers), refusal: Refusal::Kill };
 
