@@ -72,12 +72,16 @@ fn live(config: &VmConfig, layers: LayerSet, verbose: u8) -> Result<Refusal, Ref
             started,
             id,
         };
-        let end =
+        let (mut end, asked_to_stop) =
             relay.run().map_err(|error| (Status::Failure, format!("the front's loop failed: {error}")))?;
         drop((uids, cgroup));
         if end == End::Reset && config.on_reboot == OnReboot::Restart {
-            eprintln!("cellblock: guest rebooted; starting it anew");
-            continue;
+            if !asked_to_stop {
+                eprintln!("cellblock: guest rebooted; starting it anew");
+                continue;
+            }
+            // It rebooted instead of powering off: what was asked for is the end.
+            end = End::Stopped;
         }
         sink.restore_terminal();
         if sink.dropped() > 0 {

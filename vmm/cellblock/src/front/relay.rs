@@ -92,11 +92,11 @@ struct Ready {
 }
 
 impl Relay<'_> {
-    /// Runs until the VM has ended and all its processes are gone; returns how it ended.
+    /// Runs until the VM has ended and all its processes are gone; returns how it ended, and whether somebody had asked for it.
     ///
     /// # Errors
     /// Polling itself fails.
-    pub(crate) fn run(mut self) -> io::Result<End> {
+    pub(crate) fn run(mut self) -> io::Result<(End, bool)> {
         let mut progress = Progress::default();
         while !self.finished(&mut progress) {
             let ready = self.wait(&progress)?;
@@ -122,7 +122,7 @@ impl Relay<'_> {
         self.see_off();
         self.say(1, "all processes are gone");
         let lost = End::Refused { reason: "its supervisor ended without a word (was it killed?)".into() };
-        Ok(progress.end.unwrap_or(lost))
+        Ok((progress.end.unwrap_or(lost), progress.stopping.is_some()))
     }
 
     fn finished(&self, progress: &mut Progress) -> bool {
