@@ -3,10 +3,11 @@
 #![allow(unsafe_code)] // Forks.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // All of this is test code.
 
-use std::io::{PipeReader, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use cellblock_jail::inspect::{Inspection, inspect};
 use cellblock_jail::supervisor::{self, Confinement};
@@ -25,44 +26,57 @@ fn how() -> Confinement {
     }
 }
 
-/// What a child does: enter its jail; and then, while it is jailed.
+/// What a child does: enter its jail; then, while it is jailed; and the call with which it ends.
 struct Child {
     enter: fn(&[std::os::fd::BorrowedFd]) -> Result<(), JailError>,
     then: fn(),
+    end: libc::c_long,
 }
 
+/// Not entered yet.
+const WAITING: u32 = u32::MAX;
+
 /// Forks; inspects the child once it is jailed (as far as this user may), lets it go on, returns its wait status.
+///
+/// The two speak through shared memory, as no policy allows any one call to speak by.
 fn run(child: &Child) -> (Option<Inspection>, i32) {
-    let (mut ready, mut tell) = std::io::pipe().unwrap();
-    let (gate, opener) = std::io::pipe().unwrap();
+    let page = sys::shared_page().unwrap();
+    let (entered, gate) = (&page[0], &page[1]);
+    entered.store(WAITING, Ordering::SeqCst);
+    let (kept, also_kept) = std::io::pipe().unwrap();
     // SAFETY: this process has one thread.
     match unsafe { sys::fork_into(0, None) }.unwrap() {
         sys::Side::Child => {
-            drop((ready, opener));
-            let entered = (child.enter)(&[gate.as_fd(), tell.as_fd()]);
-            let errno = entered.map_or_else(|error| error.errno as u8, |()| 0);
-            tell.write_all(&[errno]).unwrap();
-            wait(gate);
+            let result = (child.enter)(&[kept.as_fd(), also_kept.as_fd()]);
+            entered.store(result.map_or_else(|error| error.errno as u32, |()| 0), Ordering::SeqCst);
+            while gate.load(Ordering::SeqCst) == 0 {
+                std::hint::spin_loop();
+            }
             (child.then)();
-            sys::exit_now(7)
+            // SAFETY: ends this process of one thread, takes no pointer.
+            unsafe { libc::syscall(child.end, 7) };
+            unreachable!()
         }
-        sys::Side::Parent { pid, .. } => {
-            drop((gate, tell));
-            let mut errno = [255];
-            ready.read_exact(&mut errno).unwrap();
-            assert_eq!(errno, [0], "it could not enter");
-            let seen = inspect(pid).ok();
-            drop(opener);
+        sys::Side::Parent { pid, pidfd } => {
+            let give_up = Instant::now() + Duration::from_secs(10);
             let mut status = 0;
+            let mut ended = || {
+                // SAFETY: asks after the child just made, into a local.
+                unsafe { libc::waitpid(pid, &raw mut status, libc::WNOHANG) != 0 }
+            };
+            while entered.load(Ordering::SeqCst) == WAITING && !ended() {
+                assert!(Instant::now() < give_up, "it hangs on its way in");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            assert_eq!(entered.load(Ordering::SeqCst), 0, "it could not enter: {status:#x}");
+            let seen = inspect(pid).ok();
+            gate.store(1, Ordering::SeqCst);
             // SAFETY: waits for the child just made, into a local.
             unsafe { libc::waitpid(pid, &raw mut status, 0) };
+            drop(pidfd);
             (seen, status)
         }
     }
-}
-
-fn wait(mut gate: PipeReader) {
-    let _ = gate.read(&mut [0]);
 }
 
 fn exited(status: i32) -> bool {
@@ -137,38 +151,39 @@ fn check_confined(seen: Option<Inspection>) {
 }
 
 fn the_supervisor_is_confined() {
-    let (seen, status) = run(&Child { enter: as_supervisor, then: nothing });
+    let (seen, status) = run(&Child { enter: as_supervisor, then: nothing, end: libc::SYS_exit_group });
     check_confined(seen);
     assert!(exited(status), "{status:#x}");
     for then in [open_something, make_a_socket, kick_a_thread] {
-        let (_, status) = run(&Child { enter: as_supervisor, then });
+        let (_, status) = run(&Child { enter: as_supervisor, then, end: libc::SYS_exit_group });
         assert!(refused(status), "{status:#x}");
     }
 }
 
 fn a_vcpu_thread_is_confined() {
-    let (seen, status) = run(&Child { enter: as_vcpu, then: nothing });
+    let (seen, status) = run(&Child { enter: as_vcpu, then: nothing, end: libc::SYS_exit });
     check_confined(seen);
     assert!(exited(status), "{status:#x}");
     for then in [open_something, make_a_socket, kick_a_thread] {
-        let (_, status) = run(&Child { enter: as_vcpu, then });
+        let (_, status) = run(&Child { enter: as_vcpu, then, end: libc::SYS_exit });
         assert!(refused(status), "{status:#x}");
     }
 }
 
 fn the_loader_is_confined_and_keeps_only_what_it_is_given() {
-    let (seen, status) = run(&Child { enter: as_loader, then: nothing });
+    let (seen, status) = run(&Child { enter: as_loader, then: nothing, end: libc::SYS_exit_group });
     if let Some(seen) = &seen {
         assert_eq!(seen.descriptors.len(), 2, "{:?}", seen.descriptors);
     }
     check_confined(seen);
     assert!(exited(status), "{status:#x}");
-    let (_, status) = run(&Child { enter: as_loader, then: open_something });
+    let (_, status) = run(&Child { enter: as_loader, then: open_something, end: libc::SYS_exit_group });
     assert!(refused(status), "{status:#x}");
 }
 
 fn without_seccomp_no_path_is_left() {
-    let (_, status) = run(&Child { enter: as_supervisor_without_seccomp, then: find_no_file });
+    let (_, status) =
+        run(&Child { enter: as_supervisor_without_seccomp, then: find_no_file, end: libc::SYS_exit_group });
     assert!(exited(status), "{status:#x}");
 }
 
