@@ -3,6 +3,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
 
 use crate::loader::close_others;
 use crate::sys::{self, Side};
@@ -22,7 +23,8 @@ pub struct Child {
 /// # Errors
 /// This process has more than one thread, or the kernel refuses.
 pub fn fork(null: BorrowedFd<'_>, kept: &[RawFd], body: impl FnOnce() -> i32) -> io::Result<Child> {
-    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
+    // A directory's links are itself, its name above, and its folders: here one for each thread.
+    if std::fs::metadata("/proc/self/task")?.nlink() != 3 {
         return Err(io::Error::other("only a single-threaded process may fork a VM's processes"));
     }
     // SAFETY: there is no other thread, so the child may do whatever its parent could.

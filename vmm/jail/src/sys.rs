@@ -51,10 +51,27 @@ struct CloneArguments {
 /// # Errors
 /// The kernel's.
 pub unsafe fn fork_into(namespaces: i32, cgroup: Option<BorrowedFd>) -> io::Result<Side> {
+    // SAFETY: the caller's promise.
+    unsafe { fork_with(namespaces, cgroup) }
+}
+
+/// As [`fork_into`], for a child that executes another program: this process rests until it has, or has ended.
+///
+/// # Safety
+/// As there.
+///
+/// # Errors
+/// The kernel's.
+pub unsafe fn fork_to_exec(namespaces: i32, cgroup: Option<BorrowedFd>) -> io::Result<Side> {
+    // SAFETY: the caller's promise.
+    unsafe { fork_with(namespaces | libc::CLONE_VFORK, cgroup) }
+}
+
+unsafe fn fork_with(flags: i32, cgroup: Option<BorrowedFd>) -> io::Result<Side> {
     let mut pidfd: RawFd = -1;
     let into_cgroup = if cgroup.is_some() { 0x2_0000_0000 } else { 0 };
     let arguments = CloneArguments {
-        flags: (namespaces as u32 as u64) | libc::CLONE_PIDFD as u64 | into_cgroup,
+        flags: (flags as u32 as u64) | libc::CLONE_PIDFD as u64 | into_cgroup,
         pidfd: (&raw mut pidfd) as u64,
         exit_signal: libc::SIGCHLD as u64,
         cgroup: cgroup.map_or(0, |fd| fd.as_raw_fd() as u64),

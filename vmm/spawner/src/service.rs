@@ -255,8 +255,10 @@ impl Slot {
         };
         let cgroup = self.entry.cgroup.as_ref().filter(|_| layers.has(Layer::Cgroup)).map(AsFd::as_fd);
         self.progress.reset();
+        // One after the other on their way into the jail: the first that is asked for is the first that a starting guest
+        // needs, and would be held up by the others.
         // SAFETY: the spawner is single-threaded, so the child may do anything.
-        let side = unsafe { sys::fork_into(worker::namespaces(layers), cgroup) };
+        let side = unsafe { sys::fork_to_exec(worker::namespaces(layers), cgroup) };
         match side.map_err(cloning)? {
             sys::Side::Child => worker::enter(&plan, &self.progress),
             sys::Side::Parent { pidfd, .. } => {

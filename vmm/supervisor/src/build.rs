@@ -3,7 +3,7 @@
 //! The order is that of the wait: the spawner is asked for the workers first, KVM is set up while they start, and the
 //! vCPUs run as soon as the loader is done; each then waits only for the worker that it needs.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -27,7 +27,7 @@ use crate::plan::{DevicePlan, Plan};
 use crate::poller::{Poller, Token};
 use crate::proxy::Proxy;
 use crate::vcpu::{Ended, VcpuActor};
-use crate::worker::{Unstarted, Worker};
+use crate::worker::Worker;
 
 /// Stack of a vCPU's thread, in bytes: its loop needs a few kB, error texts a little more.
 const VCPU_STACK: usize = 128 << 10;
@@ -35,10 +35,8 @@ const VCPU_STACK: usize = 128 << 10;
 /// Builds the machine and starts its vCPUs; on return the calling thread is the jailed loop thread.
 pub(crate) fn build(plan: Plan) -> Result<Machine, BuildError> {
     let spin = if single_cpu() { Duration::ZERO } else { plan.spin };
-    let (bus, mut workers) = lay_out(plan.devices, plan.cpus)?;
     let spawner = Client::new(plan.spawner);
-    let interrupts = start_workers(&spawner, &mut workers, spin)?;
-    let workers: Vec<Worker> = workers.into_iter().map(|(worker, _)| worker).collect();
+    let Board { bus, workers, interrupts } = start_devices(plan.devices, plan.cpus, &spawner, spin)?;
 
     let kvm = Kvm::open(plan.kvm)?;
     let (vm, supported) = thread::scope(|scope| {
@@ -89,39 +87,37 @@ pub(crate) fn build(plan: Plan) -> Result<Machine, BuildError> {
     Ok(Machine { link: plan.link, spawner, workers, vcpus: handles, reports, bell, poller, notes })
 }
 
-type Unborn = Vec<(Worker, Option<Unstarted>)>;
-
-/// The bus, and a worker for each device.
-fn lay_out(devices: Vec<DevicePlan>, lanes: u32) -> Result<(Bus, Unborn), BuildError> {
-    let mut bus = Bus::default();
-    let mut workers = Vec::with_capacity(devices.len());
-    for (device, plan) in devices.into_iter().enumerate() {
-        for (region, range) in plan.regions.iter().enumerate() {
-            bus.insert(*range, Target { device, region: region as u32 })?;
-        }
-        let (worker, unstarted) = Worker::new(plan, lanes)?;
-        workers.push((worker, Some(unstarted)));
-    }
-    Ok((bus, workers))
+/// The devices, wired; their workers are on their way.
+struct Board {
+    bus: Bus,
+    workers: Vec<Worker>,
+    /// Each with its interrupt line.
+    interrupts: Vec<(OwnedFd, u32)>,
 }
 
-/// Asks for every worker's process and grants it everything; returns the interrupts to be connected.
-fn start_workers(
+/// For each device: its place on the bus, a worker with all that it is granted, and a request to start that. One after the
+/// other, so that the first worker is on its way while the others' shared memory is made.
+fn start_devices(
+    devices: Vec<DevicePlan>,
+    lanes: u32,
     spawner: &Client,
-    workers: &mut Unborn,
     spin: Duration,
-) -> Result<Vec<(std::os::fd::OwnedFd, u32)>, BuildError> {
-    let mut interrupts = Vec::new();
-    for (index, (worker, unstarted)) in workers.iter_mut().enumerate() {
-        let Some(mut unstarted) = unstarted.take() else { continue };
-        interrupts.append(&mut unstarted.interrupts);
+) -> Result<Board, BuildError> {
+    let mut board =
+        Board { bus: Bus::default(), workers: Vec::with_capacity(devices.len()), interrupts: Vec::new() };
+    for (device, plan) in devices.into_iter().enumerate() {
+        for (region, range) in plan.regions.iter().enumerate() {
+            board.bus.insert(*range, Target { device, region: region as u32 })?;
+        }
+        let (worker, mut unstarted) = Worker::new(plan, lanes)?;
+        board.interrupts.append(&mut unstarted.interrupts);
         let theirs = worker.grant(unstarted, spin)?;
-        let device = worker.kind();
         spawner
-            .start(index as u32, theirs.as_fd())
-            .map_err(|error| BuildError::Start { device, reason: error.to_string() })?;
+            .start(device as u32, theirs.as_fd())
+            .map_err(|error| BuildError::Start { device: worker.kind(), reason: error.to_string() })?;
+        board.workers.push(worker);
     }
-    Ok(interrupts)
+    Ok(board)
 }
 
 fn create_vcpus(
