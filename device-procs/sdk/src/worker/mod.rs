@@ -3,6 +3,7 @@
 //! The process starts with one descriptor, the control socket, as number 3, and reads neither arguments nor environment.
 //! It gets all else with the grant ([`grant`]), closes its sandbox, says `Ready`, and serves ([`serve`]).
 
+use std::mem::ManuallyDrop;
 use std::process;
 
 use cellblock_channel::socket::{Control, SocketError};
@@ -62,15 +63,11 @@ pub fn run<D: Device>(
     process_setup::prepare();
     let control = process_setup::control_socket();
     match set_up(kind, serve_program, build, &control) {
-        Ok(server) => {
-            // Never dropped: unmapping takes system calls that serving does not have, and the process ends anyway.
-            let mut server = std::mem::ManuallyDrop::new(server);
-            match server.serve(&control) {
-                End::Quit => status::QUIT,
-                End::Orphaned => status::ORPHANED,
-                End::Violation(reason) => refuse(&control, &reason),
-            }
-        }
+        Ok(mut server) => match server.serve(&control) {
+            End::Quit => status::QUIT,
+            End::Orphaned => status::ORPHANED,
+            End::Violation(reason) => refuse(&control, &reason),
+        },
         Err(Refusal::Socket(SocketError::Closed)) => status::ORPHANED,
         Err(refusal) => refuse(&control, &refusal.to_string()),
     }
@@ -81,11 +78,12 @@ fn set_up<D: Device>(
     serve_program: &[u8],
     build: impl FnOnce(&mut Parts) -> Result<D, Refusal>,
     control: &Control,
-) -> Result<serve::Server<D>, Refusal> {
+) -> Result<ManuallyDrop<serve::Server<D>>, Refusal> {
     // Before the first thread, which inherits it, and before the first byte from outside.
     seal::deny_paths()?;
     let granted = grant::receive(control, kind)?;
-    let server = granted.build(control, build)?;
+    // Never dropped: unmapping takes system calls that serving does not have, and the process ends anyway.
+    let server = ManuallyDrop::new(granted.build(control, build)?);
     seal::close_sandbox(serve_program)?;
     control.send_message(&FromWorker::Ready { version: Version::CURRENT, device: kind }, &[])?;
     Ok(server)
