@@ -258,7 +258,7 @@ mod tests {
         let mut buffer = StateBuffer::default();
         buffer.start().bytes(&[0; CAPACITY + 1]);
         assert!(buffer.overflowed());
-        assert_eq!(buffer.bytes(), &[]);
+        assert!(buffer.bytes().is_empty());
         buffer.start().u8(1);
         assert!(!buffer.overflowed());
     }

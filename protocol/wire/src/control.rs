@@ -169,7 +169,12 @@ pub fn decode<T: for<'de> Deserialize<'de> + Checked>(bytes: &[u8]) -> Result<T,
     Ok(message)
 }
 
-fn within(field: &'static str, value: u64, range: std::ops::RangeInclusive<u64>, allowed: &'static str) -> Result<(), CodecError> {
+fn within(
+    field: &'static str,
+    value: u64,
+    range: std::ops::RangeInclusive<u64>,
+    allowed: &'static str,
+) -> Result<(), CodecError> {
     if range.contains(&value) { Ok(()) } else { Err(CodecError::Field { field, value, allowed }) }
 }
 
@@ -221,14 +226,21 @@ mod tests {
 
     #[test]
     fn bounds_are_named() {
-        let error = decode::<ToWorker>(&encode(&ToWorker::Grant(Grant { lanes: 33, ..grant() })).unwrap()).unwrap_err();
-        assert_eq!(error.to_string(), "control message field grant.lanes has the value 33, allowed is 1 to 32");
+        let error = decode::<ToWorker>(&encode(&ToWorker::Grant(Grant { lanes: 33, ..grant() })).unwrap())
+            .unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "control message field grant.lanes has the value 33, allowed is 1 to 32"
+        );
     }
 
     #[test]
     fn a_long_text_is_refused() {
         let message = FromWorker::Log { level: LogLevel::Info, text: "x".repeat(MAX_TEXT + 1) };
-        assert!(matches!(decode::<FromWorker>(&encode(&message).unwrap()), Err(CodecError::Field { value: 513, .. })));
+        assert!(matches!(
+            decode::<FromWorker>(&encode(&message).unwrap()),
+            Err(CodecError::Field { value: 513, .. })
+        ));
     }
 
     #[test]

@@ -116,7 +116,8 @@ pub const fn mask(data: u64, size: u8) -> u64 {
 impl Request {
     /// The words to publish; word 0 goes last.
     pub const fn encode(&self) -> [u64; REQUEST_WORDS] {
-        let head = self.space as u64 | (self.op as u64) << 8 | (self.size as u64) << 16 | (self.region as u64) << 32;
+        let head =
+            self.space as u64 | (self.op as u64) << 8 | (self.size as u64) << 16 | (self.region as u64) << 32;
         [stamp(self.sequence, self.generation), head, self.offset, self.data, 0, 0, 0, 0]
     }
 

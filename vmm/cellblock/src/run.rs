@@ -41,6 +41,12 @@ fn prepare(args: RunArgs) -> Result<(VmConfig, LayerSet), Refusal> {
 fn live(config: &VmConfig, layers: LayerSet, verbose: u8) -> Result<Refusal, Refusal> {
     let refused = |line: String| (Status::Refused, line);
     let signals = Signals::take().map_err(|error| refused(format!("signals cannot be queued: {error}")))?;
+    let privileged = rustix::process::geteuid().is_root();
+    for layer in cellblock_jail::supervisor::lost(layers, privileged).iter() {
+        eprintln!(
+            "cellblock: note: without the layer no-new-privs the supervisor and the loader run without {layer}, too"
+        );
+    }
     let id = config.id.as_str();
     let mut control = ControlSocket::bind(id).map_err(|error| match error.kind() {
         std::io::ErrorKind::AddrInUse => {

@@ -5,7 +5,7 @@ use std::os::fd::BorrowedFd;
 
 use crate::step::During;
 use crate::supervisor::{self, Confinement};
-use crate::{JailError, Layer, Step, programs, sys};
+use crate::{JailError, Step, programs, sys};
 
 /// Confines the whole process as the supervisor's, closes every descriptor but `kept`, and installs the loader's seccomp
 /// program. The process must be single-threaded, with guest memory mapped.
@@ -15,8 +15,7 @@ use crate::{JailError, Layer, Step, programs, sys};
 pub fn confine(how: &Confinement, kept: &[BorrowedFd]) -> Result<(), JailError> {
     close_others(kept).during(Step::Descriptors)?;
     supervisor::confine(how)?;
-    let possible = how.layers.has(Layer::Seccomp) && how.layers.has(Layer::NoNewPrivs);
-    if possible { programs::install(programs::LOADER, how.refusal) } else { Ok(()) }
+    supervisor::install(how, programs::LOADER)
 }
 
 /// Closes every descriptor but `kept`: a forked process drops what its parent had open. Whoever owns one of the others

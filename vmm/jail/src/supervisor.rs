@@ -38,15 +38,27 @@ pub fn confine(how: &Confinement) -> Result<(), JailError> {
     if how.layers.has(Layer::Rlimits) {
         limits::no_extras().during(Step::Limits)?;
     }
-    drop_privilege(how, rooted)?;
-    sys::prctl(libc::PR_SET_DUMPABLE, 0, 0).during(Step::NoNewPrivs)?;
     if how.layers.has(Layer::NoNewPrivs) {
         sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).during(Step::NoNewPrivs)?;
-        if how.layers.has(Layer::Landlock) {
-            landlock::Ruleset::deny_all().and_then(|rules| rules.restrict()).during(Step::Landlock)?;
-        }
     }
-    Ok(())
+    // Before privilege goes: without no_new_privs Landlock needs it.
+    if how.layers.has(Layer::Landlock) && !lost(how.layers, how.privileged).has(Layer::Landlock) {
+        landlock::Ruleset::deny_all().and_then(|rules| rules.restrict()).during(Step::Landlock)?;
+    }
+    drop_privilege(how, rooted)?;
+    sys::prctl(libc::PR_SET_DUMPABLE, 0, 0).during(Step::NoNewPrivs).map(drop)
+}
+
+/// Which of the wanted `layers` the supervisor and the loader cannot have for want of others, to be told to the user: without
+/// `no-new-privs` a seccomp program needs a capability, and Landlock needs one at least when it closes. Workers are not
+/// concerned: they close both while they have privilege in their own user namespace.
+pub fn lost(layers: LayerSet, privileged: bool) -> LayerSet {
+    if layers.has(Layer::NoNewPrivs) {
+        return LayerSet::none();
+    }
+    let has_capabilities = privileged || (layers.has(Layer::User) && layers.has(Layer::Mount));
+    let missing = if has_capabilities { &[Layer::Seccomp][..] } else { &[Layer::Seccomp, Layer::Landlock] };
+    missing.iter().copied().filter(|layer| layers.has(*layer)).collect()
 }
 
 /// setsid fails for a process group's leader, which then already is apart.
@@ -102,8 +114,24 @@ pub fn confine_vcpu(how: &Confinement) -> Result<(), JailError> {
     install(how, programs::VCPU)
 }
 
-fn install(how: &Confinement, program: &[u8]) -> Result<(), JailError> {
-    // Without no_new_privs the capability that seccomp needs instead is gone already.
-    let possible = how.layers.has(Layer::Seccomp) && how.layers.has(Layer::NoNewPrivs);
+pub(crate) fn install(how: &Confinement, program: &[u8]) -> Result<(), JailError> {
+    let possible = how.layers.has(Layer::Seccomp) && !lost(how.layers, how.privileged).has(Layer::Seccomp);
     if possible { programs::install(program, how.refusal) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_lost_without_no_new_privs_is_told() {
+        let all = LayerSet::all();
+        assert_eq!(lost(all, true), LayerSet::none());
+        let without = all.without(Layer::NoNewPrivs);
+        assert_eq!(lost(without, true), LayerSet::none().with(Layer::Seccomp));
+        assert_eq!(lost(without, false), LayerSet::none().with(Layer::Seccomp));
+        let poor = without.without(Layer::Mount);
+        assert_eq!(lost(poor, false), LayerSet::none().with(Layer::Seccomp).with(Layer::Landlock));
+        assert_eq!(lost(without.without(Layer::Seccomp), true), LayerSet::none());
+    }
 }

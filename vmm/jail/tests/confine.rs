@@ -125,6 +125,26 @@ fn as_supervisor_without_seccomp(_: &[std::os::fd::BorrowedFd]) -> Result<(), Ja
     supervisor::confine_loop(&how)
 }
 
+/// Without no_new_privs Landlock must still be there.
+fn as_supervisor_without_no_new_privs(_: &[std::os::fd::BorrowedFd]) -> Result<(), JailError> {
+    let layers = LayerSet::all().without(cellblock_jail::Layer::NoNewPrivs);
+    supervisor::confine(&Confinement { layers, ..how() })
+}
+
+/// Landlock says EACCES where an empty root says ENOENT.
+fn find_landlock() {
+    let error = std::fs::read_dir("/").map(drop).unwrap_err();
+    if error.kind() != std::io::ErrorKind::PermissionDenied {
+        sys::exit_now(1);
+    }
+}
+
+fn without_no_new_privs_landlock_is_left() {
+    let enter = as_supervisor_without_no_new_privs;
+    let (_, status) = run(&Child { enter, then: find_landlock, end: libc::SYS_exit_group });
+    assert!(exited(status), "{status:#x}");
+}
+
 fn find_no_file() {
     let root = std::fs::read_dir("/");
     let reachable =
@@ -189,13 +209,14 @@ fn without_seccomp_no_path_is_left() {
 
 fn main() -> ExitCode {
     let who = if is_root() { "root" } else { "user" };
-    let cases: [(&str, fn()); 4] = [
+    let cases: [(&str, fn()); 5] = [
         ("the_supervisor_is_confined", the_supervisor_is_confined),
         ("a_vcpu_thread_is_confined", a_vcpu_thread_is_confined),
         (
             "the_loader_is_confined_and_keeps_only_what_it_is_given",
             the_loader_is_confined_and_keeps_only_what_it_is_given,
         ),
+        ("without_no_new_privs_landlock_is_left", without_no_new_privs_landlock_is_left),
         ("without_seccomp_no_path_is_left", without_seccomp_no_path_is_left),
     ];
     let mut passed = true;
