@@ -191,7 +191,7 @@ fn cgroups() -> Availability {
         Ok(_) => Availability::available("memory, pids, cpu"),
         Err(error) => Availability::missing(
             error.to_string(),
-            "boot with systemd.unified_cgroup_hierarchy=1; as a user, start from a systemd user session with Delegate=yes. \
+            "boot with systemd.unified_cgroup_hierarchy=1; as a user, `systemd-run --user --scope -p Delegate=yes cellblock run ...`. \
              A VM starts without",
         ),
     }
