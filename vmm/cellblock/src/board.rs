@@ -12,7 +12,7 @@ use cellblock_wire::device::{DeviceConfig, DeviceKind, Role};
 use cellblock_wire::slot::Space;
 
 /// Output kept for a sink that does not take it, in bytes.
-const SERIAL_BUFFER: u32 = 64 << 10;
+const SERIAL_BUFFER: u32 = 16 << 10;
 /// How long a vCPU waits for one answer: long enough for a worker that a busy host starves.
 const DEADLINE: Duration = Duration::from_secs(5);
 

@@ -1,5 +1,4 @@
 //! A bounded ring of bytes between two threads of a worker: one puts, one takes, neither ever waits.
-#![allow(unsafe_code)] // One zeroed allocation, so that a large ring costs memory only once it is used.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
@@ -28,8 +27,7 @@ pub struct Consumer {
 /// A ring that holds at least `capacity` bytes: the next power of two, at most 1 MiB.
 pub fn ring(capacity: usize) -> (Producer, Consumer) {
     let size = capacity.clamp(1, 1 << 20).next_power_of_two();
-    // SAFETY: all zeroes is a valid `AtomicU8`.
-    let bytes = unsafe { Box::<[AtomicU8]>::new_zeroed_slice(size).assume_init() };
+    let bytes = (0..size).map(|_| AtomicU8::new(0)).collect();
     let shared = Arc::new(Shared { bytes, put: AtomicUsize::new(0), taken: AtomicUsize::new(0) });
     (Producer { shared: Arc::clone(&shared) }, Consumer { shared })
 }
