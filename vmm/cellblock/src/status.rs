@@ -41,6 +41,7 @@ pub(crate) fn of_end(end: &End) -> (Status, String) {
         }
         End::Device { device, reason } => (Status::Device, format!("device {device} failed: {reason}")),
         End::Refused { reason } => (Status::Refused, format!("the VM was refused a start: {reason}")),
+        End::Lost { reason } => (Status::Failure, reason.clone()),
         End::Stopped => (Status::Stopped, "the VM was stopped".into()),
     }
 }

@@ -69,6 +69,11 @@ pub enum End {
         /// Why.
         reason: String,
     },
+    /// One of the VM's own processes is gone that it cannot go on without.
+    Lost {
+        /// Which, and what is known of it.
+        reason: String,
+    },
     /// The front asked for it.
     Stopped,
 }

@@ -166,8 +166,8 @@ impl Machine {
                 Ok(None) => return None,
                 Ok(Some(event)) => event,
                 Err(error) => {
-                    let reason = cut(format!("the spawner is gone, and every worker with it: {error}"));
-                    return Some(End::Refused { reason });
+                    let reason = cut(format!("the VM's spawner is gone, and every worker with it: {error}"));
+                    return Some(End::Lost { reason });
                 }
             };
             let end = match event {

@@ -121,7 +121,7 @@ impl Relay<'_> {
         }
         self.see_off();
         self.say(1, "all processes are gone");
-        let lost = End::Refused { reason: "its supervisor ended without a word (was it killed?)".into() };
+        let lost = End::Lost { reason: "the VM's supervisor ended without a word (was it killed?)".into() };
         Ok((progress.end.unwrap_or(lost), progress.stopping.is_some()))
     }
 
