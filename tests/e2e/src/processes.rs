@@ -16,6 +16,8 @@ pub struct Row {
     pub process: String,
     /// Its pid in the host's pid namespace.
     pub pid: i32,
+    /// `starting`, `serving` or `gone`, of a worker.
+    pub state: String,
     /// Accesses served, of a worker.
     #[serde(default)]
     pub exits: Option<u64>,
@@ -49,6 +51,11 @@ impl Tree {
         let mut vms: Vec<Tree> = serde_json::from_slice(&output.stdout)
             .with_context(|| format!("cellblock ps printed {}", String::from_utf8_lossy(&output.stdout)))?;
         vms.pop().with_context(|| format!("cellblock ps does not know {id}"))
+    }
+
+    /// Whether every worker serves: a guest runs, and writes, while those that it has not asked for yet still start.
+    pub fn serves(&self) -> bool {
+        self.processes.iter().all(|row| row.state != "starting")
     }
 
     /// The pid of the process called `name`.

@@ -223,11 +223,22 @@ impl Vm {
     }
 
     /// The VM's processes, by `cellblock ps --json` as the same user.
+    /// Waits until all workers serve.
     ///
     /// # Errors
-    /// `ps` fails, or does not know this VM.
+    /// `ps` fails, or does not know this VM; a worker does not serve within [`patience`].
     pub fn processes(&self, id: &str) -> Result<Tree> {
-        Tree::of_vm(&self.program, id)
+        let deadline = Instant::now() + patience();
+        loop {
+            let tree = Tree::of_vm(&self.program, id)?;
+            if tree.serves() {
+                return Ok(tree);
+            }
+            if Instant::now() >= deadline {
+                bail!("a worker still starts: {:?}", tree.processes);
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// Everything that the guest has written so far.
