@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 
+use cellblock_memory::{UNIT, back_with_huge_pages};
 use vm_memory::{
     Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, ReadVolatile,
 };
@@ -58,8 +59,8 @@ impl<'a, F: ImageFile> Image<'a, F> {
         Ok(filled)
     }
 
-    /// Copies `bytes` from `offset` to a guest-physical address: by writing to the file behind guest memory, which takes no
-    /// page fault for each page, or, where there is none that can be written (huge pages), straight into the mapping.
+    /// Copies `bytes` from `offset` to a guest-physical address: big parts straight into the mapping, put on huge pages before; else
+    /// by writing to the file behind guest memory, which takes no page fault for each page but another copy.
     pub(crate) fn copy_to(
         &mut self,
         ram: &GuestMemoryMmap,
@@ -71,7 +72,8 @@ impl<'a, F: ImageFile> Image<'a, F> {
         let error = |reason: String| LoadError::Copy { image, offset, bytes, reason };
         self.file.seek(SeekFrom::Start(offset)).map_err(|e| error(e.to_string()))?;
         let count = usize::try_from(bytes).map_err(|e| error(e.to_string()))?;
-        if let Some((memory, start)) = backing(ram, address, bytes) {
+        let huge = bytes >= UNIT && back_with_huge_pages(ram, address, address.saturating_add(bytes));
+        if let Some((memory, start)) = backing(ram, address, bytes).filter(|_| !huge) {
             return self.copy_to_file(memory, start, count).map_err(|e| error(e.to_string()));
         }
         ram.read_exact_volatile_from(GuestAddress(address), self.file, count)

@@ -73,6 +73,9 @@ pub fn load<F: ImageFile>(ram: &GuestMemoryMmap, request: LoadRequest<'_, F>) ->
     for piece in pieces {
         write(ram, piece.address, &piece.bytes)?;
     }
+    if kernel.linux {
+        place::early_memory(ram, &kernel.range);
+    }
     Ok(kernel.loaded(initrd))
 }
 

@@ -7,9 +7,11 @@
 //! Where it lies in the guest is decided here and only here ([`regions`]): from 0 up to 3 GiB, the rest from 4 GiB, with
 //! the hole between them for devices.
 
+mod huge;
 mod layout;
 mod ram;
 
+pub use huge::back_with_huge_pages;
 pub use layout::{HIGH_BASE, LOW_LIMIT, MAX_BYTES, Region, UNIT, regions};
 pub use ram::GuestRam;
 

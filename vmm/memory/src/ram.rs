@@ -1,5 +1,5 @@
 //! The memfd and its mappings.
-#![allow(unsafe_code)] // madvise on a mapping made here; nothing is dereferenced.
+#![allow(unsafe_code)] // Mappings made here are advised and aligned; nothing is dereferenced.
 
 use std::fs::File;
 use std::io;
@@ -7,11 +7,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, SealFlags};
-use rustix::mm::Advice;
+use rustix::mm::{Advice, MapFlags, ProtFlags};
 use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
-use crate::layout::{Region, regions};
+use crate::layout::{Region, UNIT, regions};
 use crate::{Error, Result};
 
 const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::SEAL);
@@ -84,7 +84,7 @@ impl GuestRam {
         self.hugepages
     }
 
-    /// Maps all of it, shared and writable. The mapping is left out of core dumps, and out of children: a fork need not copy its
+    /// Maps all of it, shared and writable, each region aligned to [`UNIT`] where the host lets it. The mapping is left out of core dumps, and out of children: a fork need not copy its
     /// page tables, and a forked process has no guest memory unless it maps it.
     ///
     /// # Errors
@@ -106,13 +106,16 @@ impl GuestRam {
             usize::try_from(region.len).map_err(|_| refused("it exceeds this host's addresses".into()))?;
         // Not MAP_NORESERVE for huge pages: a short pool must fail here, not as SIGBUS under the guest.
         let flags = mapping_flags(self.hugepages);
-        let mapping = MmapRegionBuilder::new(len)
-            .with_mmap_prot(rustix::mm::ProtFlags::READ.union(rustix::mm::ProtFlags::WRITE).bits() as i32)
-            .with_mmap_flags(flags)
-            .with_file_offset(FileOffset::from_arc(self.file.clone(), region.file_offset))
-            .with_hugetlbfs(self.hugepages)
-            .build()
-            .map_err(|error| refused(error.to_string()))?;
+        let build = || {
+            MmapRegionBuilder::new(len)
+                .with_mmap_prot(ProtFlags::READ.union(ProtFlags::WRITE).bits() as i32)
+                .with_mmap_flags(flags)
+                .with_file_offset(FileOffset::from_arc(self.file.clone(), region.file_offset))
+                .with_hugetlbfs(self.hugepages)
+                .build()
+                .map_err(|error| refused(error.to_string()))
+        };
+        let mapping = aligned(build()?, build)?;
         for advice in [Advice::LinuxDontFork, Advice::LinuxDontDump] {
             // SAFETY: the range is the mapping just made; neither advice changes its contents or validity here.
             unsafe { rustix::mm::madvise(mapping.as_ptr().cast(), len, advice) }.map_err(|errno| {
@@ -124,8 +127,28 @@ impl GuestRam {
     }
 }
 
+/// `first`, or in its stead one that starts at a multiple of [`UNIT`], without which neither this process nor KVM can map
+/// huge pages. The kernel lets mappings grow downwards: with what is too much for alignment taken at the old one's end, the
+/// next one ends lower by just that. Where it does not, alignment is missed and nothing else.
+fn aligned(first: MmapRegion, build: impl Fn() -> Result<MmapRegion>) -> Result<MmapRegion> {
+    let excess = first.as_ptr() as usize % UNIT as usize;
+    if excess == 0 {
+        return Ok(first);
+    }
+    drop(first);
+    let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+    // SAFETY: a new mapping where the kernel likes, never accessed.
+    let filler =
+        unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), excess, ProtFlags::empty(), flags) };
+    let second = build();
+    if let Ok(filler) = filler {
+        // SAFETY: the mapping made above, which nobody else knows of. A failure would leave unused addresses behind.
+        let _ = unsafe { rustix::mm::munmap(filler, excess) };
+    }
+    second
+}
+
 fn mapping_flags(hugepages: bool) -> i32 {
-    use rustix::mm::MapFlags;
     let flags = if hugepages { MapFlags::SHARED } else { MapFlags::SHARED | MapFlags::NORESERVE };
     flags.bits() as i32
 }
@@ -138,7 +161,7 @@ mod tests {
     use vm_memory::{Bytes, GuestMemoryBackend};
 
     use super::*;
-    use crate::{HIGH_BASE, LOW_LIMIT, UNIT};
+    use crate::{HIGH_BASE, LOW_LIMIT};
 
     #[test]
     fn two_mappings_of_the_same_fd_are_the_same_memory() {
@@ -191,6 +214,17 @@ mod tests {
             .find(|line| line.starts_with("VmFlags:"))
             .unwrap();
         assert!(flags.contains(" dc") && flags.contains(" dd"), "{flags}");
+    }
+
+    #[test]
+    fn every_mapping_is_aligned_for_huge_pages() {
+        let ram = GuestRam::create(3 * UNIT, false).unwrap();
+        let maps: Vec<_> = (0..8).map(|_| ram.map().unwrap()).collect();
+        // Other tests' threads map too, and may come in between: not every one need be.
+        let aligned = |map: &&GuestMemoryMmap| {
+            (map.get_host_address(GuestAddress(0)).unwrap() as u64).is_multiple_of(UNIT)
+        };
+        assert!(maps.iter().filter(aligned).count() >= 4);
     }
 
     #[test]
