@@ -24,6 +24,8 @@ const TABLE: &[(&str, u64)] = &[
     ("MADV_HUGEPAGE", 14),
     ("MADV_NOHUGEPAGE", 15),
     ("MADV_DONTDUMP", 16),
+    ("MADV_POPULATE_WRITE", 23),
+    ("MADV_COLLAPSE", 25),
     // futex
     ("FUTEX_WAIT", 0),
     ("FUTEX_WAKE", 1),
