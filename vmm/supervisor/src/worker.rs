@@ -121,8 +121,13 @@ impl Worker {
         self.config.kind()
     }
 
+    /// The state; a worker may say that it serves before the spawner says which process it is, and counts as starting until
+    /// both are known.
     pub(crate) fn state(&self) -> DeviceState {
-        self.state
+        match (self.state, &self.process) {
+            (DeviceState::Serving, None) => DeviceState::Starting,
+            (state, _) => state,
+        }
     }
 
     /// The way of vCPU `lane` to this worker.
@@ -237,7 +242,7 @@ impl Worker {
         DeviceStatus {
             device: self.kind(),
             pid: self.process.as_ref().map_or(0, |process| process.pid),
-            state: self.state,
+            state: self.state(),
             generation: self.generation,
             exits: self.served.iter().map(|lane| lane.load(Ordering::Relaxed)).sum(),
             counters: self.counters,
