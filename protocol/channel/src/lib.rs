@@ -1,4 +1,4 @@
-//! The kernel objects under the protocol: sealed memfds and their mappings ([`memory`]), futexes ([`futex`]), doorbells
+//! The kernel objects under the protocol: sealed memfds and their mappings ([`memory`]), guest memory ([`ram`]), futexes ([`futex`]), doorbells
 //! ([`doorbell`]) and the control socket ([`socket`]); and the ring's types over them.
 //!
 //! # Supervisor's side
@@ -60,6 +60,7 @@ pub mod clock;
 pub mod doorbell;
 pub mod futex;
 pub mod memory;
+pub mod ram;
 pub mod socket;
 
 use memory::{Mapping, ReadOnly, Writable};

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::Version;
-use crate::device::{DeviceConfig, DeviceKind, Role};
+use crate::device::{BlockConfig, DISK_ID_BYTES, DeviceConfig, DeviceKind, MAX_QUEUES, Role, SECTOR};
 
 /// The largest control message, in bytes. Longer ones are refused unread.
 pub const MAX_MESSAGE: usize = 4096;
@@ -184,11 +184,24 @@ impl Checked for ToWorker {
         within("grant.generation", grant.generation.into(), 1..=u32::MAX.into(), "1 and up")?;
         within("grant.lanes", grant.lanes.into(), 1..=MAX_LANES.into(), "1 to 32")?;
         within("grant.roles", grant.roles.len() as u64, 0..=MAX_ROLES as u64, "at most 32")?;
-        if let DeviceConfig::Serial { buffer } = grant.config {
-            within("grant.config.buffer", buffer.into(), 1..=1 << 20, "1 to 1048576")?;
+        match &grant.config {
+            DeviceConfig::Serial { buffer } => {
+                within("grant.config.buffer", (*buffer).into(), 1..=1 << 20, "1 to 1048576")
+            }
+            DeviceConfig::Block(disk) => check_disk(disk),
+            _ => Ok(()),
         }
-        Ok(())
     }
+}
+
+fn check_disk(disk: &BlockConfig) -> Result<(), CodecError> {
+    // So that no byte offset exceeds a signed 64-bit file offset.
+    within("grant.config.sectors", disk.sectors, 0..=i64::MAX as u64 / SECTOR, "what a file can hold")?;
+    let block_size = u64::from(disk.block_size);
+    within("grant.config.block_size", block_size, SECTOR..=4096, "512 to 4096")?;
+    within("grant.config.block_size", u64::from(block_size.is_power_of_two()), 1..=1, "a power of two")?;
+    within("grant.config.queues", disk.queues.into(), 1..=MAX_QUEUES.into(), "1 to 16")?;
+    within("grant.config.id", disk.id.len() as u64, 0..=DISK_ID_BYTES as u64, "at most 20 bytes")
 }
 
 impl Checked for FromWorker {

@@ -7,6 +7,7 @@ mod bytes;
 mod pipes;
 
 pub use bytes::{Consumer, Producer, ring};
+pub(crate) use pipes::start_thread;
 pub use pipes::{Pipes, WakeLine};
 
 /// The far end of a byte device.

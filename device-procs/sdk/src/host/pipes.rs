@@ -34,7 +34,7 @@ impl WakeLine {
         WakeLine(eventfd)
     }
 
-    fn wake(&self) {
+    pub(crate) fn wake(&self) {
         // The counter cannot overflow in this life, and the eventfd does not block.
         let _ = rustix::io::write(&*self.0, &1u64.to_ne_bytes());
     }
@@ -147,7 +147,10 @@ impl Port for Pipes {
 }
 
 /// Starts a thread and waits until it runs: what a thread's start takes is not allowed once the sandbox is closed.
-fn start(name: &str, work: impl FnOnce() -> Infallible + Send + 'static) -> io::Result<Thread> {
+pub(crate) fn start_thread(
+    name: &str,
+    work: impl FnOnce() -> Infallible + Send + 'static,
+) -> io::Result<Thread> {
     let (running, wait) = mpsc::sync_channel(1);
     let builder = thread::Builder::new().name(name.to_owned()).stack_size(STACK);
     let handle = builder.spawn(move || {
@@ -164,7 +167,7 @@ impl Output {
         let (producer, consumer) = ring(buffer);
         let resting = Arc::new(AtomicBool::new(false));
         let shared = Arc::clone(&resting);
-        let thread = start("host output", move || write_out(consumer, &sink, &shared, &tally))?;
+        let thread = start_thread("host output", move || write_out(consumer, &sink, &shared, &tally))?;
         Ok(Output { ring: producer, thread, resting, fresh: false })
     }
 }
@@ -172,7 +175,7 @@ impl Output {
 impl Input {
     fn start(source: OwnedFd, wake: WakeLine, tally: Arc<Tally>) -> io::Result<Input> {
         let (producer, consumer) = ring(INPUT_BYTES);
-        let thread = start("host input", move || read_in(producer, &source, &wake, &tally))?;
+        let thread = start_thread("host input", move || read_in(producer, &source, &wake, &tally))?;
         Ok(Input { ring: consumer, thread, took: false })
     }
 }

@@ -133,6 +133,8 @@ pub struct Supervised {
     pub input: Option<OwnedFd>,
     /// The host's end of the output pipe.
     pub output: Option<OwnedFd>,
+    /// What else is granted.
+    extras: Vec<(Role, OwnedFd)>,
 }
 
 impl Supervised {
@@ -141,6 +143,18 @@ impl Supervised {
     /// # Errors
     /// Anything goes wrong; a refusal with its reason.
     pub fn start(program: &Program, wanted: &Wanted) -> io::Result<Supervised> {
+        Self::start_with(program, wanted, vec![])
+    }
+
+    /// As [`start`](Self::start), with more roles: guest memory, an image, queues' kicks. A successor gets them too.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_with(
+        program: &Program,
+        wanted: &Wanted,
+        extras: Vec<(Role, OwnedFd)>,
+    ) -> io::Result<Supervised> {
         let failed = io::Error::other::<Box<dyn std::error::Error + Send + Sync>>;
         let shape = Shape::new(wanted.lanes, state::CAPACITY);
         let words = memory::bytes;
@@ -173,6 +187,7 @@ impl Supervised {
             interrupt,
             input: None,
             output: None,
+            extras,
         };
         supervised.grant(bell)?;
         Ok(supervised)
@@ -189,6 +204,10 @@ impl Supervised {
                 ends.iter().try_for_each(|end| fcntl_setfl(end, OFlags::NONBLOCK))?;
             }
             (self.input, self.output) = (Some(host_input), Some(host_output));
+        }
+        for (role, fd) in &self.extras {
+            roles.push(*role);
+            ends.push(fd.try_clone()?);
         }
         let grant = Grant {
             version: Version::CURRENT,

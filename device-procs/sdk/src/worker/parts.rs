@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use cellblock_channel::clock;
+use cellblock_channel::ram::{Piece, Ram};
 use cellblock_wire::device::{DeviceConfig, Role};
 use rustix::fs::{OFlags, fcntl_getfl};
 use rustix::time::{ClockId, clock_gettime};
@@ -11,6 +12,8 @@ use rustix::time::{ClockId, clock_gettime};
 use super::refusal::Refusal;
 use crate::device::{Clock, SECOND, Trigger};
 use crate::host::{Pipes, Tally, WakeLine};
+use crate::virtio::threads::Threads;
+use crate::virtio::{Interrupt, Raise, Serve};
 
 /// The granted parts. Each role can be taken once; what is left in the end is refused.
 #[derive(Debug)]
@@ -64,6 +67,54 @@ impl Parts {
             .map_err(|source| Refusal::system("host I/O threads", source))
     }
 
+    /// Guest memory, mapped.
+    ///
+    /// # Errors
+    /// None was granted, or it cannot be mapped.
+    pub fn guest_memory(&mut self) -> Result<Ram, Refusal> {
+        let is_memory = |(role, _): &mut (Role, OwnedFd)| matches!(role, Role::GuestMemory { .. });
+        let pieces = self.roles.extract_if(.., is_memory).filter_map(|(role, fd)| match role {
+            Role::GuestMemory { address, bytes, offset } => Some((Piece { address, bytes, offset }, fd)),
+            _ => None,
+        });
+        let pieces: Vec<_> = pieces.collect();
+        if pieces.is_empty() {
+            return Err(Refusal::Missing("guest memory"));
+        }
+        Ok(Ram::open(pieces)?)
+    }
+
+    /// The disk's image.
+    ///
+    /// # Errors
+    /// None was granted, or one that cannot be written where `writable` is wanted.
+    pub fn image(&mut self, writable: bool) -> Result<OwnedFd, Refusal> {
+        let (wrong, used) = if writable { (OFlags::RDONLY, "written") } else { (OFlags::WRONLY, "read") };
+        self.take_open(Role::Image, wrong, used)?.ok_or(Refusal::Missing("the disk's image"))
+    }
+
+    /// A thread for each of `servers`, which serve queues 0 and up.
+    ///
+    /// # Errors
+    /// The kicks of a queue were not granted, or would not block, or a thread cannot be made.
+    pub fn queue_threads<S: Serve + Send + 'static>(
+        &mut self,
+        servers: Vec<S>,
+        interrupt: &Interrupt,
+    ) -> Result<Threads, Refusal> {
+        let mut posts = Vec::with_capacity(servers.len());
+        for (number, server) in (0..).zip(servers) {
+            let role = Role::QueueKick(number);
+            let kick = self.take(role).ok_or(Refusal::Missing("the kicks of a queue"))?;
+            if fcntl_getfl(&kick).is_ok_and(|flags| flags.contains(OFlags::NONBLOCK)) {
+                return Err(Refusal::WrongEnd { role, used: "waited for: it does not block" });
+            }
+            posts.push((server, kick));
+        }
+        let wake = WakeLine::new(Arc::clone(&self.wake));
+        Threads::start(posts, interrupt, &wake).map_err(|source| Refusal::system("queue threads", source))
+    }
+
     fn take(&mut self, role: Role) -> Option<OwnedFd> {
         let index = self.roles.iter().position(|(granted, _)| *granted == role)?;
         Some(self.roles.swap_remove(index).1)
@@ -93,6 +144,12 @@ pub struct IrqLine {
 
 impl Trigger for IrqLine {
     fn pulse(&mut self) {
+        self.raise();
+    }
+}
+
+impl Raise for IrqLine {
+    fn raise(&self) {
         if let Some(eventfd) = &self.eventfd {
             // An eventfd that cannot take one more has a pulse pending already.
             let _ = rustix::io::write(eventfd, &1u64.to_ne_bytes());

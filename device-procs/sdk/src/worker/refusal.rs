@@ -3,6 +3,7 @@
 use std::io;
 
 use cellblock_channel::memory::MemoryError;
+use cellblock_channel::ram::RamError;
 use cellblock_channel::socket::SocketError;
 use cellblock_policy::seal::SealError;
 use cellblock_ring::{TooSmall, state_page};
@@ -59,6 +60,12 @@ pub enum Refusal {
         /// `read` or `written`.
         used: &'static str,
     },
+    /// A role that the device cannot do without.
+    #[error("the grant lacks {0}")]
+    Missing(&'static str),
+    /// Guest memory is not as it should be.
+    #[error(transparent)]
+    Ram(#[from] RamError),
     /// A ring or the state page is not as it should be.
     #[error("{part}: {source}")]
     Memory {
@@ -93,7 +100,7 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    pub(super) fn system(what: &'static str, source: impl Into<io::Error>) -> Refusal {
+    pub(crate) fn system(what: &'static str, source: impl Into<io::Error>) -> Refusal {
         Refusal::System { what, source: source.into() }
     }
 }

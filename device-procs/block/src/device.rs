@@ -1,0 +1,59 @@
+//! A disk as its driver finds it, and who serves its queues.
+
+use cellblock_sdk::virtio::Identity;
+use cellblock_sdk::virtio::spec::device_id;
+use cellblock_wire::device::BlockConfig;
+
+use crate::image::Image;
+use crate::request::Requests;
+use crate::spec::{CONFIG_BYTES, MAX_RANGE_SECTORS, MAX_RANGES, QUEUE_SIZE, SEG_MAX, feature};
+
+/// What the driver is told of the disk that `config` describes.
+pub fn identity(config: &BlockConfig) -> Identity {
+    Identity {
+        id: device_id::BLOCK,
+        features: features(config),
+        queues: config.queues,
+        queue_size: QUEUE_SIZE,
+        config: configuration_space(config),
+    }
+}
+
+fn features(config: &BlockConfig) -> u64 {
+    let always = feature::SEG_MAX | feature::BLK_SIZE | feature::FLUSH | feature::TOPOLOGY;
+    let kind = if config.read_only { feature::RO } else { feature::DISCARD | feature::WRITE_ZEROES };
+    let queues = if config.queues > 1 { feature::MQ } else { 0 };
+    always | kind | queues
+}
+
+/// §5.2.4. Fields of features that are not offered are zero.
+fn configuration_space(config: &BlockConfig) -> Vec<u8> {
+    let block_sectors = config.block_size / 512;
+    let mut space = Vec::with_capacity(CONFIG_BYTES);
+    space.extend(config.sectors.to_le_bytes());
+    space.extend(0u32.to_le_bytes()); // size_max
+    space.extend(SEG_MAX.to_le_bytes());
+    space.extend([0; 4]); // geometry
+    space.extend(config.block_size.to_le_bytes());
+    // Topology, in logical blocks: physical blocks of 4 KiB, aligned, with 4 KiB at least and 1 MiB at best.
+    space.extend([(4096 / config.block_size.max(512)).max(1).ilog2() as u8, 0]);
+    space.extend(((8 / block_sectors.clamp(1, 8)) as u16).to_le_bytes());
+    space.extend((2048 / block_sectors.max(1)).to_le_bytes());
+    space.extend([0, 0]); // writeback, unused
+    space.extend(config.queues.to_le_bytes());
+    if !config.read_only {
+        space.extend(MAX_RANGE_SECTORS.to_le_bytes()); // discard
+        space.extend(MAX_RANGES.to_le_bytes());
+        space.extend(block_sectors.to_le_bytes()); // its alignment
+        space.extend(MAX_RANGE_SECTORS.to_le_bytes()); // write-zeroes
+        space.extend(MAX_RANGES.to_le_bytes());
+        space.push(1); // may unmap
+    }
+    space.resize(CONFIG_BYTES, 0);
+    space
+}
+
+/// A server for each queue of the disk.
+pub fn servers<I: Image + Clone>(config: &BlockConfig, image: &I) -> Vec<Requests<I>> {
+    (0..config.queues).map(|_| Requests::new(config, image.clone())).collect()
+}

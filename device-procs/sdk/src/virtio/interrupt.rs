@@ -1,0 +1,82 @@
+//! How a device gets its driver's attention: `InterruptStatus`, `DEVICE_NEEDS_RESET`, and an interrupt line.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use super::spec::interrupt;
+
+/// An edge-triggered interrupt line that threads share.
+pub trait Raise: Send + Sync {
+    /// Raises and drops the line. Never blocks; a pulse is delivered at least once.
+    fn raise(&self);
+}
+
+/// Shared by the transport and those who serve the queues; clones are the same.
+#[derive(Clone)]
+pub struct Interrupt(Arc<Shared>);
+
+struct Shared {
+    status: AtomicU32,
+    needs_reset: AtomicBool,
+    line: Box<dyn Raise>,
+}
+
+impl std::fmt::Debug for Interrupt {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Interrupt").field("status", &self.0.status).finish_non_exhaustive()
+    }
+}
+
+impl Interrupt {
+    /// Nothing pending, over `line`.
+    pub fn new(line: impl Raise + 'static) -> Self {
+        let (status, needs_reset) = (AtomicU32::new(0), AtomicBool::new(false));
+        Interrupt(Arc::new(Shared { status, needs_reset, line: Box::new(line) }))
+    }
+
+    /// Buffers were used.
+    pub fn used_buffer(&self) {
+        self.raise(interrupt::USED_BUFFER);
+    }
+
+    /// The device has met an error that only a reset mends (§2.1.2).
+    pub fn needs_reset(&self) {
+        // SYNC POINT: Release pairs with the Acquire in `asks_for_reset`; nothing else hangs on it.
+        self.0.needs_reset.store(true, Ordering::Release);
+        self.raise(interrupt::CONFIG_CHANGE);
+    }
+
+    /// Whether it has.
+    pub fn asks_for_reset(&self) -> bool {
+        self.0.needs_reset.load(Ordering::Acquire)
+    }
+
+    /// `InterruptStatus`.
+    pub fn status(&self) -> u32 {
+        self.0.status.load(Ordering::Acquire)
+    }
+
+    /// `InterruptACK`. A pulse is given for each cause, pending or not, so none is lost to an acknowledgement that comes late.
+    pub fn acknowledge(&self, bits: u32) {
+        self.0.status.fetch_and(!bits, Ordering::AcqRel);
+    }
+
+    fn raise(&self, bit: u32) {
+        // SYNC POINT: Release orders the used ring before the bit; the driver reads the bit by a register access, which is
+        // ordered by the exit.
+        self.0.status.fetch_or(bit, Ordering::AcqRel);
+        self.0.line.raise();
+    }
+
+    /// As after a reset. Nobody serves a queue now.
+    pub(super) fn clear(&self) {
+        self.0.status.store(0, Ordering::Release);
+        self.0.needs_reset.store(false, Ordering::Release);
+    }
+
+    /// What a predecessor left.
+    pub(super) fn restore(&self, status: u32, needs_reset: bool) {
+        self.0.status.store(status, Ordering::Release);
+        self.0.needs_reset.store(needs_reset, Ordering::Release);
+    }
+}
