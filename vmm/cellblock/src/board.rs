@@ -7,20 +7,36 @@ use cellblock_arch::layout;
 use cellblock_bus::Range;
 use cellblock_jail::Limits;
 use cellblock_jail::cgroup::GroupLimits;
-use cellblock_supervisor::DevicePlan;
-use cellblock_wire::device::{DeviceConfig, DeviceKind, Role};
+use cellblock_supervisor::{DevicePlan, Kick};
+use cellblock_wire::device::{DeviceConfig, DeviceKind, Role, SECTOR};
 use cellblock_wire::slot::Space;
+
+use crate::disk::OpenDisk;
 
 /// Output kept for a sink that does not take it, in bytes.
 const SERIAL_BUFFER: u32 = 16 << 10;
 /// How long a vCPU waits for one answer: long enough for a worker that a busy host starves.
 const DEADLINE: Duration = Duration::from_secs(5);
 
+/// Offset of virtio-mmio's `QueueNotify` (Virtio 1.3 §4.2.2).
+const QUEUE_NOTIFY: u64 = 0x50;
+/// Memory that a worker may take beside guest memory, in bytes.
+const WORKER_MEMORY: u64 = 32 << 20;
+/// Page cache that a disk's worker may fill on top, in bytes.
+const DISK_CACHE: u64 = 224 << 20;
+
 /// The devices. The serial port comes first: its worker is the one that a starting guest needs first.
-pub(crate) fn devices(serial_pipes: Vec<(Role, OwnedFd)>) -> Vec<DevicePlan> {
+///
+/// # Errors
+/// More virtio devices than the board has slots.
+pub(crate) fn devices(
+    serial_pipes: Vec<(Role, OwnedFd)>,
+    disks: Vec<OpenDisk>,
+    rng: bool,
+) -> Result<Vec<DevicePlan>, String> {
     let serial = DeviceConfig::Serial { buffer: SERIAL_BUFFER };
     let i8042_ports = [(layout::I8042_DATA_PORT, 1), (layout::I8042_COMMAND_PORT, 1)];
-    vec![
+    let mut devices = vec![
         DevicePlan {
             resources: serial_pipes,
             ..device(serial, &[(layout::SERIAL_PORT, 8)], layout::SERIAL_GSI)
@@ -28,18 +44,75 @@ pub(crate) fn devices(serial_pipes: Vec<(Role, OwnedFd)>) -> Vec<DevicePlan> {
         device(DeviceConfig::Rtc, &[(layout::RTC_PORT, 2)], layout::RTC_GSI),
         device(DeviceConfig::I8042, &i8042_ports, layout::I8042_GSI),
         device(DeviceConfig::AcpiPower, &[(layout::POWER_PORT, 8)], layout::POWER_GSI),
-    ]
+    ];
+    let disks = disks.into_iter().map(|disk| {
+        let queues = disk.config.queues;
+        (DeviceConfig::Block(disk.config), queues, vec![(Role::Image, disk.image)])
+    });
+    let rng = rng.then(|| (DeviceConfig::Entropy, 1, vec![]));
+    for (slot, (config, queues, resources)) in (0..).zip(disks.chain(rng)) {
+        devices.push(virtio(slot, config, queues, resources)?);
+    }
+    Ok(devices)
 }
 
-/// What the worker of `kind` may use. The serial port's has a thread for each direction beside the register thread.
-pub(crate) fn limits(kind: DeviceKind) -> Limits {
-    let threads = if kind == DeviceKind::Serial { 3 } else { 1 };
-    Limits { threads, ..Limits::SMALL }
+/// The virtio slots that `devices` take, for the tables that describe them.
+pub(crate) fn virtio_slots(devices: &[DevicePlan]) -> Vec<u32> {
+    (0..devices.iter().filter(|device| device.memory).count() as u32).collect()
 }
 
-/// The same, for all that the worker's cgroup counts: threads, memory with page cache, CPU time.
-pub(crate) fn group_limits(kind: DeviceKind) -> GroupLimits {
-    GroupLimits { memory: 32 << 20, pids: limits(kind).threads.into(), cpu_us: 100_000 }
+fn virtio(
+    slot: u32,
+    config: DeviceConfig,
+    queues: u16,
+    resources: Vec<(Role, OwnedFd)>,
+) -> Result<DevicePlan, String> {
+    let slot = layout::virtio_slot(slot).ok_or_else(|| {
+        format!(
+            "the board has {} virtio slots, one for each --disk and --rng; take some away",
+            layout::VIRTIO_SLOTS
+        )
+    })?;
+    Ok(DevicePlan {
+        config,
+        regions: vec![Range { space: Space::Mmio, base: slot.address, length: layout::VIRTIO_SLOT_BYTES }],
+        gsis: vec![slot.gsi],
+        resources,
+        kicks: (0..queues.into())
+            .map(|value| Kick { address: slot.address + QUEUE_NOTIFY, value })
+            .collect(),
+        memory: true,
+        deadline: DEADLINE,
+    })
+}
+
+/// What the worker of a device may use: exact threads (one for each direction of the serial port, one for each virtqueue,
+/// beside the register thread), and of files no more than the disk.
+pub(crate) fn limits(device: &DevicePlan, ram_bytes: u64) -> Limits {
+    let more_threads = match device.config {
+        DeviceConfig::Serial { .. } => 2,
+        _ => device.kicks.len() as u32,
+    };
+    let file_size = match &device.config {
+        DeviceConfig::Block(disk) if !disk.read_only => disk.sectors.saturating_mul(SECTOR),
+        _ => 0,
+    };
+    let address_space = Limits::SMALL.address_space + if device.memory { ram_bytes } else { 0 };
+    Limits { threads: 1 + more_threads, address_space, file_size, ..Limits::SMALL }
+}
+
+/// The same, for all that the worker's cgroup counts: threads, memory with page cache, CPU time. Guest memory is charged to
+/// whoever touches it first, which may be a device that does DMA.
+pub(crate) fn group_limits(device: &DevicePlan, ram_bytes: u64) -> GroupLimits {
+    let limits = limits(device, ram_bytes);
+    let guest = if device.memory { ram_bytes } else { 0 };
+    let cache = if device.config.kind() == DeviceKind::Block { DISK_CACHE } else { 0 };
+    let cpus = u64::from(limits.threads.min(4));
+    GroupLimits {
+        memory: WORKER_MEMORY + guest + cache,
+        pids: limits.threads.into(),
+        cpu_us: if device.memory { cpus * 100_000 } else { 100_000 },
+    }
 }
 
 /// Whether the host's processor shows that it can run a guest's kernel code. If not it may still (this is what KVM is asked
@@ -58,6 +131,8 @@ fn device(config: DeviceConfig, ports: &[(u16, u64)], gsi: u32) -> DevicePlan {
         regions: regions.collect(),
         gsis: vec![gsi],
         resources: Vec::new(),
+        kicks: Vec::new(),
+        memory: false,
         deadline: DEADLINE,
     }
 }

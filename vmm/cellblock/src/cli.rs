@@ -21,6 +21,7 @@ Examples:
   cellblock run --kernel vmlinuz --initrd initrd.img
   cellblock run --kernel vmlinux --cpus 2 --memory 512M --serial file=guest.log
   cellblock run --config guest.toml --id web-1
+  cellblock run --kernel vmlinuz --initrd initrd.img --disk path=root.img --rng --cmdline root=/dev/vda
 
 On a terminal the guest gets every key but the escape Ctrl-A: Ctrl-A x ends the VM, Ctrl-A p presses its power
 button, Ctrl-A Ctrl-A sends one Ctrl-A.
@@ -79,6 +80,17 @@ pub(crate) struct RunArgs {
     /// Where the serial port leads: stdio, null, file=PATH[,limit=SIZE] or socket=PATH [default: stdio].
     #[arg(long, value_name = "SINK")]
     serial: Option<String>,
+
+    /// A disk, path=PATH[,readonly][,id=NAME][,queues=N][,cache=writeback|direct|unsafe]; may be repeated.
+    ///
+    /// The image is raw: a file or a block device. A writable one cannot be another VM's at the same time. A flush of the
+    /// guest reaches stable storage, except with cache=unsafe; cache=direct goes past the host's page cache.
+    #[arg(long, value_name = "DISK")]
+    disk: Vec<String>,
+
+    /// Give the guest an entropy device.
+    #[arg(long)]
+    rng: bool,
 
     /// What a reboot of the guest does: exit or restart [default: exit].
     #[arg(long, value_name = "WHAT")]
@@ -154,6 +166,8 @@ impl RunArgs {
             memory: self.memory,
             hugepages: set(self.hugepages),
             serial: self.serial,
+            disk: (!self.disk.is_empty()).then_some(self.disk),
+            rng: set(self.rng),
             on_reboot: self.on_reboot,
             poll_max_us: self.poll_max_us,
             stop_timeout: self.stop_timeout,

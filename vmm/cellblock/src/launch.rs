@@ -11,19 +11,19 @@ use std::time::Duration;
 use cellblock_arch::AcpiConfig;
 use cellblock_channel::socket::{self, Control};
 use cellblock_config::{BootProtocol, SerialSink, VmConfig};
-use cellblock_jail::cgroup::{CgroupError, Hierarchy, VmGroup};
+use cellblock_jail::cgroup::{CgroupError, GroupLimits, Hierarchy, VmGroup};
 use cellblock_jail::spawner::Ids;
 use cellblock_jail::supervisor::Confinement;
 use cellblock_jail::uids::UidRange;
-use cellblock_jail::{Layer, LayerSet, Refusal, loader as jail_loader, process};
+use cellblock_jail::{Layer, LayerSet, Limits, Refusal, loader as jail_loader, process};
 use cellblock_loader::{LoadRequest, Loaded, Protocol};
 use cellblock_memory::GuestRam;
 use cellblock_spawner::{Entry, Manifest};
 use cellblock_supervisor::link::{LoaderReport, cut};
 use cellblock_supervisor::{DevicePlan, Plan};
-use cellblock_wire::device::{DeviceKind, Role};
+use cellblock_wire::device::Role;
 
-use crate::board;
+use crate::{board, disk};
 use crate::front::relay::{Process, SerialPipes};
 
 /// A VM's processes, seen from the front.
@@ -50,7 +50,9 @@ struct Opened {
 }
 
 struct WorkerFiles {
-    kind: DeviceKind,
+    name: String,
+    limits: Limits,
+    group_limits: GroupLimits,
     binary: File,
     start_filter: Vec<u8>,
 }
@@ -63,7 +65,8 @@ pub(crate) fn launch(config: &VmConfig, layers: LayerSet) -> Result<Launched, St
     let privileged = rustix::process::geteuid().is_root();
     layers.check(privileged).map_err(|error| error.to_string())?;
     let (serial, pipes) = serial_pipes(&config.serial)?;
-    let devices = board::devices(serial);
+    let disks = config.disks.iter().map(disk::open).collect::<Result<_, _>>()?;
+    let devices = board::devices(serial, disks, config.rng)?;
     let opened = open(config, &devices)?;
     let ram = GuestRam::create(config.memory, config.hugepages).map_err(|error| error.to_string())?;
     // Without the layer uid, too: then the workers share one uid of the range, as none below the spawner can be root.
@@ -90,6 +93,7 @@ pub(crate) fn launch(config: &VmConfig, layers: LayerSet) -> Result<Launched, St
             BootProtocol::Pvh => Protocol::Pvh,
         },
         cpus: config.cpus,
+        virtio_slots: board::virtio_slots(&devices),
         ram: &ram,
         mouth: loader_mouth,
     };
@@ -151,12 +155,24 @@ fn open(config: &VmConfig, devices: &[DevicePlan]) -> Result<Opened, String> {
     let directory = worker_directory(config)?;
     let workers = devices
         .iter()
-        .map(|device| open_worker(&directory, device.config.kind()))
+        .enumerate()
+        .map(|(number, device)| {
+            let kind = device.config.kind();
+            let before = devices.iter().take(number).filter(|other| other.config.kind() == kind).count();
+            open_worker(&directory, device, before, config.memory)
+        })
         .collect::<Result<_, _>>()?;
     Ok(Opened { kvm: kvm.into(), kernel, initrd, null, workers })
 }
 
-fn open_worker(directory: &Path, kind: DeviceKind) -> Result<WorkerFiles, String> {
+/// `before` is how many devices of its kind come before it: workers have names of their own.
+fn open_worker(
+    directory: &Path,
+    device: &DevicePlan,
+    before: usize,
+    ram_bytes: u64,
+) -> Result<WorkerFiles, String> {
+    let kind = device.config.kind();
     let path = directory.join(kind.name());
     let failed = |path: &Path, error: std::io::Error| {
         format!(
@@ -168,7 +184,10 @@ fn open_worker(directory: &Path, kind: DeviceKind) -> Result<WorkerFiles, String
     let binary = File::open(&path).map_err(|error| failed(&path, error))?;
     let path = directory.join(format!("{}.bpf", kind.name()));
     let start_filter = fs::read(&path).map_err(|error| failed(&path, error))?;
-    Ok(WorkerFiles { kind, binary, start_filter })
+    let name = if before == 0 { kind.name().to_owned() } else { format!("{kind}-{}", before + 1) };
+    let (limits, group_limits) =
+        (board::limits(device, ram_bytes), board::group_limits(device, ram_bytes));
+    Ok(WorkerFiles { name, limits, group_limits, binary, start_filter })
 }
 
 /// `--worker-dir`, or `../libexec/cellblock` beside this program.
@@ -205,13 +224,12 @@ fn manifest(
     cgroup: Option<&VmGroup>,
 ) -> Result<Manifest, String> {
     let entry = |files: WorkerFiles| -> Result<Entry, String> {
-        let name = files.kind.name();
-        let cgroup = cgroup.map(|vm| vm.worker(name, &board::group_limits(files.kind))).transpose();
+        let cgroup = cgroup.map(|vm| vm.worker(&files.name, &files.group_limits)).transpose();
         Ok(Entry {
-            name: name.into(),
+            name: files.name,
             binary: files.binary.into(),
             start_filter: files.start_filter,
-            limits: board::limits(files.kind),
+            limits: files.limits,
             cgroup: cgroup.map_err(|error| format!("layer cgroup: {error}"))?,
         })
     };
@@ -235,6 +253,7 @@ struct Load<'a> {
     cmdline: &'a str,
     protocol: Protocol,
     cpus: u32,
+    virtio_slots: Vec<u32>,
     ram: &'a GuestRam,
     mouth: Control,
 }
@@ -268,7 +287,7 @@ fn load_in_jail(load: &mut Load<'_>, how: &Confinement) -> Result<Loaded, String
         cmdline: load.cmdline,
         protocol: load.protocol,
         rng_seed,
-        acpi: AcpiConfig { cpus: load.cpus, virtio_slots: Vec::new() },
+        acpi: AcpiConfig { cpus: load.cpus, virtio_slots: load.virtio_slots.clone() },
     };
     cellblock_loader::load(&memory, request).map_err(|error| error.to_string())
 }

@@ -5,6 +5,7 @@
 
 mod board;
 mod cli;
+mod disk;
 mod doctor;
 mod front;
 mod launch;

@@ -3,10 +3,12 @@
 //! The same names serve the command line and the file (TOML or JSON). Runtime code sees a [`VmConfig`] only, in which
 //! every value is within its bounds.
 
+mod disk;
 mod raw;
 mod size;
 mod vm;
 
+pub use disk::{CacheMode, Disk};
 pub use raw::RawConfig;
 pub use size::ByteSize;
 pub use vm::{BootProtocol, OnReboot, SerialSink, VmConfig, VmId};

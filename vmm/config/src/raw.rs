@@ -26,6 +26,10 @@ pub struct RawConfig {
     pub hugepages: Option<bool>,
     /// Where the serial port leads: `stdio`, `null`, `file=P[,limit=SIZE]` or `socket=P`.
     pub serial: Option<String>,
+    /// Disks, each `path=P[,readonly][,id=I][,queues=N][,cache=M]`.
+    pub disk: Option<Vec<String>>,
+    /// An entropy device.
+    pub rng: Option<bool>,
     /// What a guest's reboot does: `exit` or `restart`.
     pub on_reboot: Option<String>,
     /// The longest spin for a worker's reply before sleeping, in µs.
@@ -74,6 +78,8 @@ impl RawConfig {
             memory: over.memory.or(self.memory),
             hugepages: over.hugepages.or(self.hugepages),
             serial: over.serial.or(self.serial),
+            disk: over.disk.or(self.disk),
+            rng: over.rng.or(self.rng),
             on_reboot: over.on_reboot.or(self.on_reboot),
             poll_max_us: over.poll_max_us.or(self.poll_max_us),
             stop_timeout: over.stop_timeout.or(self.stop_timeout),

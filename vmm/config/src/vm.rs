@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::{ByteSize, ConfigError, RawConfig};
+use crate::disk::disks;
+use crate::{ByteSize, ConfigError, Disk, RawConfig};
 
 /// A VM, fully described.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,6 +27,10 @@ pub struct VmConfig {
     pub hugepages: bool,
     /// Where the serial port leads.
     pub serial: SerialSink,
+    /// Disks, in the order in which the guest finds them.
+    pub disks: Vec<Disk>,
+    /// An entropy device.
+    pub rng: bool,
     /// What a guest's reboot does.
     pub on_reboot: OnReboot,
     /// The longest spin before sleeping, in µs; 0 = never.
@@ -210,6 +215,8 @@ impl TryFrom<RawConfig> for VmConfig {
             memory: memory.0,
             hugepages: raw.hugepages.unwrap_or(false),
             serial: raw.serial.as_deref().map_or(Ok(SerialSink::default()), serial)?,
+            disks: disks(raw.disk.unwrap_or_default())?,
+            rng: raw.rng.unwrap_or(false),
             on_reboot: choice(
                 "on-reboot",
                 raw.on_reboot,

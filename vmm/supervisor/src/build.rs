@@ -14,9 +14,10 @@ use cellblock_channel::doorbell::{self, Ringer};
 use cellblock_channel::socket::Control;
 use cellblock_hypervisor::UnboundVcpu as _;
 use cellblock_hypervisor::x86_64::CpuidLeaf;
-use cellblock_hypervisor_kvm::{Kvm, KvmVm, UnboundKvmVcpu, probe};
+use cellblock_hypervisor_kvm::{DataMatch, IoAddress, Kvm, KvmVm, UnboundKvmVcpu, probe};
 use cellblock_jail::supervisor::{self as jail, Confinement};
 use cellblock_loader::Loaded;
+use cellblock_memory::GuestRam;
 use cellblock_spawner::client::Client;
 use crossbeam_channel::{Sender, bounded};
 
@@ -27,7 +28,7 @@ use crate::plan::{DevicePlan, Plan};
 use crate::poller::{Poller, Token};
 use crate::proxy::Proxy;
 use crate::vcpu::{Ended, VcpuActor};
-use crate::worker::Worker;
+use crate::worker::{Wires, Worker};
 
 /// Stack of a vCPU's thread, in bytes: its loop needs a few kB, error texts a little more.
 const VCPU_STACK: usize = 128 << 10;
@@ -36,7 +37,7 @@ const VCPU_STACK: usize = 128 << 10;
 pub(crate) fn build(plan: Plan) -> Result<Machine, BuildError> {
     let spin = if single_cpu() { Duration::ZERO } else { plan.spin };
     let spawner = Client::new(plan.spawner);
-    let Board { bus, workers, interrupts } = start_devices(plan.devices, plan.cpus, &spawner, spin)?;
+    let Board { bus, workers, wires } = start_devices(plan.devices, plan.cpus, &plan.ram, &spawner, spin)?;
 
     let kvm = Kvm::open(plan.kvm)?;
     let (vm, supported) = thread::scope(|scope| {
@@ -47,9 +48,7 @@ pub(crate) fn build(plan: Plan) -> Result<Machine, BuildError> {
     });
     let vm = vm?;
     let supported = supported.map_err(|_| BuildError::Thread { what: "KVM_GET_SUPPORTED_CPUID" })??;
-    for (event, gsi) in &interrupts {
-        vm.irqfd(event.as_fd(), *gsi)?;
-    }
+    connect(&vm, &wires)?;
     let mut notes = vm.notes();
     let vcpus = create_vcpus(&vm, &supported, plan.cpus, &mut notes)?;
     let loaded = await_loader(&plan.loader, plan.ram.bytes())?;
@@ -91,8 +90,8 @@ pub(crate) fn build(plan: Plan) -> Result<Machine, BuildError> {
 struct Board {
     bus: Bus,
     workers: Vec<Worker>,
-    /// Each with its interrupt line.
-    interrupts: Vec<(OwnedFd, u32)>,
+    /// What is to be connected to KVM.
+    wires: Wires,
 }
 
 /// For each device: its place on the bus, a worker with all that it is granted, and a request to start that. One after the
@@ -100,17 +99,18 @@ struct Board {
 fn start_devices(
     devices: Vec<DevicePlan>,
     lanes: u32,
+    ram: &GuestRam,
     spawner: &Client,
     spin: Duration,
 ) -> Result<Board, BuildError> {
     let mut board =
-        Board { bus: Bus::default(), workers: Vec::with_capacity(devices.len()), interrupts: Vec::new() };
+        Board { bus: Bus::default(), workers: Vec::with_capacity(devices.len()), wires: Wires::default() };
     for (device, plan) in devices.into_iter().enumerate() {
         for (region, range) in plan.regions.iter().enumerate() {
             board.bus.insert(*range, Target { device, region: region as u32 })?;
         }
-        let (worker, mut unstarted) = Worker::new(plan, lanes)?;
-        board.interrupts.append(&mut unstarted.interrupts);
+        let (worker, mut unstarted) = Worker::new(plan, lanes, ram)?;
+        board.wires.append(std::mem::take(&mut unstarted.wires));
         let theirs = worker.grant(unstarted, spin)?;
         spawner
             .start(device as u32, theirs.as_fd())
@@ -118,6 +118,17 @@ fn start_devices(
         board.workers.push(worker);
     }
     Ok(board)
+}
+
+/// Interrupts from the workers, kicks to them.
+fn connect(vm: &KvmVm, wires: &Wires) -> Result<(), BuildError> {
+    for (event, gsi) in &wires.interrupts {
+        vm.irqfd(event.as_fd(), *gsi)?;
+    }
+    for (event, kick) in &wires.kicks {
+        vm.ioeventfd(IoAddress::Mmio(kick.address), DataMatch::U32(kick.value), event.as_fd())?;
+    }
+    Ok(())
 }
 
 fn create_vcpus(

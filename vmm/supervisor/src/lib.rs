@@ -17,7 +17,7 @@ mod vcpu;
 mod worker;
 
 pub use error::EMULATED;
-pub use plan::{DevicePlan, Plan};
+pub use plan::{DevicePlan, Kick, Plan};
 
 use std::os::fd::AsFd;
 

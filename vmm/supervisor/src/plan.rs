@@ -44,6 +44,19 @@ pub struct DevicePlan {
     pub gsis: Vec<u32>,
     /// Host resources: pipes, files.
     pub resources: Vec<(Role, OwnedFd)>,
+    /// Writes that KVM takes straight to the worker: those of [`Role::QueueKick`], by its number.
+    pub kicks: Vec<Kick>,
+    /// The device does DMA: its worker maps guest memory.
+    pub memory: bool,
     /// How long a vCPU waits for one answer.
     pub deadline: Duration,
+}
+
+/// A guest's write that becomes an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kick {
+    /// The guest-physical address of the 32-bit register.
+    pub address: u64,
+    /// The value written.
+    pub value: u32,
 }

@@ -12,6 +12,7 @@ use cellblock_channel::Requester;
 use cellblock_channel::doorbell::{self, Bell, Ringer};
 use cellblock_channel::memory::{self, ReadOnly, Sealed, Writable};
 use cellblock_channel::socket::{self, Control, SocketError};
+use cellblock_memory::GuestRam;
 use cellblock_ring::layout;
 use cellblock_ring::state_page::Shape;
 use cellblock_wire::Version;
@@ -20,7 +21,7 @@ use cellblock_wire::device::{DeviceConfig, DeviceKind, Role};
 
 use crate::error::BuildError;
 use crate::link::{DeviceState, DeviceStatus};
-use crate::plan::DevicePlan;
+use crate::plan::{DevicePlan, Kick};
 use crate::proxy::Proxy;
 
 /// Messages taken from one worker before the loop looks at the others.
@@ -51,8 +52,24 @@ pub(crate) struct Unstarted {
     theirs: Control,
     bell: Bell,
     roles: Vec<(Role, OwnedFd)>,
+    /// What KVM is to be told of the device.
+    pub wires: Wires,
+}
+
+/// A device's events that go between KVM and its worker, past the supervisor.
+#[derive(Default)]
+pub(crate) struct Wires {
     /// The descriptors to raise the device's interrupts with, and their lines.
     pub interrupts: Vec<(OwnedFd, u32)>,
+    /// The descriptors that count the guest's kicks, and what is one.
+    pub kicks: Vec<(OwnedFd, Kick)>,
+}
+
+impl Wires {
+    pub(crate) fn append(&mut self, more: Wires) {
+        self.interrupts.extend(more.interrupts);
+        self.kicks.extend(more.kicks);
+    }
 }
 
 struct Process {
@@ -75,7 +92,11 @@ pub(crate) enum News {
 
 impl Worker {
     /// The shared memory, doorbell, control socket and interrupts of one device, for `lanes` vCPUs.
-    pub(crate) fn new(plan: DevicePlan, lanes: u32) -> Result<(Self, Unstarted), BuildError> {
+    pub(crate) fn new(
+        plan: DevicePlan,
+        lanes: u32,
+        ram: &GuestRam,
+    ) -> Result<(Self, Unstarted), BuildError> {
         let kind = plan.config.kind();
         let failed = |what| move |source| BuildError::Worker { device: kind, what, source };
         let failed_memory = |memory| move |source| BuildError::Memory { device: kind, memory, source };
@@ -91,12 +112,21 @@ impl Worker {
         let (control, theirs) = socket::pair().map_err(failed("control socket"))?;
 
         let mut roles = plan.resources;
-        let mut interrupts = Vec::with_capacity(plan.gsis.len());
+        if plan.memory {
+            roles.extend(memory_roles(ram).map_err(failed("descriptor of guest memory"))?);
+        }
+        let mut wires = Wires::default();
         for (number, gsi) in plan.gsis.iter().enumerate() {
             let raise = interrupt_eventfd().map_err(failed("interrupt eventfd"))?;
             let own = raise.try_clone().map_err(failed("interrupt eventfd"))?;
             roles.push((Role::Interrupt(number as u8), raise));
-            interrupts.push((own, *gsi));
+            wires.interrupts.push((own, *gsi));
+        }
+        for (number, kick) in (0..).zip(&plan.kicks) {
+            let count = kick_eventfd().map_err(failed("kick eventfd"))?;
+            let own = count.try_clone().map_err(failed("kick eventfd"))?;
+            roles.push((Role::QueueKick(number), count));
+            wires.kicks.push((own, *kick));
         }
         let worker = Worker {
             config: plan.config,
@@ -114,7 +144,7 @@ impl Worker {
             counters: Counters::default(),
             log_lines: 0,
         };
-        Ok((worker, Unstarted { theirs, bell, roles, interrupts }))
+        Ok((worker, Unstarted { theirs, bell, roles, wires }))
     }
 
     pub(crate) fn kind(&self) -> DeviceKind {
@@ -248,6 +278,22 @@ impl Worker {
             counters: self.counters,
         }
     }
+}
+
+/// Guest memory, piece by piece.
+fn memory_roles(ram: &GuestRam) -> std::io::Result<Vec<(Role, OwnedFd)>> {
+    let regions = cellblock_memory::regions(ram.bytes()).map_err(std::io::Error::other)?;
+    let role = |region: cellblock_memory::Region| {
+        let (address, bytes, offset) = (region.guest_addr, region.len, region.file_offset);
+        Ok((Role::GuestMemory { address, bytes, offset }, ram.fd().try_clone_to_owned()?))
+    };
+    regions.into_iter().map(role).collect()
+}
+
+/// KVM counts it up, a thread of the worker waits in it: it blocks. The supervisor neither reads nor writes it.
+fn kick_eventfd() -> std::io::Result<OwnedFd> {
+    use rustix::event::{EventfdFlags, eventfd};
+    Ok(eventfd(0, EventfdFlags::CLOEXEC)?)
 }
 
 /// The worker writes it, KVM takes it.
