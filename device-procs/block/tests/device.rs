@@ -207,6 +207,29 @@ fn a_host_that_fails_is_an_io_error() {
     assert_eq!(read(&mut driver, 0, 512).0, status::OK);
 }
 
+/// `O_DIRECT` wants aligned buffers, offsets and lengths, whatever the guest's are.
+#[test]
+fn a_direct_image_is_read_and_written() {
+    use std::os::unix::fs::OpenOptionsExt;
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let direct = rustix::fs::OFlags::DIRECT.bits() as i32;
+    let path = folder.path().join("disk");
+    let opened = std::fs::File::options().read(true).write(true).create_new(true).custom_flags(direct).open(&path);
+    let Ok(file) = opened else {
+        eprintln!("SKIP: the file system of {} has no O_DIRECT", path.display());
+        return;
+    };
+    file.set_len(SECTORS * 512).unwrap();
+    let config = BlockConfig { cache: CacheMode::Direct, block_size: 4096, ..config() };
+    let (mut driver, _) = disk(&config, &RawImage::new(file.into()));
+    driver.begin(ALL, 1, 16);
+    let bytes = pattern(3, 520 << 10);
+    assert_eq!(write(&mut driver, 8, &bytes), status::OK);
+    assert_eq!(read(&mut driver, 8, bytes.len()), (status::OK, bytes.clone()));
+    assert_eq!(ask(&mut driver, request::FLUSH, 0, &[]).0, status::OK);
+    assert_eq!(std::fs::read(&path).unwrap()[4096..4096 + bytes.len()], bytes);
+}
+
 /// A file that is shorter than the disk that it was: no signal, an error.
 #[test]
 fn an_image_that_shrinks_is_an_io_error() {

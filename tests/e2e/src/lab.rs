@@ -113,6 +113,14 @@ impl Lab {
         ])
     }
 
+    /// A file of this content in the lab's folder, which any user may write.
+    pub fn image(&self, name: &str, content: &[u8]) -> PathBuf {
+        let path = self.folder.path().join(name);
+        fs::write(&path, content).expect("the lab's folder");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).expect("the lab's file");
+        path
+    }
+
     /// A VM that is told nothing but its name.
     pub fn plan(&self) -> Plan<'_> {
         let id = format!("{}-{}", self.scope().id, VMS.fetch_add(1, Ordering::Relaxed));
@@ -126,6 +134,13 @@ impl Plan<'_> {
     pub fn with<S: Into<String>>(mut self, arguments: impl IntoIterator<Item = S>) -> Self {
         self.arguments.extend(arguments.into_iter().map(Into::into));
         self
+    }
+
+    /// Adds one of each device that a VM only has when it is asked for, so that every worker runs.
+    #[must_use]
+    pub fn with_every_device(self) -> Self {
+        let image = self.lab.image(&format!("{}.img", self.id), &[0; 4096]);
+        self.with(["--rng".to_owned(), "--disk".to_owned(), format!("path={}", image.display())])
     }
 
     /// Starts it as `user`.

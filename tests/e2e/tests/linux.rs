@@ -169,7 +169,7 @@ fn workers_are_in_limited_cgroups() {
     if !std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
         return cellblock_e2e::skip("no cgroup v2 here");
     }
-    let plan = lab.linux("vmlinux", "wait");
+    let plan = lab.linux("vmlinux", "wait").with_every_device();
     let mut vm = plan.start();
     vm.expect(UP).unwrap();
     let tree = vm.processes(plan.id()).unwrap();

@@ -38,7 +38,7 @@ fn workers(lab: &Lab, tree: &Tree) -> Vec<(String, Process)> {
 fn for_each_user(name: &str, check: impl Fn(&Lab, &User, &Tree)) {
     let Some(lab) = Lab::with_guests(name) else { return };
     for user in lab.users() {
-        let plan = lab.guest("hello").as_user(&user);
+        let plan = lab.guest("hello").with_every_device().as_user(&user);
         let (_vm, tree) = idle(&plan);
         check(&lab, &user, &tree);
     }
@@ -175,8 +175,8 @@ fn as_root_every_worker_has_a_uid_of_its_own() {
         return cellblock_e2e::skip("not root");
     }
     let Some(lab) = Lab::with_guests("uids") else { return };
-    let (_first, first) = idle(&lab.guest("hello"));
-    let (_second, second) = idle(&lab.guest("hello"));
+    let (_first, first) = idle(&lab.guest("hello").with_every_device());
+    let (_second, second) = idle(&lab.guest("hello").with_every_device());
     let mut seen = BTreeSet::from(["0".to_owned()]);
     for (name, process) in workers(&lab, &first).into_iter().chain(workers(&lab, &second)) {
         let uids = process.status("Uid").unwrap();
@@ -190,7 +190,7 @@ fn a_killed_worker_ends_the_vm_and_is_named() {
     let Some(lab) = Lab::with_guests("killed") else { return };
     for user in lab.users() {
         for name in lab.places().workers() {
-            let plan = lab.guest("hello").as_user(&user);
+            let plan = lab.guest("hello").with_every_device().as_user(&user);
             let (vm, tree) = idle(&plan);
             kill(tree.pid(&name).unwrap());
             let ended = vm.wait().unwrap();
@@ -203,7 +203,7 @@ fn a_killed_worker_ends_the_vm_and_is_named() {
 fn a_layer_that_is_left_out_is_gone_and_the_rest_stays() {
     let Some(lab) = Lab::with_guests("layers") else { return };
     let (_vm, tree) =
-        idle(&lab.guest("hello").with(["--without-layer", "net", "--without-layer", "seccomp"]));
+        idle(&lab.guest("hello").with_every_device().with(["--without-layer", "net", "--without-layer", "seccomp"]));
     let host = Process(std::process::id() as i32);
     for (name, process) in workers(&lab, &tree) {
         assert_eq!(process.namespace("net").unwrap(), host.namespace("net").unwrap(), "{name}");
@@ -216,7 +216,7 @@ fn a_layer_that_is_left_out_is_gone_and_the_rest_stays() {
 #[test]
 fn ps_shows_the_tree() {
     let Some(lab) = Lab::with_guests("ps") else { return };
-    let (_vm, tree) = idle(&lab.guest("hello"));
+    let (_vm, tree) = idle(&lab.guest("hello").with_every_device());
     for row in &tree.processes {
         assert!(Process(row.pid).alive(), "{row:?}");
     }

@@ -1,0 +1,93 @@
+//! The entropy device in this process, over a source that counts.
+#![allow(clippy::unwrap_used, clippy::panic)] // Tests; clippy knows only #[test] functions as such.
+
+use std::io;
+
+use cellblock_entropy::spec::{MAX_BYTES, QUEUE_SIZE};
+use cellblock_entropy::{HostRandom, Random, Requests, identity};
+use cellblock_sdk::testing::virtio::{DATA, Driver, Edges, RAM_BYTES, Segment, shared_ram};
+use cellblock_sdk::testing::{Harness, Host};
+use cellblock_sdk::virtio::engine::Inline;
+use cellblock_sdk::virtio::spec::{feature, register};
+use cellblock_sdk::virtio::{Interrupt, Transport};
+
+/// 1, 2, 3, … and an error after so many bytes.
+struct Counting(u64, u64);
+
+impl Random for Counting {
+    fn fill(&mut self, into: &mut [u8]) -> io::Result<()> {
+        if self.0 + into.len() as u64 > self.1 {
+            return Err(io::Error::other("dry"));
+        }
+        for byte in into {
+            self.0 += 1;
+            *byte = self.0 as u8;
+        }
+        Ok(())
+    }
+}
+
+fn device<R: Random>(source: R) -> Driver<impl Host> {
+    let interrupt = Interrupt::new(Edges::default());
+    let ram = shared_ram().0;
+    let engine = Inline::new(vec![Requests::new(source)], interrupt.clone());
+    Driver::new(Harness::new(Transport::new(identity(), engine, ram.clone(), interrupt)), ram)
+}
+
+fn ask(driver: &mut Driver<impl Host>, chain: &[Segment]) -> u32 {
+    let head = driver.push(0, chain);
+    driver.kick(0);
+    let (id, length) = driver.wait_used(0);
+    assert_eq!(id, u32::from(head));
+    length
+}
+
+#[test]
+fn it_is_found() {
+    let mut driver = device(HostRandom);
+    assert_eq!(driver.get(register::DEVICE_ID), 4);
+    assert_eq!(driver.offered(), feature::VERSION_1 | feature::EVENT_IDX | feature::INDIRECT_DESC);
+    driver.begin(u64::MAX, 1, QUEUE_SIZE);
+}
+
+#[test]
+fn buffers_are_filled_over_their_borders() {
+    let mut driver = device(Counting(0, u64::MAX));
+    driver.begin(u64::MAX, 1, 16);
+    assert_eq!(ask(&mut driver, &[Segment::write(DATA, 3), Segment::write(DATA + 0x100, 600)]), 603);
+    assert_eq!(driver.peek(DATA, 4), [1, 2, 3, 0]);
+    assert_eq!(driver.peek(DATA + 0x100, 2), [4, 5]);
+    assert_eq!(driver.peek(DATA + 0x100 + 599, 2), [(603 % 256) as u8, 0]);
+}
+
+#[test]
+fn a_request_gets_so_much_and_no_more() {
+    let mut driver = device(Counting(0, u64::MAX));
+    driver.begin(u64::MAX, 1, 16);
+    assert_eq!(u64::from(ask(&mut driver, &[Segment::write(DATA, 1 << 20)])), MAX_BYTES);
+    assert_eq!(ask(&mut driver, &[Segment::write(DATA, 0)]), 0);
+    assert_eq!(ask(&mut driver, &[Segment::read(DATA, 16)]), 0, "nothing to write");
+}
+
+#[test]
+fn bad_buffers_and_a_dry_source_get_nothing() {
+    let mut driver = device(Counting(0, 300));
+    driver.begin(u64::MAX, 1, 16);
+    assert_eq!(ask(&mut driver, &[Segment::write(RAM_BYTES, 16)]), 0);
+    assert_eq!(ask(&mut driver, &[Segment::write(u64::MAX, 16)]), 0);
+    assert_eq!(ask(&mut driver, &[Segment::write(DATA, 1000)]), 256, "what there was");
+    assert_eq!(ask(&mut driver, &[Segment::write(DATA, 1000)]), 0);
+    assert_eq!(driver.status(), 15);
+}
+
+#[test]
+fn a_loop_needs_a_reset() {
+    let mut driver = device(HostRandom);
+    driver.begin(u64::MAX, 1, 16);
+    driver.descriptor(0x1_0000, 0, Segment::write(DATA, 16), 1, 0);
+    driver.make_available(0, 0);
+    driver.kick(0);
+    driver.wait_needs_reset();
+    driver.begin(u64::MAX, 1, 16);
+    assert_eq!(ask(&mut driver, &[Segment::write(DATA, 16)]), 16);
+}
