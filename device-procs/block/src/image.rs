@@ -66,14 +66,14 @@ impl Image for RawImage {
     fn read(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
         let (mut at, mut rest) = (offset, into);
         while !rest.is_empty() {
-            let count =
-                match preadv2(&*self.0, &mut [io::IoSliceMut::new(rest)], at, ReadWriteFlags::empty()) {
-                    // The file has shrunk under its guest.
-                    Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                    Ok(count) => count,
-                    Err(Errno::INTR) => 0,
-                    Err(errno) => return Err(errno.into()),
-                };
+            let count = match preadv2(&*self.0, &mut [io::IoSliceMut::new(rest)], at, ReadWriteFlags::empty())
+            {
+                // The file has shrunk under its guest.
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => count,
+                Err(Errno::INTR) => 0,
+                Err(errno) => return Err(errno.into()),
+            };
             (at, rest) = (at + count as u64, rest.split_at_mut_checked(count).unwrap_or_default().1);
         }
         Ok(())

@@ -168,8 +168,7 @@ impl<I: Image> Requests<I> {
     fn range(&self, chain: &mut Chain<'_>, kind: u32) -> Result<Range, Failure> {
         let mut segment = [0; SEGMENT_BYTES];
         chain.read(&mut segment)?;
-        let (sector, sectors, flags) =
-            (number64(&segment, 0), number32(&segment, 8), number32(&segment, 12));
+        let (sector, sectors, flags) = (number64(&segment, 0), number32(&segment, 8), number32(&segment, 12));
         // §5.2.6.2: an unknown flag, or unmap on a discard, is not supported.
         let known = if kind == request::WRITE_ZEROES { SEGMENT_UNMAP } else { 0 };
         if flags & !known != 0 {

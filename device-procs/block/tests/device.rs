@@ -214,7 +214,8 @@ fn a_direct_image_is_read_and_written() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let direct = rustix::fs::OFlags::DIRECT.bits() as i32;
     let path = folder.path().join("disk");
-    let opened = std::fs::File::options().read(true).write(true).create_new(true).custom_flags(direct).open(&path);
+    let opened =
+        std::fs::File::options().read(true).write(true).create_new(true).custom_flags(direct).open(&path);
     let Ok(file) = opened else {
         eprintln!("SKIP: the file system of {} has no O_DIRECT", path.display());
         return;

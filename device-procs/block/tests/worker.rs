@@ -240,7 +240,8 @@ fn a_grant_that_lacks_something_is_refused() {
         let error = Supervised::start_with(&program(), &wanted(&config()), extras).map(|_| ()).unwrap_err();
         error.to_string()
     };
-    let all = || vec![(memory, fd.try_clone().unwrap()), (Role::Image, image()), (Role::QueueKick(0), kick(waits))];
+    let all =
+        || vec![(memory, fd.try_clone().unwrap()), (Role::Image, image()), (Role::QueueKick(0), kick(waits))];
     let without = |role: Role| all().into_iter().filter(|(other, _)| *other != role).collect::<Vec<_>>();
     assert!(refused(without(memory)).contains("lacks guest memory"));
     assert!(refused(without(Role::Image)).contains("lacks the disk's image"));

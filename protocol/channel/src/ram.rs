@@ -42,7 +42,9 @@ pub enum RamError {
         needed: u32,
     },
     /// The piece does not lie in its file.
-    #[error("guest memory at {address:#x} of {bytes:#x} bytes at {offset:#x} exceeds its file of {file:#x} bytes")]
+    #[error(
+        "guest memory at {address:#x} of {bytes:#x} bytes at {offset:#x} exceeds its file of {file:#x} bytes"
+    )]
     Bounds {
         /// Guest-physical address of the piece.
         address: u64,

@@ -202,8 +202,12 @@ fn a_killed_worker_ends_the_vm_and_is_named() {
 #[test]
 fn a_layer_that_is_left_out_is_gone_and_the_rest_stays() {
     let Some(lab) = Lab::with_guests("layers") else { return };
-    let (_vm, tree) =
-        idle(&lab.guest("hello").with_every_device().with(["--without-layer", "net", "--without-layer", "seccomp"]));
+    let (_vm, tree) = idle(&lab.guest("hello").with_every_device().with([
+        "--without-layer",
+        "net",
+        "--without-layer",
+        "seccomp",
+    ]));
     let host = Process(std::process::id() as i32);
     for (name, process) in workers(&lab, &tree) {
         assert_eq!(process.namespace("net").unwrap(), host.namespace("net").unwrap(), "{name}");

@@ -78,9 +78,7 @@ fn virtio(
         regions: vec![Range { space: Space::Mmio, base: slot.address, length: layout::VIRTIO_SLOT_BYTES }],
         gsis: vec![slot.gsi],
         resources,
-        kicks: (0..queues.into())
-            .map(|value| Kick { address: slot.address + QUEUE_NOTIFY, value })
-            .collect(),
+        kicks: (0..queues.into()).map(|value| Kick { address: slot.address + QUEUE_NOTIFY, value }).collect(),
         memory: true,
         deadline: DEADLINE,
     })

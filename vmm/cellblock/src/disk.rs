@@ -48,7 +48,9 @@ pub(crate) fn open(disk: &Disk) -> Result<OpenDisk, String> {
             format!("the disk image {path} is in use: another VM or program has it open for writing")
         }
         TryLockError::WouldBlock => {
-            format!("the disk image {path} is in use by another VM or program; only readonly disks can be shared")
+            format!(
+                "the disk image {path} is in use by another VM or program; only readonly disks can be shared"
+            )
         }
         TryLockError::Error(error) => format!("the disk image {path} cannot be locked: {error}"),
     })?;
@@ -121,13 +123,7 @@ mod tests {
     use super::*;
 
     fn disk(path: &std::path::Path, read_only: bool) -> Disk {
-        Disk {
-            path: path.to_owned(),
-            read_only,
-            id: "a".into(),
-            queues: 1,
-            cache: CacheMode::Writeback,
-        }
+        Disk { path: path.to_owned(), read_only, id: "a".into(), queues: 1, cache: CacheMode::Writeback }
     }
 
     #[test]

@@ -23,8 +23,8 @@ use cellblock_supervisor::link::{LoaderReport, cut};
 use cellblock_supervisor::{DevicePlan, Plan};
 use cellblock_wire::device::Role;
 
-use crate::{board, disk};
 use crate::front::relay::{Process, SerialPipes};
+use crate::{board, disk};
 
 /// A VM's processes, seen from the front.
 pub(crate) struct Launched {
@@ -185,8 +185,7 @@ fn open_worker(
     let path = directory.join(format!("{}.bpf", kind.name()));
     let start_filter = fs::read(&path).map_err(|error| failed(&path, error))?;
     let name = if before == 0 { kind.name().to_owned() } else { format!("{kind}-{}", before + 1) };
-    let (limits, group_limits) =
-        (board::limits(device, ram_bytes), board::group_limits(device, ram_bytes));
+    let (limits, group_limits) = (board::limits(device, ram_bytes), board::group_limits(device, ram_bytes));
     Ok(WorkerFiles { name, limits, group_limits, binary, start_filter })
 }
 

@@ -112,6 +112,8 @@ pub struct Plan<'a> {
     pub proc: BorrowedFd<'a>,
     /// The workers' binaries.
     pub binaries: Vec<BorrowedFd<'a>>,
+    /// The largest of the workers' limits on a file's size, in bytes: nobody here may raise a limit again.
+    pub file_size: u64,
     /// What becomes of refused calls.
     pub refusal: Refusal,
 }
@@ -134,7 +136,7 @@ pub fn enter(plan: &Plan, mapped: impl FnOnce() -> io::Result<()>) -> Result<(),
     if plan.layers.has(Layer::Rlimits) {
         limits::no_extras().during(Step::Limits)?;
         sys::limit(libc::RLIMIT_NOFILE, FILES).during(Step::Limits)?;
-        sys::limit(libc::RLIMIT_FSIZE, 4096).during(Step::Limits)?;
+        sys::limit(libc::RLIMIT_FSIZE, plan.file_size.max(4096)).during(Step::Limits)?;
     }
     let has_capabilities = plan.privileged || plan.layers.has(Layer::User);
     if plan.layers.has(Layer::Caps) && has_capabilities {

@@ -80,6 +80,7 @@ impl Service {
             ids: manifest.ids,
             proc: proc.as_fd(),
             binaries: manifest.workers.iter().map(|entry| entry.binary.as_fd()).collect(),
+            file_size: manifest.workers.iter().map(|entry| entry.limits.file_size).max().unwrap_or(0),
             refusal: manifest.refusal,
         };
         jail::enter(&plan, mapped)?;

@@ -92,11 +92,7 @@ pub(crate) enum News {
 
 impl Worker {
     /// The shared memory, doorbell, control socket and interrupts of one device, for `lanes` vCPUs.
-    pub(crate) fn new(
-        plan: DevicePlan,
-        lanes: u32,
-        ram: &GuestRam,
-    ) -> Result<(Self, Unstarted), BuildError> {
+    pub(crate) fn new(plan: DevicePlan, lanes: u32, ram: &GuestRam) -> Result<(Self, Unstarted), BuildError> {
         let kind = plan.config.kind();
         let failed = |what| move |source| BuildError::Worker { device: kind, what, source };
         let failed_memory = |memory| move |source| BuildError::Memory { device: kind, memory, source };

@@ -223,9 +223,15 @@ pub fn bad_requests<H: Host>(driver: &mut Driver<H>) {
     driver.begin(ALL, 1, 64);
     let buffer = |length| [Segment::write(PAYLOAD, length)];
     let source = |length| [Segment::read(PAYLOAD, length)];
-    for (sector, length) in
-        [(SECTORS, 512), (SECTORS - 1, 1024), (u64::MAX, 512), (u64::MAX >> 9, 512), (0, 511), (0, 513), (1, 1)]
-    {
+    for (sector, length) in [
+        (SECTORS, 512),
+        (SECTORS - 1, 1024),
+        (u64::MAX, 512),
+        (u64::MAX >> 9, 512),
+        (0, 511),
+        (0, 513),
+        (1, 1),
+    ] {
         assert_eq!(ask(driver, request::IN, sector, &buffer(length)).0, status::IOERR, "{sector} {length}");
         assert_eq!(ask(driver, request::OUT, sector, &source(length)).0, status::IOERR, "{sector} {length}");
     }

@@ -1,6 +1,10 @@
 //! A virtio driver that is just big enough for tests, and as wrong as they want it. It runs against a device in this process
 //! and against one in a worker.
-#![allow(clippy::expect_used, clippy::panic, reason = "part of the tests: what goes wrong here fails the test")]
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "part of the tests: what goes wrong here fails the test"
+)]
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;

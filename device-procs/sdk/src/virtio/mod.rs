@@ -20,6 +20,8 @@ pub mod interrupt;
 pub mod queue;
 pub mod spec;
 mod state;
+#[cfg(test)]
+mod tests;
 pub mod threads;
 pub mod transport;
 

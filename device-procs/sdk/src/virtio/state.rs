@@ -86,11 +86,8 @@ impl Registers {
         queues: usize,
         features: u64,
     ) -> Result<(Registers, u32, bool), StateError> {
-        const STATUS: u8 = status::ACKNOWLEDGE
-            | status::DRIVER
-            | status::DRIVER_OK
-            | status::FEATURES_OK
-            | status::FAILED;
+        const STATUS: u8 =
+            status::ACKNOWLEDGE | status::DRIVER | status::DRIVER_OK | status::FEATURES_OK | status::FAILED;
         let mut fields = Decoder::new(saved, TAG, VERSION)?;
         let status = fields.u8_where("status", "bits 0 to 3 and 7", |value| value & !STATUS == 0)?;
         let device_features_sel = fields.u32("device_features_sel")?;
@@ -128,5 +125,9 @@ fn restore_queue(fields: &mut Decoder<'_>) -> Result<QueueRegisters, StateError>
         driver: fields.u64("queue.driver")?,
         device: fields.u64("queue.device")?,
     };
-    Ok(QueueRegisters { layout, ready: fields.bool("queue.ready")?, stopping: fields.bool("queue.stopping")? })
+    Ok(QueueRegisters {
+        layout,
+        ready: fields.bool("queue.ready")?,
+        stopping: fields.bool("queue.stopping")?,
+    })
 }

@@ -144,7 +144,9 @@ impl<E: Engine> Transport<E> {
             return;
         }
         let selected = self.registers.queue_sel as usize;
-        let Some(queue) = self.registers.queues.get_mut(selected).filter(|queue| !queue.ready) else { return };
+        let Some(queue) = self.registers.queues.get_mut(selected).filter(|queue| !queue.ready) else {
+            return;
+        };
         let layout = &mut queue.layout;
         match offset {
             // A size that does not fit is as wrong as zero: the queue does not become ready.
@@ -211,7 +213,8 @@ impl<E: Engine> Transport<E> {
     /// `QueueNotify`, where KVM does not take it to the queue's thread itself.
     fn notify(&mut self, value: u32) {
         let index = value as usize;
-        if self.registers.has(status::DRIVER_OK) && self.registers.queues.get(index).is_some_and(|q| q.ready) {
+        if self.registers.has(status::DRIVER_OK) && self.registers.queues.get(index).is_some_and(|q| q.ready)
+        {
             self.engine.kick(index);
         }
     }
@@ -231,7 +234,8 @@ impl<E: Engine> Transport<E> {
 
     /// Brings to an end what waits for requests in flight, if they are done.
     fn settle(&mut self) {
-        if self.registers.resetting && (0..self.registers.queues.len()).all(|index| !self.engine.busy(index)) {
+        if self.registers.resetting && (0..self.registers.queues.len()).all(|index| !self.engine.busy(index))
+        {
             self.registers = Registers::new(self.identity.queues, self.identity.queue_size);
             self.interrupt.clear();
         }

@@ -82,3 +82,12 @@ pub(crate) fn threads(prober: &Prober) {
     let vm = Vm::start(vec![entry], default_layers().without(Layer::Seccomp).without(Layer::Rlimits));
     assert_eq!(vm.worker(0).attempt('t', 0).0, 16, "the check can fail");
 }
+
+/// The spawner's own limits must leave room for its workers': nobody may raise a limit again.
+pub(crate) fn file_sizes(prober: &Prober) {
+    let mut entry = prober.entry();
+    entry.limits = Limits { threads: 2, file_size: 1 << 40, ..Limits::SMALL };
+    let vm = Vm::start(vec![entry, prober.entry()], default_layers().without(Layer::Seccomp));
+    assert_eq!(vm.worker(0).attempt('t', 0).0, 1);
+    assert_eq!(vm.worker(1).attempt('t', 0).0, i64::from(Limits::SMALL.threads) - 1);
+}

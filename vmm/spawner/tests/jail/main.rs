@@ -28,6 +28,7 @@ const CASES: &[Case] = &[
     ("strict_policy_kills_what_it_does_not_name", attempts::strict),
     ("without_seccomp_the_other_layers_refuse", attempts::loose),
     ("the_thread_limit_is_exact", attempts::threads),
+    ("a_worker_may_have_large_files", attempts::file_sizes),
     ("every_end_is_reported", endings::reported),
     ("a_worker_that_cannot_enter_is_reported", endings::cannot_enter),
     ("only_what_the_manifest_names_is_started", endings::refused),
