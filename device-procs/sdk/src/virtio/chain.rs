@@ -124,9 +124,8 @@ impl<'a> Chain<'a> {
         let last = self.writable.buffers.last().filter(|_| self.writable.left > 0);
         let last = last.ok_or(ChainError::Short { what: "writable", left: 0, wanted: 1 })?;
         self.writable.left -= 1;
-        let address = last.address.checked_add(u64::from(last.length) - 1);
         // Past the top of the address space there is no guest memory, which the access will find.
-        Ok(LastByte(address.unwrap_or(u64::MAX)))
+        Ok(LastByte(last.address.saturating_add(u64::from(last.length) - 1)))
     }
 
     /// Writes the byte that was set apart.
@@ -171,7 +170,7 @@ impl<'a> Cursor<'a> {
         let Some(buffer) = self.buffers.get(self.index) else { return (0, most) };
         let length = u32::try_from(most).unwrap_or(u32::MAX).min(buffer.length - self.offset);
         // Past the top of the address space there is no guest memory, which the access will find.
-        let address = buffer.address.checked_add(self.offset.into()).unwrap_or(u64::MAX);
+        let address = buffer.address.saturating_add(self.offset.into());
         self.offset += length;
         self.left -= u64::from(length);
         if self.offset == buffer.length {
