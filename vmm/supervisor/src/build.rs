@@ -3,7 +3,7 @@
 //! The order is that of the wait: the spawner is asked for the workers first, KVM is set up while they start, and the
 //! vCPUs run as soon as the loader is done; each then waits only for the worker that it needs.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
