@@ -79,6 +79,23 @@ fn linux_reads_and_writes_a_disk() {
 }
 
 #[test]
+fn two_processors_write_through_two_queues() {
+    let Some(lab) = Lab::with_images("queues") else { return };
+    let image = lab.image("disk.img", &content(4 * MIB));
+    let plan = lab
+        .linux("vmlinux", "load,queues,reboot")
+        .with(disk(&image, ",queues=2,cache=unsafe"))
+        .with(["--cpus", "2"]);
+    let ended = run(&plan, || ());
+    ended.assert(0, "guest rebooted");
+    assert_eq!(told(&ended, "queues"), "2");
+    for cpu in ["cpu0", "cpu1"] {
+        assert!(ended.output.contains(&format!("CELLBLOCK-DISK {cpu}")), "{ended}");
+    }
+    assert_eq!(told(&ended, "after"), sha256(&image), "{ended}");
+}
+
+#[test]
 fn linux_cannot_write_a_read_only_disk_and_finds_its_queues() {
     let Some(lab) = Lab::with_images("read-only") else { return };
     let image = lab.image("disk.img", &content(2 * MIB));
