@@ -222,6 +222,16 @@ fn killed_at_any_time_it_loses_nothing() {
     }
 }
 
+/// Queues are made by the register thread and dropped by their own: all want the allocator at a time.
+#[test]
+fn resets_in_a_row_are_survived() {
+    let mut disk = start(&BlockConfig { queues: 8, ..config() });
+    for _ in 0..400 {
+        disk.driver.begin(ALL, 8, 16);
+    }
+    assert_eq!(write(&mut disk.driver, 0, &pattern(1, 512)), status::OK);
+}
+
 #[test]
 fn a_quit_ends_it_in_order() {
     let mut disk = start(&config());

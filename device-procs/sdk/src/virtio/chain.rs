@@ -18,6 +18,12 @@ pub(super) struct Buffers {
 }
 
 impl Buffers {
+    /// Room for the longest chain of a queue, so that serving allocates nothing.
+    pub(super) fn for_chains_of(size: u16) -> Self {
+        let room = || Vec::with_capacity(size.into());
+        Buffers { readable: room(), writable: room() }
+    }
+
     pub(super) fn clear(&mut self) {
         self.readable.clear();
         self.writable.clear();

@@ -108,7 +108,7 @@ impl Virtqueue {
             queue.set_next_avail(used);
             queue.set_next_used(used);
         }
-        Ok(Virtqueue { queue, ram, buffers: Buffers::default() })
+        Ok(Virtqueue { queue, ram, buffers: Buffers::for_chains_of(layout.size) })
     }
 
     /// Takes the next available chain off the ring: its head. Its buffers are then [`chain`](Self::chain)'s.
