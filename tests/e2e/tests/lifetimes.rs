@@ -33,8 +33,7 @@ fn a_hundred_starts_and_ends_leave_nothing() {
     for user in lab.users() {
         for round in 1..=ROUNDS {
             // The guest has no power button: a SIGINT ends it at once.
-            let plan =
-                lab.guest("hello").with(["--stop-timeout", "0"]).with_every_device().as_user(&user);
+            let plan = lab.guest("hello").with(["--stop-timeout", "0"]).with_every_device().as_user(&user);
             let vm = plan.start();
             vm.expect_any().unwrap();
             let tree = vm.processes(plan.id()).unwrap();
