@@ -72,7 +72,7 @@ impl<V: Vcpu> VcpuActor<V> {
             VmExit::Pio { port, write, data } => self.access(Space::Pio, port.into(), write, data),
             // No hypercall reaches user space by design of the board: -KVM_ENOSYS, as the kernel itself answers.
             VmExit::Hypercall { .. } => Ok(VmEntry::Reply(ExitData::from((-1000i64).to_le_bytes()))),
-            VmExit::Kicked if self.told_to_stop() => Err(Ended::Stopped),
+            VmExit::Kicked if told_to_stop(&self.commands) => Err(Ended::Stopped),
             VmExit::Kicked => Ok(VmEntry::Resume),
             VmExit::Shutdown => Err(Ended::PowerOff),
             VmExit::Reset => Err(Ended::Reset),
@@ -80,11 +80,6 @@ impl<V: Vcpu> VcpuActor<V> {
             VmExit::InternalError(text) => Err(Ended::Internal(text)),
             other => Err(Ended::Internal(format!("an exit that this board does not have: {other:?}"))),
         }
-    }
-
-    fn told_to_stop(&self) -> bool {
-        // A supervisor whose loop is gone has no use for this vCPU either.
-        !matches!(self.commands.try_recv(), Err(crossbeam_channel::TryRecvError::Empty))
     }
 
     fn access(&mut self, space: Space, addr: u64, write: bool, mut data: ExitData) -> Result<VmEntry, Ended> {
@@ -104,7 +99,7 @@ impl<V: Vcpu> VcpuActor<V> {
             data: if write { number(&data) } else { 0 },
         };
         let commands = &self.commands;
-        let stopped = || !matches!(commands.try_recv(), Err(crossbeam_channel::TryRecvError::Empty));
+        let stopped = || told_to_stop(commands);
         let reply = proxy.access(&access, &mut self.kicks, stopped).map_err(|error| match error {
             NoAnswer::Stopped => Ended::Stopped,
             other => Ended::Device { index: hit.target.device, reason: other.to_string() },
@@ -120,6 +115,11 @@ impl<V: Vcpu> VcpuActor<V> {
         data.copy_from_slice(&reply.data.to_le_bytes()[..size]);
         Ok(VmEntry::Reply(data))
     }
+}
+
+/// A supervisor whose loop is gone has no use for this vCPU either.
+fn told_to_stop(commands: &Receiver<Command>) -> bool {
+    !matches!(commands.try_recv(), Err(crossbeam_channel::TryRecvError::Empty))
 }
 
 /// Nobody is there: the bus floats high, and a write goes nowhere.
