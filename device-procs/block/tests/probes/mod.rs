@@ -1,6 +1,8 @@
 //! What a driver may ask of a disk, and what it must not: the same for a device in this process and one in a worker.
 #![allow(clippy::unwrap_used, dead_code, unreachable_pub)] // Helpers beside the tests; not all tests use all.
 
+pub mod images;
+
 use cellblock_block::spec::{HEADER_BYTES, QUEUE_SIZE, feature as block, request, status};
 use cellblock_sdk::testing::Host;
 use cellblock_sdk::testing::virtio::{DATA, Driver, INDIRECT, NEXT, RAM_BYTES, Segment};

@@ -1,4 +1,4 @@
-//! What a disk's bytes are kept in.
+//! A disk byte for byte.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -7,38 +7,7 @@ use std::sync::Arc;
 use rustix::fs::{FallocateFlags, fallocate, fdatasync};
 use rustix::io::{Errno, ReadWriteFlags, preadv2, pwritev2};
 
-/// A disk's bytes. Offsets and lengths lie within the disk, and several queues use it at a time.
-pub trait Image {
-    /// Fills `into` from `offset` on.
-    ///
-    /// # Errors
-    /// The host's.
-    fn read(&self, offset: u64, into: &mut [u8]) -> io::Result<()>;
-
-    /// Writes `from` at `offset`; with `stable` it is on stable storage on return.
-    ///
-    /// # Errors
-    /// The host's.
-    fn write(&self, offset: u64, from: &[u8], stable: bool) -> io::Result<()>;
-
-    /// Brings to stable storage what was written before.
-    ///
-    /// # Errors
-    /// The host's.
-    fn flush(&self) -> io::Result<()>;
-
-    /// Deallocates a range, which then reads as zeroes or as before. A host that cannot leaves it as it is.
-    ///
-    /// # Errors
-    /// The host's.
-    fn discard(&self, offset: u64, length: u64) -> io::Result<()>;
-
-    /// Makes a range read as zeroes, deallocated if `unmap`. `Ok(false)` = this host cannot but by writing them.
-    ///
-    /// # Errors
-    /// The host's.
-    fn zero(&self, offset: u64, length: u64, unmap: bool) -> io::Result<bool>;
-}
+use super::Image;
 
 /// A raw image file or block device.
 #[derive(Debug, Clone)]
