@@ -42,6 +42,8 @@ pub(crate) enum Command {
     Run(Box<RunArgs>),
     /// Show the running VMs, or one VM's processes.
     Ps(PsArgs),
+    /// Show a VM's balloon and its guest's memory, or set the balloon's size.
+    Balloon(BalloonArgs),
     /// Say what this host offers and lacks, what that means, and how to mend it.
     Doctor(DoctorArgs),
 }
@@ -133,6 +135,18 @@ pub(crate) struct RunArgs {
 pub(crate) struct PsArgs {
     /// One VM's name; without it, all VMs of this user (of all users, for root).
     pub id: Option<String>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BalloonArgs {
+    /// The VM's name.
+    pub id: String,
+    /// What the balloon is to take from the guest, a multiple of 4K; the guest does it as it can.
+    #[arg(value_name = "SIZE", value_parser = byte_size)]
+    pub size: Option<ByteSize>,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,

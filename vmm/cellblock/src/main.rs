@@ -3,6 +3,7 @@
 //! The front parses, opens and checks everything, then forks the VM's other processes ([`launch`]) and stays as their
 //! link to the terminal and to `cellblock ps` ([`front`]). It holds no KVM descriptor and no guest memory afterwards.
 
+mod balloon;
 mod board;
 mod cli;
 mod disk;
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => return run::run(*args).into(),
         Command::Ps(args) => ps::ps(&args).map(|()| Status::Success),
+        Command::Balloon(args) => balloon::balloon(&args).map(|()| Status::Success),
         Command::Doctor(args) => doctor::doctor(&args),
     };
     match result {

@@ -1,18 +1,14 @@
 //! `cellblock ps`: the running VMs, or one VM's processes and what each did.
 
 use std::fmt::Write as _;
-use std::io::{self, Read};
-use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::io;
 
 use anyhow::{Context, bail};
 use serde::Serialize;
 
 use crate::cli::PsArgs;
-use crate::front::control_socket::{PREFIX, Report, address};
+use crate::front::control_socket::{Answer, PREFIX, Report, What, ask};
 use crate::process_facts::Facts;
-
-const PATIENCE: Duration = Duration::from_secs(2);
 
 /// One line of the process tree.
 #[derive(Debug, Serialize)]
@@ -41,20 +37,29 @@ struct Vm {
 /// # Errors
 /// The VM does not exist or does not answer.
 pub(crate) fn ps(args: &PsArgs) -> anyhow::Result<()> {
-    let uid = rustix::process::geteuid().as_raw();
-    let all = names().context("/proc/net/unix cannot be read")?;
-    let mine = all.into_iter().filter(|(owner, _)| uid == 0 || *owner == uid);
-    let wanted: Vec<_> = mine.filter(|(_, id)| args.id.as_ref().is_none_or(|wanted| wanted == id)).collect();
-    if let (Some(id), true) = (&args.id, wanted.is_empty()) {
-        bail!("no VM named {id:?} runs here for this user; `cellblock ps` lists those that do");
-    }
-    let vms: Vec<Vm> = wanted.into_iter().filter_map(|(owner, id)| ask(owner, &id)).collect();
+    let wanted = running(args.id.as_deref())?;
+    let vms: Vec<Vm> = wanted.into_iter().filter_map(|(owner, id)| vm(owner, &id)).collect();
     if args.json {
         println!("{}", serde_json::to_string_pretty(&vms)?);
     } else {
         print!("{}", table(&vms));
     }
     Ok(())
+}
+
+/// The `(uid, id)` of this user's running VMs, of all users' for root; with `id`, of those of this name.
+///
+/// # Errors
+/// There is none of this name, or the kernel's list cannot be read.
+pub(crate) fn running(id: Option<&str>) -> anyhow::Result<Vec<(u32, String)>> {
+    let uid = rustix::process::geteuid().as_raw();
+    let all = names().context("/proc/net/unix cannot be read")?;
+    let mine = all.into_iter().filter(|(owner, _)| uid == 0 || *owner == uid);
+    let wanted: Vec<_> = mine.filter(|(_, name)| id.is_none_or(|id| id == name)).collect();
+    if let (Some(id), true) = (id, wanted.is_empty()) {
+        bail!("no VM named {id:?} runs here for this user; `cellblock ps` lists those that do");
+    }
+    Ok(wanted)
 }
 
 /// The `(uid, id)` of every running VM, from the names of the control sockets.
@@ -72,17 +77,8 @@ fn names() -> io::Result<Vec<(u32, String)>> {
 }
 
 /// Asks one VM; one that has just ended is no error.
-fn ask(uid: u32, id: &str) -> Option<Vm> {
-    let stream = UnixStream::connect_addr(&address(uid, id).ok()?).ok()?;
-    // Anybody may bind an abstract name: believe it only if its owner is who the name says.
-    let owner = rustix::net::sockopt::socket_peercred(&stream).ok()?.uid.as_raw();
-    if owner != uid {
-        return None;
-    }
-    stream.set_read_timeout(Some(PATIENCE)).ok()?;
-    let mut text = String::new();
-    stream.take(64 << 10).read_to_string(&mut text).ok()?;
-    let report: Report = serde_json::from_str(&text).ok()?;
+fn vm(uid: u32, id: &str) -> Option<Vm> {
+    let Ok(Answer::Status(report)) = ask(uid, id, What::Status) else { return None };
     Some(Vm {
         id: report.id.clone(),
         uid,

@@ -16,6 +16,11 @@ pub enum Command {
     Stop,
     /// Answer with [`Event::Status`].
     ReportStatus,
+    /// Answer with [`Event::Balloon`], once the guest has told what is new, or has had its time for it.
+    Balloon {
+        /// The size that it shall have from now on, in pages of 4 KiB.
+        set: Option<u32>,
+    },
 }
 
 /// From the supervisor to the front.
@@ -34,6 +39,8 @@ pub enum Event {
     Running,
     /// How things stand; sent on demand.
     Status(Status),
+    /// What is known of the balloon, if there is one; sent on demand.
+    Balloon(Option<Balloon>),
     /// The VM has ended; the last message.
     Ended(End),
 }
@@ -85,6 +92,19 @@ pub struct Status {
     pub devices: Vec<DeviceStatus>,
     /// Returns from `KVM_RUN` for each vCPU.
     pub vcpu_exits: Vec<u64>,
+}
+
+/// A VM's balloon.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Balloon {
+    /// The size that it shall have, in pages of 4 KiB.
+    pub target: u32,
+    /// The size that it has, as the guest says, in pages of 4 KiB.
+    pub actual: u32,
+    /// The statistics were told because of this question; if not, they are the last ones, or none.
+    pub fresh: bool,
+    /// The guest's statistics by their tag (Virtio 1.3 §5.5.6.3), as far as it told them.
+    pub statistics: [Option<u64>; 16],
 }
 
 /// How a device stands.

@@ -139,10 +139,15 @@ impl Machine {
                     self.say(Event::Status(status));
                     self.workers.iter().for_each(|worker| worker.tell(&ToWorker::ReportCounters));
                 }
+                Ok((Command::Balloon { set }, _)) => self.ask_balloon(set),
                 // The front is gone, and the VM with it.
                 Err(_) => return Some(End::Stopped),
             }
         }
+    }
+
+    fn ask_balloon(&mut self, _set: Option<u32>) {
+        self.say(Event::Balloon(None));
     }
 
     fn take_report(&mut self) -> Option<End> {

@@ -1,25 +1,67 @@
-//! The VM's control socket: where `cellblock ps` asks.
+//! The VM's control socket: where `cellblock ps` and `cellblock balloon` ask.
 //!
 //! It is an abstract Unix socket, `cellblock/<uid>/<id>`: the kernel removes it with the front, however that ends, so
 //! nothing is left behind; binding it is also what makes an id unique. Abstract names have no permissions, so every
 //! peer is checked by its credentials: the VM's own user or root.
+//!
+//! A client sends one line of JSON ([`What`] and a version), gets one ([`Answer`] and a version), and that is all. The front never waits for it: what it
+//! sends too slowly, or does not read, is its own loss.
 
-use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use cellblock_supervisor::link::Status;
+use cellblock_supervisor::link::{Balloon, Status};
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 use serde::{Deserialize, Serialize};
 
-/// Requests that may wait at once; more are closed unanswered.
-const MAX_WAITING: usize = 8;
-/// How long one client may hold up the front.
-const PATIENCE: Duration = Duration::from_millis(200);
+/// The version of what is said here. A request of another is refused.
+const VERSION: u32 = 1;
+/// Clients at a time; more are closed unanswered.
+const MAX_CLIENTS: usize = 8;
+/// The longest request, in bytes.
+const MAX_REQUEST: usize = 1024;
+/// How long one client's request and the VM's answer may take together.
+const PATIENCE: Duration = Duration::from_millis(1500);
 
-/// What a VM says of itself, as JSON.
+/// One line.
 #[derive(Debug, Serialize, Deserialize)]
+struct Line<T> {
+    version: u32,
+    #[serde(flatten)]
+    what: T,
+}
+
+/// What a client wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "kebab-case")]
+pub(crate) enum What {
+    /// The VM's processes and devices.
+    Status,
+    /// The balloon, as it is.
+    Balloon {
+        /// The size that it shall have from now on, in pages of 4 KiB.
+        set: Option<u32>,
+    },
+}
+
+/// What a VM says.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Answer {
+    /// To [`What::Status`].
+    Status(Report),
+    /// To [`What::Balloon`].
+    Balloon(Balloon),
+    /// No: why.
+    Refused(String),
+}
+
+/// What a VM says of itself.
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Report {
     /// The VM's name.
     pub id: String,
@@ -36,20 +78,59 @@ pub(crate) struct Report {
 
 /// The abstract name's prefix for all VMs of all users.
 pub(crate) const PREFIX: &str = "cellblock/";
+/// How long a client waits: longer than the front does.
+const CLIENT_PATIENCE: Duration = Duration::from_secs(3);
+/// The longest answer, in bytes.
+const MAX_ANSWER: u64 = 64 << 10;
 
-/// The socket's address for VM `id` of user `uid`.
+/// Asks VM `id` of user `uid`.
 ///
 /// # Errors
-/// The name is too long.
-pub(crate) fn address(uid: u32, id: &str) -> io::Result<SocketAddr> {
+/// There is no such VM, the name is somebody else's, or it does not answer.
+pub(crate) fn ask(uid: u32, id: &str, what: What) -> io::Result<Answer> {
+    let mut stream = UnixStream::connect_addr(&address(uid, id)?)?;
+    // Anybody may bind an abstract name: believe it only if its owner is who the name says.
+    let owner = rustix::net::sockopt::socket_peercred(&stream)?.uid.as_raw();
+    if owner != uid {
+        return Err(io::Error::other(format!("its socket belongs to uid {owner}")));
+    }
+    stream.set_read_timeout(Some(CLIENT_PATIENCE))?;
+    let mut line = serde_json::to_vec(&Line { version: VERSION, what })?;
+    line.push(b'\n');
+    stream.write_all(&line)?;
+    let mut text = String::new();
+    stream.take(MAX_ANSWER).read_to_string(&mut text)?;
+    Ok(serde_json::from_str::<Line<Answer>>(&text)?.what)
+}
+
+fn address(uid: u32, id: &str) -> io::Result<SocketAddr> {
     SocketAddr::from_abstract_name(format!("{PREFIX}{uid}/{id}"))
 }
 
-/// The server's end.
+/// The server's end. Readable, as a descriptor, when [`take`](Self::take) has something to do.
 pub(crate) struct ControlSocket {
     listener: UnixListener,
     uid: u32,
-    waiting: Vec<UnixStream>,
+    clients: Vec<Client>,
+    /// Holds the listener, the timer and each client that still speaks.
+    epoll: OwnedFd,
+    timer: OwnedFd,
+}
+
+struct Client {
+    stream: UnixStream,
+    stage: Stage,
+    until: Instant,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Stage {
+    /// So much of its request is here.
+    Speaks(Vec<u8>),
+    /// For the answer.
+    Waits(What),
+    /// It has it.
+    Done,
 }
 
 impl ControlSocket {
@@ -61,45 +142,255 @@ impl ControlSocket {
         let uid = rustix::process::geteuid().as_raw();
         let listener = UnixListener::bind_addr(&address(uid, id)?)?;
         listener.set_nonblocking(true)?;
-        Ok(ControlSocket { listener, uid, waiting: Vec::new() })
+        let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+        let timer = rustix::time::timerfd_create(TimerfdClockId::Monotonic, flags)?;
+        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        epoll::add(&epoll, &listener, EventData::new_u64(0), EventFlags::IN)?;
+        epoll::add(&epoll, &timer, EventData::new_u64(0), EventFlags::IN)?;
+        Ok(ControlSocket { listener, uid, clients: Vec::new(), epoll, timer })
     }
 
-    /// Takes one request.
-    pub(crate) fn accept(&mut self) {
-        let Ok((stream, _)) = self.listener.accept() else { return };
-        let peer = rustix::net::sockopt::socket_peercred(&stream).map(|peer| peer.uid.as_raw());
-        if !peer.is_ok_and(|uid| uid == 0 || uid == self.uid) || self.waiting.len() >= MAX_WAITING {
-            return;
+    /// Takes what clients have sent, and sends those away whose time is over. What the VM is to be asked; its answers go to
+    /// [`answer`](Self::answer).
+    pub(crate) fn take(&mut self) -> Vec<What> {
+        let _ = rustix::io::read(&self.timer, &mut [0; 8]);
+        self.accept();
+        let mut asked = Vec::new();
+        for client in &mut self.clients {
+            match client.listen() {
+                Ok(None) => {}
+                Ok(Some(what)) => {
+                    // It is deaf from now on: its hanging up would be told for ever.
+                    let _ = epoll::delete(&self.epoll, &client.stream);
+                    asked.push(what);
+                }
+                Err(reason) => client.say(&Answer::Refused(reason)),
+            }
         }
-        if stream.set_write_timeout(Some(PATIENCE)).is_ok() {
-            self.waiting.push(stream);
+        let now = Instant::now();
+        for late in self.clients.iter_mut().filter(|client| client.until <= now) {
+            let why = match late.stage {
+                Stage::Speaks(_) => "the request did not come in time",
+                Stage::Waits(_) | Stage::Done => "the VM did not answer in time",
+            };
+            late.say(&Answer::Refused(why.to_owned()));
+        }
+        self.tidy();
+        asked
+    }
+
+    fn accept(&mut self) {
+        while let Ok((stream, _)) = self.listener.accept() {
+            let peer = rustix::net::sockopt::socket_peercred(&stream).map(|peer| peer.uid.as_raw());
+            let known = peer.is_ok_and(|uid| uid == 0 || uid == self.uid);
+            let ready = || -> io::Result<()> {
+                stream.set_nonblocking(true)?;
+                Ok(epoll::add(&self.epoll, &stream, EventData::new_u64(0), EventFlags::IN)?)
+            };
+            if known && self.clients.len() < MAX_CLIENTS && ready().is_ok() {
+                let until = Instant::now() + PATIENCE;
+                self.clients.push(Client { stream, stage: Stage::Speaks(Vec::new()), until });
+            }
         }
     }
 
-    /// Whether somebody waits for an answer.
-    pub(crate) fn waiting(&self) -> bool {
-        !self.waiting.is_empty()
+    /// The timer fires when the first client's time is over.
+    fn arm(&self) {
+        let Some(first) = self.clients.iter().map(|client| client.until).min() else { return };
+        let left = first.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+        let it_value = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+        let once = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value };
+        // Without it a client that says nothing stays until the next one comes.
+        let _ = rustix::time::timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once);
     }
 
-    /// Answers everybody who waits.
-    pub(crate) fn answer(&mut self, id: &str, supervisor: i32, spawner: i32, status: &Status) {
-        let report =
-            Report { id: id.into(), front: std::process::id(), supervisor, spawner, status: status.clone() };
-        let Ok(text) = serde_json::to_vec(&report) else { return self.refuse() };
-        for mut stream in self.waiting.drain(..) {
-            // A client that does not read loses its answer, nothing else.
-            let _ = stream.write_all(&text);
+    /// Forgets the clients that have their answer. A closed descriptor leaves the epoll by itself.
+    fn tidy(&mut self) {
+        self.clients.retain(|client| client.stage != Stage::Done);
+        self.arm();
+    }
+
+    /// Answers everybody who asked what `of` accepts.
+    fn answer(&mut self, of: impl Fn(What) -> bool, answer: &Answer) {
+        for client in &mut self.clients {
+            if matches!(client.stage, Stage::Waits(what) if of(what)) {
+                client.say(answer);
+            }
         }
+        self.tidy();
     }
 
-    /// Closes everybody who waits.
+    /// Answers everybody who asked for the status.
+    pub(crate) fn answer_status(&mut self, id: &str, supervisor: i32, spawner: i32, status: Status) {
+        let report = Report { id: id.into(), front: std::process::id(), supervisor, spawner, status };
+        self.answer(|what| what == What::Status, &Answer::Status(report));
+    }
+
+    /// Answers everybody who asked for the balloon.
+    pub(crate) fn answer_balloon(&mut self, balloon: Option<Balloon>) {
+        let none =
+            || Answer::Refused("it has no balloon; give it one with `cellblock run --balloon …`".into());
+        let answer = balloon.map_or_else(none, Answer::Balloon);
+        self.answer(|what| matches!(what, What::Balloon { .. }), &answer);
+    }
+
+    /// Sends everybody away who waits: there is nobody to ask any more.
     pub(crate) fn refuse(&mut self) {
-        self.waiting.clear();
+        self.answer(|_| true, &Answer::Refused("the VM ends".to_owned()));
     }
+}
+
+impl Client {
+    /// Takes what there is: a whole request, nothing yet, or why there will be none.
+    fn listen(&mut self) -> Result<Option<What>, String> {
+        let Stage::Speaks(heard) = &mut self.stage else { return Ok(None) };
+        let mut piece = [0; 256];
+        loop {
+            match self.stream.read(&mut piece) {
+                Ok(0) => return Err("the request has no end".to_owned()),
+                Ok(length) => heard.extend(piece.iter().take(length)),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                Err(error) => return Err(error.to_string()),
+            }
+            if let Some(end) = heard.iter().position(|byte| *byte == b'\n') {
+                let what = request(heard.get(..end).unwrap_or_default())?;
+                self.stage = Stage::Waits(what);
+                return Ok(Some(what));
+            }
+            if heard.len() > MAX_REQUEST {
+                return Err(format!("the request has more than {MAX_REQUEST} bytes"));
+            }
+        }
+    }
+
+    /// One line, and it is done.
+    fn say(&mut self, answer: &Answer) {
+        let line = Line { version: VERSION, what: answer };
+        if let Ok(mut line) = serde_json::to_vec(&line) {
+            line.push(b'\n');
+            // A client that does not read loses its answer, nothing else.
+            let _ = self.stream.write_all(&line);
+        }
+        self.stage = Stage::Done;
+    }
+}
+
+fn request(line: &[u8]) -> Result<What, String> {
+    #[derive(Deserialize)]
+    struct Anything {}
+    let wrong = |error: serde_json::Error| format!("the request makes no sense: {error}");
+    let Line { version, what: Anything {} } = serde_json::from_slice(line).map_err(wrong)?;
+    if version != VERSION {
+        return Err(format!("the request has version {version}; this VM's program speaks {VERSION}"));
+    }
+    serde_json::from_slice::<Line<What>>(line).map(|line| line.what).map_err(wrong)
 }
 
 impl AsFd for ControlSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.listener.as_fd()
+        self.epoll.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::thread;
+
+    fn socket(name: &str) -> (ControlSocket, u32, String) {
+        let id = format!("control-{}-{name}", std::process::id());
+        (ControlSocket::bind(&id).unwrap(), rustix::process::geteuid().as_raw(), id)
+    }
+
+    /// Serves until somebody has asked something.
+    fn asked(socket: &mut ControlSocket) -> What {
+        loop {
+            wait(socket);
+            if let Some(what) = socket.take().pop() {
+                return what;
+            }
+        }
+    }
+
+    fn wait(socket: &ControlSocket) {
+        use rustix::event::{PollFd, PollFlags, poll};
+        let patience = Timespec { tv_sec: 10, tv_nsec: 0 };
+        assert_eq!(poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&patience)).unwrap(), 1);
+    }
+
+    fn connect(uid: u32, id: &str, words: &[u8]) -> UnixStream {
+        let mut stream = UnixStream::connect_addr(&address(uid, id).unwrap()).unwrap();
+        stream.write_all(words).unwrap();
+        stream
+    }
+
+    fn reply(mut stream: UnixStream) -> String {
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        text
+    }
+
+    #[test]
+    fn each_client_gets_the_answer_to_what_it_asked() {
+        let (mut socket, uid, id) = socket("two");
+        let (one, other) = (id.clone(), id.clone());
+        let status = thread::spawn(move || ask(uid, &one, What::Status));
+        assert_eq!(asked(&mut socket), What::Status);
+        let set = What::Balloon { set: Some(7) };
+        let balloon = thread::spawn(move || ask(uid, &other, set));
+        assert_eq!(asked(&mut socket), set);
+        socket.answer_balloon(Some(Balloon { target: 7, ..Balloon::default() }));
+        assert!(matches!(balloon.join().unwrap().unwrap(), Answer::Balloon(Balloon { target: 7, .. })));
+        socket.answer_status(&id, 1, 2, Status::default());
+        assert!(matches!(status.join().unwrap().unwrap(), Answer::Status(report) if report.supervisor == 1));
+        assert!(socket.clients.is_empty());
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_told_why() {
+        let (mut socket, uid, id) = socket("nonsense");
+        let long = vec![b' '; MAX_REQUEST + 1];
+        for (words, why) in [
+            (&b"{}\n"[..], "missing field `version`"),
+            (b"{\"version\":2}\n", "version 2"),
+            (b"{\"version\":1,\"request\":\"reboot\"}\n", "unknown variant `reboot`"),
+            (b"\xff\n", "makes no sense"),
+            (&long, "more than 1024 bytes"),
+        ] {
+            let client = connect(uid, &id, words);
+            wait(&socket);
+            assert_eq!(socket.take(), []);
+            let said = reply(client);
+            assert!(said.contains("refused") && said.contains(why), "{said}");
+        }
+        let client = connect(uid, &id, b"{");
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        wait(&socket);
+        assert_eq!(socket.take(), []);
+        assert!(reply(client).contains("no end"));
+    }
+
+    #[test]
+    fn a_client_that_says_nothing_is_sent_away_and_the_ninth_at_once() {
+        let (mut socket, uid, id) = socket("silent");
+        let silent: Vec<_> = (0..MAX_CLIENTS).map(|_| connect(uid, &id, b"")).collect();
+        assert_eq!(socket.take(), []);
+        let ninth = connect(uid, &id, b"");
+        assert_eq!(socket.take(), []);
+        assert_eq!(reply(ninth), "");
+        while !socket.clients.is_empty() {
+            wait(&socket);
+            assert_eq!(socket.take(), []);
+        }
+        for client in silent {
+            assert!(reply(client).contains("did not come in time"));
+        }
+    }
+
+    #[test]
+    fn a_name_is_taken_once() {
+        let (_socket, _, id) = socket("name");
+        assert_eq!(ControlSocket::bind(&id).map(|_| ()).unwrap_err().kind(), io::ErrorKind::AddrInUse);
     }
 }

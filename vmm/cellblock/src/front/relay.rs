@@ -10,7 +10,7 @@ use cellblock_supervisor::link::{Command, End, Event};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Signal;
 
-use super::control_socket::ControlSocket;
+use super::control_socket::{ControlSocket, What};
 use super::signals::Signals;
 use super::sink::{Input, Sink};
 use super::terminal::Escape;
@@ -111,10 +111,7 @@ impl Relay<'_> {
                 self.take_events(&mut progress);
             }
             if ready.control {
-                self.control.accept();
-                if self.control.waiting() && self.link.send_message(&Command::ReportStatus, &[]).is_err() {
-                    self.control.refuse();
-                }
+                self.take_requests();
             }
             self.move_bytes(&ready, &mut progress);
             self.press_harder(&mut progress);
@@ -224,6 +221,18 @@ impl Relay<'_> {
         }
     }
 
+    fn take_requests(&mut self) {
+        for what in self.control.take() {
+            let command = match what {
+                What::Status => Command::ReportStatus,
+                What::Balloon { set } => Command::Balloon { set },
+            };
+            if self.link.send_message(&command, &[]).is_err() {
+                self.control.refuse();
+            }
+        }
+    }
+
     fn take_events(&mut self, progress: &mut Progress) {
         while !progress.link_closed {
             match self.link.try_recv_message::<Event>(0) {
@@ -244,8 +253,9 @@ impl Relay<'_> {
                 self.say(1, &format!("VM {} runs", self.id));
             }
             Event::Status(status) => {
-                self.control.answer(self.id, self.supervisor.pid, self.spawner.pid, &status)
+                self.control.answer_status(self.id, self.supervisor.pid, self.spawner.pid, status)
             }
+            Event::Balloon(balloon) => self.control.answer_balloon(balloon),
             Event::Ended(end) => {
                 self.say(1, "the VM has ended; its processes go");
                 progress.end = Some(end);
