@@ -87,7 +87,7 @@ impl<T: Trigger, C: Clock> Device for AcpiPower<T, C> {
         match event {
             Event::PowerButton => self.press(),
             Event::Timer => self.repeat(),
-            Event::Host => {}
+            _ => {}
         }
     }
 

@@ -3,7 +3,7 @@
 
 use cellblock_sdk::testing::process::{Program, Supervised, Wanted};
 use cellblock_sdk::testing::virtio::{DATA, Driver, Segment, shared_ram};
-use cellblock_wire::device::{DeviceConfig, Role};
+use cellblock_wire::device::{DeviceConfig, EntropyConfig, Role};
 use rustix::event::{EventfdFlags, eventfd};
 
 fn start() -> Driver<Supervised> {
@@ -12,8 +12,13 @@ fn start() -> Driver<Supervised> {
         env!("CARGO_BIN_EXE_entropy"),
         include_bytes!(concat!(env!("OUT_DIR"), "/worker.start.bpf")),
     );
-    let wanted =
-        Wanted { config: DeviceConfig::Entropy, lanes: 1, poll_max_us: 0, pipes: false, nonblocking: false };
+    let wanted = Wanted {
+        config: DeviceConfig::Entropy(EntropyConfig::default()),
+        lanes: 1,
+        poll_max_us: 0,
+        pipes: false,
+        nonblocking: false,
+    };
     let (ram, memory, fd) = shared_ram();
     let kick = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
     let worker = Supervised::start_with(&program, &wanted, vec![(memory, fd), (Role::QueueKick(0), kick)]);

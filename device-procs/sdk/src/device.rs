@@ -45,6 +45,20 @@ pub enum Event {
     Host,
     /// The host's power button was pressed.
     PowerButton,
+    /// The balloon shall have this size.
+    Balloon {
+        /// In pages of 4 KiB.
+        pages: u32,
+    },
+    /// The terminal behind a console port has another size.
+    Resize {
+        /// The port.
+        port: u32,
+        /// Width in characters.
+        columns: u16,
+        /// Height in characters.
+        rows: u16,
+    },
 }
 
 /// A device model: a state machine that answers register accesses.

@@ -293,7 +293,7 @@ impl<T: Trigger, C: Clock, P: Port> Device for Serial<T, C, P> {
         match event {
             Event::Host => self.refill(),
             Event::Timer => self.expire(),
-            Event::PowerButton => {}
+            _ => {}
         }
         self.tell();
         self.port.settle();

@@ -7,6 +7,6 @@ use cellblock_wire::device::{DeviceConfig, DeviceKind};
 
 worker!(DeviceKind::Serial, |parts| {
     // The kind was checked; another configuration cannot come.
-    let buffer = if let DeviceConfig::Serial { buffer } = *parts.config() { buffer } else { 1 };
+    let buffer = if let DeviceConfig::Serial { buffer, .. } = *parts.config() { buffer } else { 1 };
     Ok(Serial::new(parts.interrupt(0), parts.clock(), parts.pipes(buffer)?))
 });

@@ -12,7 +12,7 @@ use cellblock_wire::device::DeviceConfig;
 fn start(poll_max_us: u32) -> Supervised {
     let start = include_bytes!(concat!(env!("OUT_DIR"), "/worker.start.bpf"));
     let program = Program::find("serial", env!("CARGO_BIN_EXE_serial"), start);
-    let config = DeviceConfig::Serial { buffer: 65536 };
+    let config = DeviceConfig::Serial { buffer: 65536, limits: Default::default() };
     let wanted = Wanted { config, lanes: 1, poll_max_us, pipes: true, nonblocking: false };
     Supervised::start(&program, &wanted).unwrap()
 }

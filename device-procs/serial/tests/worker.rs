@@ -17,7 +17,7 @@ fn program() -> Program {
 
 fn wanted() -> Wanted {
     Wanted {
-        config: DeviceConfig::Serial { buffer: 4096 },
+        config: DeviceConfig::Serial { buffer: 4096, limits: Default::default() },
         lanes: 2,
         poll_max_us: 0,
         pipes: true,

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::Version;
-use crate::device::{BlockConfig, DISK_ID_BYTES, DeviceConfig, DeviceKind, MAX_QUEUES, Role, SECTOR};
+use crate::device::{self, DeviceConfig, DeviceKind, Role};
 
 /// The largest control message, in bytes. Longer ones are refused unread.
 pub const MAX_MESSAGE: usize = 4096;
@@ -18,7 +18,7 @@ pub const MAX_TEXT: usize = 512;
 /// Descriptors that precede the granted roles: requests, replies, state page, doorbell (read end), in this order.
 pub const FIXED_DESCRIPTORS: usize = 4;
 /// The most roles in one grant.
-pub const MAX_ROLES: usize = 32;
+pub const MAX_ROLES: usize = 64;
 /// The most lanes (one per vCPU) in one grant.
 pub const MAX_LANES: u32 = 32;
 
@@ -34,6 +34,20 @@ pub enum ToWorker {
     ReportCounters,
     /// End in an orderly way: flush output, then exit with status 0.
     Quit,
+    /// The balloon shall have this size (balloon only; others ignore it).
+    SetBalloon {
+        /// In pages of 4 KiB.
+        pages: u32,
+    },
+    /// A terminal's size has changed (console only; others ignore it).
+    Resize {
+        /// The console's port.
+        port: u32,
+        /// Width in characters.
+        columns: u16,
+        /// Height in characters.
+        rows: u16,
+    },
 }
 
 /// All that a worker gets.
@@ -78,7 +92,23 @@ pub enum FromWorker {
     },
     /// The answer to [`ToWorker::ReportCounters`].
     Counters(Counters),
+    /// Beside that of a balloon, when the guest has told something new.
+    Balloon(BalloonReport),
 }
+
+/// What a balloon knows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BalloonReport {
+    /// The size that it shall have, in pages of 4 KiB.
+    pub target: u32,
+    /// The size that it has, as the guest says, in pages of 4 KiB.
+    pub actual: u32,
+    /// The guest's statistics by their tag (Virtio 1.3 §5.5.6.3), as far as it told them.
+    pub statistics: [Option<u64>; BALLOON_STATISTICS],
+}
+
+/// Tags of balloon statistics: 0 to 15 (Linux has 16; Virtio 1.3 defines the first 10).
+pub const BALLOON_STATISTICS: usize = 16;
 
 /// A log line's level.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -169,7 +199,7 @@ pub fn decode<T: for<'de> Deserialize<'de> + Checked>(bytes: &[u8]) -> Result<T,
     Ok(message)
 }
 
-fn within(
+pub(crate) fn within(
     field: &'static str,
     value: u64,
     range: std::ops::RangeInclusive<u64>,
@@ -183,25 +213,9 @@ impl Checked for ToWorker {
         let ToWorker::Grant(grant) = self else { return Ok(()) };
         within("grant.generation", grant.generation.into(), 1..=u32::MAX.into(), "1 and up")?;
         within("grant.lanes", grant.lanes.into(), 1..=MAX_LANES.into(), "1 to 32")?;
-        within("grant.roles", grant.roles.len() as u64, 0..=MAX_ROLES as u64, "at most 32")?;
-        match &grant.config {
-            DeviceConfig::Serial { buffer } => {
-                within("grant.config.buffer", (*buffer).into(), 1..=1 << 20, "1 to 1048576")
-            }
-            DeviceConfig::Block(disk) => check_disk(disk),
-            _ => Ok(()),
-        }
+        within("grant.roles", grant.roles.len() as u64, 0..=MAX_ROLES as u64, "at most 64")?;
+        device::check(&grant.config)
     }
-}
-
-fn check_disk(disk: &BlockConfig) -> Result<(), CodecError> {
-    // So that no byte offset exceeds a signed 64-bit file offset.
-    within("grant.config.sectors", disk.sectors, 0..=i64::MAX as u64 / SECTOR, "what a file can hold")?;
-    let block_size = u64::from(disk.block_size);
-    within("grant.config.block_size", block_size, SECTOR..=4096, "512 to 4096")?;
-    within("grant.config.block_size", u64::from(block_size.is_power_of_two()), 1..=1, "a power of two")?;
-    within("grant.config.queues", disk.queues.into(), 1..=MAX_QUEUES.into(), "1 to 16")?;
-    within("grant.config.id", disk.id.len() as u64, 0..=DISK_ID_BYTES as u64, "at most 20 bytes")
 }
 
 impl Checked for FromWorker {
@@ -210,7 +224,7 @@ impl Checked for FromWorker {
             FromWorker::Refused { reason: text } | FromWorker::Log { text, .. } => {
                 within("text length", text.len() as u64, 0..=MAX_TEXT as u64, "at most 512")
             }
-            FromWorker::Ready { .. } | FromWorker::Counters(_) => Ok(()),
+            FromWorker::Ready { .. } | FromWorker::Counters(_) | FromWorker::Balloon(_) => Ok(()),
         }
     }
 }
@@ -227,7 +241,7 @@ mod tests {
             lanes: 2,
             poll_max_us: 50,
             roles: vec![Role::HostInput, Role::Interrupt(0)],
-            config: DeviceConfig::Serial { buffer: 4096 },
+            config: DeviceConfig::Serial { buffer: 4096, limits: Default::default() },
         }
     }
 

@@ -2,6 +2,15 @@
 
 use serde::{Deserialize, Serialize};
 
+mod check;
+mod virtio;
+
+pub(crate) use check::check;
+pub use virtio::{
+    BalloonConfig, BlockConfig, Bucket, CacheMode, ConsoleConfig, DISK_ID_BYTES, EntropyConfig, Format,
+    Limits, MAX_BACKING, MAX_PAIRS, MAX_PORTS, MAX_QUEUES, NetConfig, PORT_NAME_BYTES, SECTOR, VsockConfig,
+};
+
 /// Which device model a worker runs. The name is also its binary's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -19,17 +28,29 @@ pub enum DeviceKind {
     Block,
     /// Virtio entropy device.
     Entropy,
+    /// Virtio network device.
+    Net,
+    /// Virtio console.
+    Console,
+    /// Virtio memory balloon.
+    Balloon,
+    /// Virtio socket device.
+    Vsock,
 }
 
 impl DeviceKind {
     /// Every kind, in the order in which they are numbered.
-    pub const ALL: [DeviceKind; 6] = [
+    pub const ALL: [DeviceKind; 10] = [
         DeviceKind::Serial,
         DeviceKind::Rtc,
         DeviceKind::I8042,
         DeviceKind::AcpiPower,
         DeviceKind::Block,
         DeviceKind::Entropy,
+        DeviceKind::Net,
+        DeviceKind::Console,
+        DeviceKind::Balloon,
+        DeviceKind::Vsock,
     ];
 
     /// The name in messages, policies and `libexec/cellblock/`.
@@ -41,6 +62,10 @@ impl DeviceKind {
             DeviceKind::AcpiPower => "acpi-power",
             DeviceKind::Block => "block",
             DeviceKind::Entropy => "entropy",
+            DeviceKind::Net => "net",
+            DeviceKind::Console => "console",
+            DeviceKind::Balloon => "balloon",
+            DeviceKind::Vsock => "vsock",
         }
     }
 
@@ -80,6 +105,23 @@ pub enum Role {
     QueueKick(u16),
     /// The disk's image, opened and locked by the front.
     Image,
+    /// The image that the disk's image (0) or backing file N - 1 is based on, opened for reading and locked by the front.
+    Backing(u8),
+    /// Queue N of a tap that the front opened and set up: with a virtio-net header of 12 bytes before each packet. It serves
+    /// queue pair N.
+    Tap(u8),
+    /// A Unix stream socket to a user-mode network: a big-endian length of 4 bytes before each packet.
+    NetStream,
+    /// Read end of a pipe: bytes from the host to console port N.
+    PortInput(u8),
+    /// Write end of a pipe: bytes from console port N to the host.
+    PortOutput(u8),
+    /// A SEQPACKET socket to the front, which makes connections for a vsock device and passes them.
+    Broker,
+    /// Which requests are in flight: a memfd in the layout of vhost-user's in-flight buffer, of all queues.
+    InFlight,
+    /// A connected vhost-user socket, in place of guest memory, kicks and interrupts.
+    VhostUser,
 }
 
 /// A device's static configuration.
@@ -90,6 +132,8 @@ pub enum DeviceConfig {
     Serial {
         /// Bytes buffered between guest and sink, 1 to 1 MiB.
         buffer: u32,
+        /// Of output; the transmitter stays busy past them.
+        limits: Limits,
     },
     /// CMOS RTC; time is UTC, and `CLOCK_REALTIME` its source.
     Rtc,
@@ -100,44 +144,15 @@ pub enum DeviceConfig {
     /// Virtio block device.
     Block(BlockConfig),
     /// Virtio entropy device.
-    Entropy,
-}
-
-/// The most virtqueues that one device may have.
-pub const MAX_QUEUES: u16 = 16;
-/// A disk's capacity is a multiple of this many bytes, whatever its blocks.
-pub const SECTOR: u64 = 512;
-/// The longest name of a disk, in bytes (Virtio 1.3 §5.2.6: VIRTIO_BLK_T_GET_ID).
-pub const DISK_ID_BYTES: usize = 20;
-
-/// A disk.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BlockConfig {
-    /// Capacity in sectors of 512 bytes.
-    pub sectors: u64,
-    /// The disk's logical block size in bytes: a power of two from 512 to 4096. Requests to a `Direct` image must be
-    /// aligned to it.
-    pub block_size: u32,
-    /// The guest may not write.
-    pub read_only: bool,
-    /// What a completed write and a completed flush promise.
-    pub cache: CacheMode,
-    /// Virtqueues, 1 to [`MAX_QUEUES`].
-    pub queues: u16,
-    /// What the guest reads as the disk's name: at most [`DISK_ID_BYTES`] ASCII characters.
-    pub id: String,
-}
-
-/// What the host's page cache does for a disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub enum CacheMode {
-    /// A completed write is in the host's page cache, a completed flush on stable storage.
-    #[default]
-    Writeback,
-    /// As `Writeback`, past the page cache: the image is opened with `O_DIRECT`.
-    Direct,
-    /// A flush promises nothing: what a crash of the host leaves is undefined.
-    Unsafe,
+    Entropy(EntropyConfig),
+    /// Virtio network device.
+    Net(NetConfig),
+    /// Virtio console.
+    Console(ConsoleConfig),
+    /// Virtio memory balloon.
+    Balloon(BalloonConfig),
+    /// Virtio socket device.
+    Vsock(VsockConfig),
 }
 
 impl DeviceConfig {
@@ -149,7 +164,11 @@ impl DeviceConfig {
             DeviceConfig::I8042 => DeviceKind::I8042,
             DeviceConfig::AcpiPower => DeviceKind::AcpiPower,
             DeviceConfig::Block(_) => DeviceKind::Block,
-            DeviceConfig::Entropy => DeviceKind::Entropy,
+            DeviceConfig::Entropy(_) => DeviceKind::Entropy,
+            DeviceConfig::Net(_) => DeviceKind::Net,
+            DeviceConfig::Console(_) => DeviceKind::Console,
+            DeviceConfig::Balloon(_) => DeviceKind::Balloon,
+            DeviceConfig::Vsock(_) => DeviceKind::Vsock,
         }
     }
 }

@@ -8,10 +8,8 @@ use cellblock_bus::Range;
 use cellblock_jail::Limits;
 use cellblock_jail::cgroup::GroupLimits;
 use cellblock_supervisor::{DevicePlan, Kick};
-use cellblock_wire::device::{DeviceConfig, DeviceKind, Role, SECTOR};
+use cellblock_wire::device::{DeviceConfig, DeviceKind, Limits as Rates, Role, SECTOR};
 use cellblock_wire::slot::Space;
-
-use crate::disk::OpenDisk;
 
 /// Output kept for a sink that does not take it, in bytes.
 const SERIAL_BUFFER: u32 = 16 << 10;
@@ -25,35 +23,62 @@ const WORKER_MEMORY: u64 = 32 << 20;
 /// Page cache that a disk's worker may fill on top, in bytes.
 const DISK_CACHE: u64 = 224 << 20;
 
+/// A device and what its worker gets from the host.
+pub(crate) struct Granted {
+    pub config: DeviceConfig,
+    pub resources: Vec<(Role, OwnedFd)>,
+}
+
+/// The serial port, of whose output `limits` may pass.
+pub(crate) fn serial(pipes: Vec<(Role, OwnedFd)>, limits: Rates) -> Granted {
+    Granted { config: DeviceConfig::Serial { buffer: SERIAL_BUFFER, limits }, resources: pipes }
+}
+
 /// The devices. The serial port comes first: its worker is the one that a starting guest needs first.
 ///
 /// # Errors
 /// More virtio devices than the board has slots.
-pub(crate) fn devices(
-    serial_pipes: Vec<(Role, OwnedFd)>,
-    disks: Vec<OpenDisk>,
-    rng: bool,
-) -> Result<Vec<DevicePlan>, String> {
-    let serial = DeviceConfig::Serial { buffer: SERIAL_BUFFER };
+pub(crate) fn devices(serial: Granted, virtio_devices: Vec<Granted>) -> Result<Vec<DevicePlan>, String> {
     let i8042_ports = [(layout::I8042_DATA_PORT, 1), (layout::I8042_COMMAND_PORT, 1)];
     let mut devices = vec![
         DevicePlan {
-            resources: serial_pipes,
-            ..device(serial, &[(layout::SERIAL_PORT, 8)], layout::SERIAL_GSI)
+            resources: serial.resources,
+            ..device(serial.config, &[(layout::SERIAL_PORT, 8)], layout::SERIAL_GSI)
         },
         device(DeviceConfig::Rtc, &[(layout::RTC_PORT, 2)], layout::RTC_GSI),
         device(DeviceConfig::I8042, &i8042_ports, layout::I8042_GSI),
         device(DeviceConfig::AcpiPower, &[(layout::POWER_PORT, 8)], layout::POWER_GSI),
     ];
-    let disks = disks.into_iter().map(|disk| {
-        let queues = disk.config.queues;
-        (DeviceConfig::Block(disk.config), queues, vec![(Role::Image, disk.image)])
-    });
-    let rng = rng.then(|| (DeviceConfig::Entropy, 1, vec![]));
-    for (slot, (config, queues, resources)) in (0..).zip(disks.chain(rng)) {
-        devices.push(virtio(slot, config, queues, resources)?);
+    for (slot, granted) in (0..).zip(virtio_devices) {
+        devices.push(virtio(slot, granted)?);
     }
     Ok(devices)
+}
+
+/// The virtqueues of a device.
+fn queues(config: &DeviceConfig) -> u16 {
+    match config {
+        DeviceConfig::Block(disk) => disk.queues,
+        DeviceConfig::Entropy(_) => 1,
+        // Pairs; the control queue tells how many of several are used.
+        DeviceConfig::Net(net) => 2 * net.pairs + u16::from(net.pairs > 1),
+        // A pair for each port, and one for control.
+        DeviceConfig::Console(console) => 2 * console.ports.len() as u16 + 2,
+        DeviceConfig::Balloon(balloon) => 2 + u16::from(balloon.statistics) + u16::from(balloon.reporting),
+        DeviceConfig::Vsock(_) => 3,
+        _ => 0,
+    }
+}
+
+/// Threads beside the register thread: one for each direction of the serial port, for each of a disk's queues, for each of a
+/// network device's pairs; all of another device's queues share one.
+fn more_threads(config: &DeviceConfig) -> u32 {
+    match config {
+        DeviceConfig::Serial { .. } => 2,
+        DeviceConfig::Block(disk) => disk.queues.into(),
+        DeviceConfig::Net(net) => net.pairs.into(),
+        config => u32::from(queues(config) > 0),
+    }
 }
 
 /// The virtio slots that `devices` take, for the tables that describe them.
@@ -61,42 +86,34 @@ pub(crate) fn virtio_slots(devices: &[DevicePlan]) -> Vec<u32> {
     (0..devices.iter().filter(|device| device.memory).count() as u32).collect()
 }
 
-fn virtio(
-    slot: u32,
-    config: DeviceConfig,
-    queues: u16,
-    resources: Vec<(Role, OwnedFd)>,
-) -> Result<DevicePlan, String> {
+fn virtio(slot: u32, Granted { config, resources }: Granted) -> Result<DevicePlan, String> {
     let slot = layout::virtio_slot(slot).ok_or_else(|| {
         format!(
-            "the board has {} virtio slots, one for each --disk and --rng; take some away",
+            "the board has {} virtio slots, for the interrupts that the I/O APIC has left: one for each --disk and --net, \
+             for --rng, --balloon, --vsock, and all --console together; take some away",
             layout::VIRTIO_SLOTS
         )
     })?;
+    let kick = |value| Kick { address: slot.address + QUEUE_NOTIFY, value };
     Ok(DevicePlan {
+        kicks: (0..queues(&config).into()).map(kick).collect(),
         config,
         regions: vec![Range { space: Space::Mmio, base: slot.address, length: layout::VIRTIO_SLOT_BYTES }],
         gsis: vec![slot.gsi],
         resources,
-        kicks: (0..queues.into()).map(|value| Kick { address: slot.address + QUEUE_NOTIFY, value }).collect(),
         memory: true,
         deadline: DEADLINE,
     })
 }
 
-/// What the worker of a device may use: exact threads (one for each direction of the serial port, one for each virtqueue,
-/// beside the register thread), and of files no more than the disk.
+/// What the worker of a device may use: exact threads, and of files no more than the disk.
 pub(crate) fn limits(device: &DevicePlan, ram_bytes: u64) -> Limits {
-    let more_threads = match device.config {
-        DeviceConfig::Serial { .. } => 2,
-        _ => device.kicks.len() as u32,
-    };
     let file_size = match &device.config {
         DeviceConfig::Block(disk) if !disk.read_only => disk.sectors.saturating_mul(SECTOR),
         _ => 0,
     };
     let address_space = Limits::SMALL.address_space + if device.memory { ram_bytes } else { 0 };
-    Limits { threads: 1 + more_threads, address_space, file_size, ..Limits::SMALL }
+    Limits { threads: 1 + more_threads(&device.config), address_space, file_size, ..Limits::SMALL }
 }
 
 /// The same, for all that the worker's cgroup counts: threads, memory with page cache, CPU time. Guest memory is charged to

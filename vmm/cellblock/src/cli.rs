@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use cellblock_config::{ByteSize, ConfigError, RawConfig, VmConfig};
+use cellblock_config::{ByteSize, ConfigError, RawConfig, Rng, VmConfig};
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 const STATUSES: &str = "\
@@ -79,20 +79,46 @@ pub(crate) struct RunArgs {
     #[arg(long)]
     hugepages: bool,
 
-    /// Where the serial port leads: stdio, null, file=PATH[,limit=SIZE] or socket=PATH [default: stdio].
+    /// Where the serial port leads: stdio, null, file=PATH[,limit=SIZE] or socket=PATH; each with [,rate=BYTES]
+    /// [default: stdio, or null if a console is on stdio].
     #[arg(long, value_name = "SINK")]
     serial: Option<String>,
 
-    /// A disk, path=PATH[,readonly][,id=NAME][,queues=N][,cache=writeback|direct|unsafe]; may be repeated.
+    /// A disk, path=PATH[,readonly][,id=NAME][,queues=N][,cache=writeback|direct|unsafe][,format=raw|qcow2]
+    /// [,rate=BYTES][,ops=N]; may be repeated.
     ///
-    /// The image is raw: a file or a block device. A writable one cannot be another VM's at the same time. A flush of the
-    /// guest reaches stable storage, except with cache=unsafe; cache=direct goes past the host's page cache.
+    /// The image is a file or, if raw, a block device; its format is as told, never guessed. A writable one cannot be another
+    /// VM's at the same time. A flush of the guest reaches stable storage, except with cache=unsafe; cache=direct goes past
+    /// the host's page cache. rate and ops limit bytes and requests a second; +BURST after the number says how much more may
+    /// come at once. A comma in a path is written twice.
     #[arg(long, value_name = "DISK")]
     disk: Vec<String>,
 
-    /// Give the guest an entropy device.
-    #[arg(long)]
-    rng: bool,
+    /// A network device, tap=NAME or passt, with [,id=NAME][,mac=ADDRESS][,mtu=N][,queues=N][,offloads=on|off]
+    /// [,rate=BYTES][,ops=N]; may be repeated.
+    ///
+    /// A tap is made by `cellblock tap create`; passt needs no privileges and gives the guest what this user may reach. The
+    /// limits hold in each direction.
+    #[arg(long, value_name = "NET")]
+    net: Vec<String>,
+
+    /// Give the guest an entropy device, with --rng=[rate=BYTES][,ops=N].
+    #[arg(long, value_name = "OPTIONS", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    rng: Option<String>,
+
+    /// A console port (virtio), a sink as for --serial with [,name=NAME]; may be repeated, and the first is /dev/hvc0.
+    #[arg(long, value_name = "SINK")]
+    console: Vec<String>,
+
+    /// A balloon, size=SIZE (what it takes from the guest at first) with [,deflate-on-oom=on|off][,statistics=on|off]
+    /// [,reporting=on|off]; `cellblock balloon` shows and sets it later.
+    #[arg(long, value_name = "BALLOON", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    balloon: Option<String>,
+
+    /// A socket device, cid=N,path=PATH: who connects to PATH and writes `CONNECT port` reaches the guest, and the guest's own
+    /// connections to the host go to PATH_port.
+    #[arg(long, value_name = "VSOCK")]
+    vsock: Option<String>,
 
     /// What a reboot of the guest does: exit or restart [default: exit].
     #[arg(long, value_name = "WHAT")]
@@ -171,6 +197,7 @@ impl RunArgs {
     pub(crate) fn vm_config(self) -> Result<VmConfig, ConfigError> {
         let file = self.config.as_deref().map_or(Ok(RawConfig::default()), RawConfig::from_file)?;
         let set = |flag: bool| flag.then_some(true);
+        let list = |given: Vec<String>| (!given.is_empty()).then_some(given);
         let line = RawConfig {
             kernel: self.kernel,
             initrd: self.initrd,
@@ -180,14 +207,18 @@ impl RunArgs {
             memory: self.memory,
             hugepages: set(self.hugepages),
             serial: self.serial,
-            disk: (!self.disk.is_empty()).then_some(self.disk),
-            rng: set(self.rng),
+            disk: list(self.disk),
+            net: list(self.net),
+            rng: self.rng.map(Rng::Options),
+            console: list(self.console),
+            balloon: self.balloon,
+            vsock: self.vsock,
             on_reboot: self.on_reboot,
             poll_max_us: self.poll_max_us,
             stop_timeout: self.stop_timeout,
             id: self.id,
             worker_dir: self.worker_dir,
-            without_layer: (!self.without_layer.is_empty()).then_some(self.without_layer),
+            without_layer: list(self.without_layer),
             force: set(self.force),
         };
         file.overlaid_with(line).try_into()

@@ -6,8 +6,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::time::{Duration, Instant};
 
-use cellblock_config::{CacheMode, Disk};
-use cellblock_wire::device::{self, BlockConfig, SECTOR};
+use cellblock_config::Disk;
+use cellblock_wire::device::{BlockConfig, CacheMode, SECTOR};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
@@ -67,13 +67,12 @@ pub(crate) fn open(disk: &Disk) -> Result<OpenDisk, String> {
         sectors: bytes / SECTOR,
         block_size: block_size as u32,
         read_only: disk.read_only,
-        cache: match disk.cache {
-            CacheMode::Writeback => device::CacheMode::Writeback,
-            CacheMode::Direct => device::CacheMode::Direct,
-            CacheMode::Unsafe => device::CacheMode::Unsafe,
-        },
+        cache: disk.cache,
         queues: disk.queues,
         id: disk.id.clone(),
+        format: disk.format,
+        backing: 0,
+        limits: disk.limits,
     };
     Ok(OpenDisk { config, image: image.into() })
 }
@@ -121,9 +120,12 @@ fn direct_block(image: &File) -> io::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use cellblock_wire::device::{Format, Limits};
 
     fn disk(path: &std::path::Path, read_only: bool) -> Disk {
-        Disk { path: path.to_owned(), read_only, id: "a".into(), queues: 1, cache: CacheMode::Writeback }
+        let limits = Limits::default();
+        let (cache, format) = (CacheMode::Writeback, Format::Raw);
+        Disk { path: path.to_owned(), read_only, id: "a".into(), queues: 1, cache, format, limits }
     }
 
     #[test]

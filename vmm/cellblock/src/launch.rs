@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use cellblock_arch::AcpiConfig;
 use cellblock_channel::socket::{self, Control};
-use cellblock_config::{BootProtocol, SerialSink, VmConfig};
+use cellblock_config::{BootProtocol, StreamSink, VmConfig};
 use cellblock_jail::cgroup::{CgroupError, GroupLimits, Hierarchy, VmGroup};
 use cellblock_jail::spawner::Ids;
 use cellblock_jail::supervisor::Confinement;
@@ -21,8 +21,9 @@ use cellblock_memory::GuestRam;
 use cellblock_spawner::{Entry, Manifest};
 use cellblock_supervisor::link::{LoaderReport, cut};
 use cellblock_supervisor::{DevicePlan, Plan};
-use cellblock_wire::device::Role;
+use cellblock_wire::device::{DeviceConfig, EntropyConfig, Role};
 
+use crate::board::Granted;
 use crate::front::relay::{Process, SerialPipes};
 use crate::{board, disk};
 
@@ -64,9 +65,8 @@ struct WorkerFiles {
 pub(crate) fn launch(config: &VmConfig, layers: LayerSet) -> Result<Launched, String> {
     let privileged = rustix::process::geteuid().is_root();
     layers.check(privileged).map_err(|error| error.to_string())?;
-    let (serial, pipes) = serial_pipes(&config.serial)?;
-    let disks = config.disks.iter().map(disk::open).collect::<Result<_, _>>()?;
-    let devices = board::devices(serial, disks, config.rng)?;
+    let (serial, pipes) = serial_pipes(&config.serial.sink)?;
+    let devices = board::devices(board::serial(serial, config.serial.limits), virtio_devices(config)?)?;
     let opened = open(config, &devices)?;
     let ram = GuestRam::create(config.memory, config.hugepages).map_err(|error| error.to_string())?;
     // Without the layer uid, too: then the workers share one uid of the range, as none below the spawner can be root.
@@ -115,8 +115,22 @@ pub(crate) fn launch(config: &VmConfig, layers: LayerSet) -> Result<Launched, St
     Ok(Launched { link, supervisor, spawner, loader, pipes, uids, cgroup })
 }
 
+/// The virtio devices, in the order in which the guest finds them, with what the host gives them.
+fn virtio_devices(config: &VmConfig) -> Result<Vec<Granted>, String> {
+    let mut devices = Vec::new();
+    for disk in &config.disks {
+        let disk::OpenDisk { config, image } = disk::open(disk)?;
+        devices.push(Granted { config: DeviceConfig::Block(config), resources: vec![(Role::Image, image)] });
+    }
+    if let Some(limits) = config.rng {
+        let config = DeviceConfig::Entropy(EntropyConfig { limits });
+        devices.push(Granted { config, resources: Vec::new() });
+    }
+    Ok(devices)
+}
+
 /// The two pipes of the serial worker, and the front's ends of them.
-fn serial_pipes(sink: &SerialSink) -> Result<(Vec<(Role, OwnedFd)>, SerialPipes), String> {
+fn serial_pipes(sink: &StreamSink) -> Result<(Vec<(Role, OwnedFd)>, SerialPipes), String> {
     use rustix::pipe::{PipeFlags, pipe_with};
     let failed = |error: rustix::io::Errno| format!("a pipe for the serial port cannot be made: {error}");
     let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(failed);
@@ -124,13 +138,13 @@ fn serial_pipes(sink: &SerialSink) -> Result<(Vec<(Role, OwnedFd)>, SerialPipes)
         rustix::io::ioctl_fionbio(&fd, true).map_err(failed)?;
         Ok(Some(fd))
     };
-    if *sink == SerialSink::Null {
+    if *sink == StreamSink::Null {
         return Ok((Vec::new(), SerialPipes { input: None, output: None }));
     }
     let (from_guest, guest_output) = pipe()?;
     let mut roles = vec![(Role::HostOutput, guest_output)];
     let mut input = None;
-    if !matches!(sink, SerialSink::File { .. }) {
+    if !matches!(sink, StreamSink::File { .. }) {
         let (guest_input, to_guest) = pipe()?;
         roles.push((Role::HostInput, guest_input));
         input = own(to_guest)?;

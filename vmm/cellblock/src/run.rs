@@ -54,7 +54,7 @@ fn live(config: &VmConfig, layers: LayerSet, verbose: u8) -> Result<Refusal, Ref
         }
         _ => refused(format!("the control socket of VM {id:?} cannot be made: {error}")),
     })?;
-    let mut sink = Sink::open(&config.serial).map_err(refused)?;
+    let mut sink = Sink::open(&config.serial.sink).map_err(refused)?;
     if sink.is_terminal() {
         eprintln!(
             "cellblock: the keys are the guest's; Ctrl-A x ends the VM, Ctrl-A p presses its power button"

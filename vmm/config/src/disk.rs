@@ -2,12 +2,15 @@
 
 use std::path::PathBuf;
 
+use cellblock_wire::device::{CacheMode, Format, Limits};
+
 use crate::ConfigError;
+use crate::options::{Options, is_name};
 
 /// A disk of the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disk {
-    /// The raw image: a file or a block device.
+    /// The image: a file or, if it is raw, a block device.
     pub path: PathBuf,
     /// The guest may not write; several VMs may then share the image.
     pub read_only: bool,
@@ -17,21 +20,14 @@ pub struct Disk {
     pub queues: u16,
     /// What the host's page cache does for it.
     pub cache: CacheMode,
+    /// How the image holds the disk's bytes.
+    pub format: Format,
+    /// Of all queues together.
+    pub limits: Limits,
 }
 
-/// What the host's page cache does for a disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum CacheMode {
-    /// Writes go to the page cache, a flush to stable storage.
-    #[default]
-    Writeback,
-    /// The same, past the page cache (`O_DIRECT`).
-    Direct,
-    /// A flush does nothing: fast, and lost or torn if the host crashes.
-    Unsafe,
-}
-
-const ALLOWED: &str = "path=PATH[,readonly][,id=NAME][,queues=1 to 16][,cache=writeback|direct|unsafe]";
+const ALLOWED: &str = "path=PATH[,readonly][,id=NAME][,queues=1 to 16][,cache=writeback|direct|unsafe][,format=raw|qcow2]\
+                       [,rate=BYTES[+BURST]][,ops=N[+BURST]]";
 const ID_ALLOWED: &str = "1 to 20 letters, digits, '-', '_' and '.', another for each disk";
 
 /// The disks that `texts` describe. One without a name is `disk` and its number, from 0.
@@ -47,40 +43,23 @@ pub(crate) fn disks(texts: Vec<String>) -> Result<Vec<Disk>, ConfigError> {
 }
 
 fn disk(text: &str, number: usize) -> Result<Disk, ConfigError> {
-    let refused = || ConfigError::value("disk", text, ALLOWED);
-    let mut words = text.split(',');
-    let path = words.next().and_then(|word| word.strip_prefix("path=")).filter(|path| !path.is_empty());
-    let mut disk = Disk {
-        path: path.map(PathBuf::from).ok_or_else(refused)?,
-        read_only: false,
-        id: format!("disk{number}"),
-        queues: 1,
-        cache: CacheMode::default(),
+    let mut options = Options::new("disk", text, ALLOWED);
+    let caches =
+        [("writeback", CacheMode::Writeback), ("direct", CacheMode::Direct), ("unsafe", CacheMode::Unsafe)];
+    let id = options.text("id")?.unwrap_or_else(|| format!("disk{number}"));
+    let disk = Disk {
+        path: options.path("path")?,
+        read_only: options.flag("readonly"),
+        queues: options.number("queues", |queues| (1..=16).contains(queues))?.unwrap_or(1),
+        cache: options.choice("cache", &caches)?.unwrap_or_default(),
+        format: options
+            .choice("format", &[("raw", Format::Raw), ("qcow2", Format::Qcow2)])?
+            .unwrap_or_default(),
+        limits: options.limits()?,
+        id,
     };
-    for word in words {
-        match word.split_once('=') {
-            None if word == "readonly" => disk.read_only = true,
-            Some(("id", id)) => disk.id = checked_id(id)?,
-            Some(("queues", queues)) => {
-                let queues = queues.parse().ok().filter(|queues| (1..=16).contains(queues));
-                disk.queues = queues.ok_or_else(refused)?;
-            }
-            Some(("cache", "writeback")) => disk.cache = CacheMode::Writeback,
-            Some(("cache", "direct")) => disk.cache = CacheMode::Direct,
-            Some(("cache", "unsafe")) => disk.cache = CacheMode::Unsafe,
-            _ => return Err(refused()),
-        }
-    }
-    Ok(disk)
-}
-
-fn checked_id(id: &str) -> Result<String, ConfigError> {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-    if (1..=20).contains(&id.len()) && id.bytes().all(allowed) {
-        Ok(id.to_owned())
-    } else {
-        Err(ConfigError::value("disk id", id, ID_ALLOWED))
-    }
+    options.end()?;
+    if is_name(&disk.id, 20) { Ok(disk) } else { Err(ConfigError::value("disk id", &disk.id, ID_ALLOWED)) }
 }
 
 #[cfg(test)]
@@ -97,7 +76,15 @@ mod tests {
         let cache = CacheMode::Writeback;
         assert_eq!(
             disk,
-            Disk { path: "/a.img".into(), read_only: false, id: "disk0".into(), queues: 1, cache }
+            Disk {
+                path: "/a.img".into(),
+                read_only: false,
+                id: "disk0".into(),
+                queues: 1,
+                cache,
+                format: Format::Raw,
+                limits: Limits::default()
+            }
         );
     }
 
@@ -114,7 +101,6 @@ mod tests {
             "",
             "/a",
             "path=",
-            "readonly,path=/a",
             "path=/a,readonly=1",
             "path=/a,queues=0",
             "path=/a,queues=17",

@@ -3,15 +3,20 @@
 //! The same names serve the command line and the file (TOML or JSON). Runtime code sees a [`VmConfig`] only, in which
 //! every value is within its bounds.
 
+mod devices;
 mod disk;
+mod options;
 mod raw;
+mod sink;
 mod size;
 mod vm;
 
-pub use disk::{CacheMode, Disk};
-pub use raw::RawConfig;
+pub use devices::{Balloon, ConsolePort, Net, NetBackend, Serial, Vsock};
+pub use disk::Disk;
+pub use raw::{RawConfig, Rng};
+pub use sink::StreamSink;
 pub use size::ByteSize;
-pub use vm::{BootProtocol, OnReboot, SerialSink, VmConfig, VmId};
+pub use vm::{BootProtocol, OnReboot, VmConfig, VmId};
 
 use thiserror::Error;
 

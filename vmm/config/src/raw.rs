@@ -24,12 +24,20 @@ pub struct RawConfig {
     pub memory: Option<ByteSize>,
     /// Back guest RAM with huge pages.
     pub hugepages: Option<bool>,
-    /// Where the serial port leads: `stdio`, `null`, `file=P[,limit=SIZE]` or `socket=P`.
+    /// Where the serial port leads: `stdio`, `null`, `file=P[,limit=SIZE]` or `socket=P`, each with `[,rate=B]`.
     pub serial: Option<String>,
-    /// Disks, each `path=P[,readonly][,id=I][,queues=N][,cache=M]`.
+    /// Disks, each `path=P[,readonly][,id=I][,queues=N][,cache=M][,format=F][,rate=B][,ops=N]`.
     pub disk: Option<Vec<String>>,
-    /// An entropy device.
-    pub rng: Option<bool>,
+    /// Network devices, each `tap=NAME|passt[,…]`.
+    pub net: Option<Vec<String>>,
+    /// An entropy device: `true`, or its options.
+    pub rng: Option<Rng>,
+    /// Console ports, each a sink and perhaps `name=NAME`.
+    pub console: Option<Vec<String>>,
+    /// A balloon: `size=SIZE[,…]`.
+    pub balloon: Option<String>,
+    /// A socket device: `cid=N,path=P`.
+    pub vsock: Option<String>,
     /// What a guest's reboot does: `exit` or `restart`.
     pub on_reboot: Option<String>,
     /// The longest spin for a worker's reply before sleeping, in µs.
@@ -44,6 +52,16 @@ pub struct RawConfig {
     pub without_layer: Option<Vec<String>>,
     /// Start although the host emulates kernel code.
     pub force: Option<bool>,
+}
+
+/// What is said of the entropy device.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+pub enum Rng {
+    /// Whether there is one.
+    Switch(bool),
+    /// There is one, with these options.
+    Options(String),
 }
 
 impl RawConfig {
@@ -79,7 +97,11 @@ impl RawConfig {
             hugepages: over.hugepages.or(self.hugepages),
             serial: over.serial.or(self.serial),
             disk: over.disk.or(self.disk),
+            net: over.net.or(self.net),
             rng: over.rng.or(self.rng),
+            console: over.console.or(self.console),
+            balloon: over.balloon.or(self.balloon),
+            vsock: over.vsock.or(self.vsock),
             on_reboot: over.on_reboot.or(self.on_reboot),
             poll_max_us: over.poll_max_us.or(self.poll_max_us),
             stop_timeout: over.stop_timeout.or(self.stop_timeout),

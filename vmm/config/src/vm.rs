@@ -3,8 +3,12 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use cellblock_wire::device::Limits;
+
+use crate::devices::{self, Balloon, ConsolePort, Net, Serial, Vsock};
 use crate::disk::disks;
-use crate::{ByteSize, ConfigError, Disk, RawConfig};
+use crate::raw::Rng;
+use crate::{ByteSize, ConfigError, Disk, RawConfig, StreamSink};
 
 /// A VM, fully described.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,12 +29,20 @@ pub struct VmConfig {
     pub memory: u64,
     /// Back guest RAM with huge pages.
     pub hugepages: bool,
-    /// Where the serial port leads.
-    pub serial: SerialSink,
+    /// The serial port.
+    pub serial: Serial,
     /// Disks, in the order in which the guest finds them.
     pub disks: Vec<Disk>,
-    /// An entropy device.
-    pub rng: bool,
+    /// Network devices, in the order in which the guest finds them.
+    pub nets: Vec<Net>,
+    /// An entropy device, and what it may give.
+    pub rng: Option<Limits>,
+    /// The ports of a console; none = there is no console.
+    pub consoles: Vec<ConsolePort>,
+    /// A balloon.
+    pub balloon: Option<Balloon>,
+    /// A socket device.
+    pub vsock: Option<Vsock>,
     /// What a guest's reboot does.
     pub on_reboot: OnReboot,
     /// The longest spin before sleeping, in µs; 0 = never.
@@ -102,50 +114,8 @@ pub enum OnReboot {
     Restart,
 }
 
-/// Where the serial port leads.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub enum SerialSink {
-    /// The terminal, or whatever standard input and output are.
-    #[default]
-    Stdio,
-    /// Nowhere.
-    Null,
-    /// To a file, appended.
-    File {
-        /// The file.
-        path: PathBuf,
-        /// Bytes after which output is dropped and counted.
-        limit: u64,
-    },
-    /// To whoever connects to a Unix socket.
-    Socket {
-        /// The socket's path.
-        path: PathBuf,
-    },
-}
-
 const MEMORY_STEP: u64 = 2 << 20;
 const MEMORY_RANGE: std::ops::RangeInclusive<u64> = 8 << 20..=4 << 40;
-const SERIAL_ALLOWED: &str = "stdio, null, file=PATH[,limit=SIZE] or socket=PATH";
-const DEFAULT_FILE_LIMIT: u64 = 64 << 20;
-
-fn serial(text: &str) -> Result<SerialSink, ConfigError> {
-    let refused = || ConfigError::value("serial", text, SERIAL_ALLOWED);
-    let path = |path: &str| if path.is_empty() { Err(refused()) } else { Ok(PathBuf::from(path)) };
-    match text.split_once('=') {
-        None if text == "stdio" => Ok(SerialSink::Stdio),
-        None if text == "null" => Ok(SerialSink::Null),
-        Some(("socket", rest)) => Ok(SerialSink::Socket { path: path(rest)? }),
-        Some(("file", rest)) => match rest.rsplit_once(",limit=") {
-            None => Ok(SerialSink::File { path: path(rest)?, limit: DEFAULT_FILE_LIMIT }),
-            Some((file, limit)) => {
-                let limit = limit.parse::<ByteSize>().map_err(|_| refused())?.0;
-                Ok(SerialSink::File { path: path(file)?, limit })
-            }
-        },
-        _ => Err(refused()),
-    }
-}
 
 fn choice<T>(
     field: &'static str,
@@ -195,6 +165,21 @@ impl TryFrom<RawConfig> for VmConfig {
         if let Some(cmdline) = raw.cmdline.as_deref().filter(|line| line.contains(['\0', '\n'])) {
             return Err(ConfigError::value("cmdline", cmdline, "one line without zero bytes"));
         }
+        let consoles = devices::consoles(&raw.console.unwrap_or_default())?;
+        let on_terminal = consoles.iter().filter(|port| port.sink == StreamSink::Stdio).count();
+        let serial = match raw.serial.as_deref() {
+            Some(text) => devices::serial(text)?,
+            // The terminal is the console's if that asks for it.
+            None if on_terminal > 0 => Serial { sink: StreamSink::Null, ..Serial::default() },
+            None => Serial::default(),
+        };
+        if on_terminal + usize::from(serial.sink == StreamSink::Stdio) > 1 {
+            return Err(ConfigError::value(
+                "console",
+                "stdio",
+                "stdio for one of serial port and console ports only",
+            ));
+        }
         Ok(VmConfig {
             id,
             kernel: raw.kernel.ok_or(ConfigError::Missing { field: "kernel" })?,
@@ -214,9 +199,17 @@ impl TryFrom<RawConfig> for VmConfig {
             cpus: cpus as u32,
             memory: memory.0,
             hugepages: raw.hugepages.unwrap_or(false),
-            serial: raw.serial.as_deref().map_or(Ok(SerialSink::default()), serial)?,
+            serial,
             disks: disks(raw.disk.unwrap_or_default())?,
-            rng: raw.rng.unwrap_or(false),
+            nets: devices::nets(&raw.net.unwrap_or_default())?,
+            rng: match raw.rng {
+                None | Some(Rng::Switch(false)) => None,
+                Some(Rng::Switch(true)) => Some(Limits::default()),
+                Some(Rng::Options(text)) => Some(devices::rng(&text)?),
+            },
+            consoles,
+            balloon: raw.balloon.as_deref().map(devices::balloon).transpose()?,
+            vsock: raw.vsock.as_deref().map(devices::vsock).transpose()?,
             on_reboot: choice(
                 "on-reboot",
                 raw.on_reboot,
@@ -248,7 +241,7 @@ mod tests {
     #[test]
     fn defaults_are_one_cpu_and_256_mib_on_stdio() {
         let config = VmConfig::try_from(raw()).unwrap();
-        assert_eq!((config.cpus, config.memory, config.serial), (1, 256 << 20, SerialSink::Stdio));
+        assert_eq!((config.cpus, config.memory, config.serial.sink), (1, 256 << 20, StreamSink::Stdio));
     }
 
     #[test]
@@ -257,20 +250,25 @@ mod tests {
         let odd = RawConfig { memory: Some(ByteSize((256 << 20) + 1)), ..raw() };
         assert_eq!(refused(odd), r#"memory is "268435457"; allowed is 8M to 4T, a multiple of 2M"#);
         let sink = RawConfig { serial: Some("tty".into()), ..raw() };
-        assert_eq!(refused(sink), format!(r#"serial is "tty"; allowed is {SERIAL_ALLOWED}"#));
+        assert!(refused(sink).starts_with(r#"serial is "tty"; allowed is stdio, null"#));
         assert!(refused(RawConfig { id: Some("../x".into()), ..raw() }).starts_with("id is"));
         assert!(refused(RawConfig { on_reboot: Some("never".into()), ..raw() }).starts_with("on-reboot is"));
         assert!(refused(RawConfig::default()).starts_with("kernel is missing"));
     }
 
     #[test]
-    fn serial_sinks_are_read() {
-        assert_eq!(
-            serial("file=/a,limit=1M").unwrap(),
-            SerialSink::File { path: "/a".into(), limit: 1 << 20 }
-        );
-        assert_eq!(serial("socket=/s").unwrap(), SerialSink::Socket { path: "/s".into() });
-        assert!(serial("file=").is_err());
-        assert!(serial("file=/a,limit=x").is_err());
+    fn the_terminal_has_one_user() {
+        let console = RawConfig { console: Some(vec!["stdio".into()]), ..raw() };
+        assert_eq!(VmConfig::try_from(console.clone()).unwrap().serial.sink, StreamSink::Null);
+        let both = RawConfig { serial: Some("stdio".into()), ..console };
+        assert!(refused(both).contains("for one of"));
+    }
+
+    #[test]
+    fn an_entropy_device_is_a_switch_or_has_options() {
+        let with = |rng| VmConfig::try_from(RawConfig { rng: Some(rng), ..raw() }).unwrap().rng;
+        assert_eq!(with(Rng::Switch(true)), Some(Limits::default()));
+        assert_eq!(with(Rng::Switch(false)), None);
+        assert!(with(Rng::Options("rate=1K".into())).unwrap().bytes.is_some());
     }
 }

@@ -7,7 +7,7 @@ use cellblock_block::spec::{HEADER_BYTES, QUEUE_SIZE, feature as block, request,
 use cellblock_sdk::testing::Host;
 use cellblock_sdk::testing::virtio::{DATA, Driver, INDIRECT, NEXT, RAM_BYTES, Segment};
 use cellblock_sdk::virtio::spec::{feature, register, status as device_status};
-use cellblock_wire::device::{BlockConfig, CacheMode};
+use cellblock_wire::device::{BlockConfig, CacheMode, Format, Limits};
 
 /// A disk of 2048 sectors.
 pub const SECTORS: u64 = 2048;
@@ -26,6 +26,9 @@ pub fn config() -> BlockConfig {
         cache: CacheMode::Writeback,
         queues: 1,
         id: "a disk".into(),
+        format: Format::Raw,
+        backing: 0,
+        limits: Limits::default(),
     }
 }
 

@@ -285,6 +285,10 @@ impl<D: Device> Server<D> {
     fn message(&mut self, control: &Control, message: &ToWorker) -> Result<(), End> {
         match message {
             ToWorker::PowerButton => self.event(Event::PowerButton),
+            ToWorker::SetBalloon { pages } => self.event(Event::Balloon { pages: *pages }),
+            ToWorker::Resize { port, columns, rows } => {
+                self.event(Event::Resize { port: *port, columns: *columns, rows: *rows });
+            }
             ToWorker::ReportCounters => {
                 // A supervisor that does not read its socket gets no answer.
                 let _ = control.send_message(&FromWorker::Counters(self.counters()), &[]);

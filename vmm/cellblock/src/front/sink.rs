@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use cellblock_config::SerialSink;
+use cellblock_config::StreamSink;
 
 use super::terminal::{Escape, Keys, RawTerminal};
 
@@ -59,22 +59,22 @@ impl Sink {
     ///
     /// # Errors
     /// The file or socket cannot be made; the path is in the error's text.
-    pub(crate) fn open(sink: &SerialSink) -> Result<Self, String> {
+    pub(crate) fn open(sink: &StreamSink) -> Result<Self, String> {
         let named =
             |path: &Path, error: io::Error| format!("serial: {} cannot be opened: {error}", path.display());
         Ok(match sink {
-            SerialSink::Stdio => {
+            StreamSink::Stdio => {
                 let terminal = RawTerminal::enter(io::stdin())
                     .map_err(|error| format!("serial: the terminal cannot be put into raw mode: {error}"))?;
                 Sink::Stdio { terminal, keys: Keys::default(), open: true }
             }
-            SerialSink::Null => Sink::Null,
-            SerialSink::File { path, limit } => {
+            StreamSink::Null => Sink::Null,
+            StreamSink::File { path, limit } => {
                 let file =
                     File::options().append(true).create(true).open(path).map_err(|e| named(path, e))?;
                 Sink::File { file, left: *limit, dropped: 0 }
             }
-            SerialSink::Socket { path } => {
+            StreamSink::Socket { path } => {
                 remove_stale_socket(path);
                 let listener = UnixListener::bind(path).map_err(|e| named(path, e))?;
                 listener.set_nonblocking(true).map_err(|e| named(path, e))?;
@@ -230,7 +230,7 @@ mod tests {
     #[test]
     fn a_file_takes_its_limit_and_counts_the_rest() {
         let path = scratch("file");
-        let mut sink = Sink::open(&SerialSink::File { path: path.clone(), limit: 5 }).unwrap();
+        let mut sink = Sink::open(&StreamSink::File { path: path.clone(), limit: 5 }).unwrap();
         assert_eq!((sink.write(b"abc"), sink.write(b"defg")), (3, 4));
         assert_eq!((std::fs::read(&path).unwrap(), sink.dropped()), (b"abcde".to_vec(), 2));
         std::fs::remove_file(path).unwrap();
@@ -240,7 +240,7 @@ mod tests {
     fn a_socket_serves_one_client_after_another_and_leaves_no_path() {
         let path = scratch("socket");
         std::mem::forget(UnixListener::bind(&path).unwrap().try_clone().map(drop));
-        let mut sink = match Sink::open(&SerialSink::Socket { path: path.clone() }) {
+        let mut sink = match Sink::open(&StreamSink::Socket { path: path.clone() }) {
             Ok(sink) => sink,
             Err(error) => panic!("{error}"),
         };
