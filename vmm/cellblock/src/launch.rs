@@ -24,7 +24,8 @@ use cellblock_supervisor::{DevicePlan, Plan};
 use cellblock_wire::device::{DeviceConfig, EntropyConfig, Role};
 
 use crate::board::Granted;
-use crate::front::relay::{Process, SerialPipes};
+use crate::front::relay::Process;
+use crate::front::stream::StreamPipes;
 use crate::{board, disk};
 
 /// A VM's processes, seen from the front.
@@ -34,7 +35,8 @@ pub(crate) struct Launched {
     pub spawner: Process,
     /// Ends by itself, once guest memory is written.
     pub loader: process::Child,
-    pub pipes: SerialPipes,
+    /// In the order of the sinks.
+    pub pipes: Vec<StreamPipes>,
     /// Holds the uid range until all processes are gone.
     pub uids: Option<UidRange>,
     /// Removed, with the workers' groups, on drop.
@@ -112,7 +114,7 @@ pub(crate) fn launch(config: &VmConfig, layers: LayerSet) -> Result<Launched, St
     };
     let supervisor = fork_supervisor(plan, opened.null.as_fd(), uids.as_ref())?;
     let spawner = Process { pidfd: spawner.pidfd, pid: spawner.pid };
-    Ok(Launched { link, supervisor, spawner, loader, pipes, uids, cgroup })
+    Ok(Launched { link, supervisor, spawner, loader, pipes: vec![pipes], uids, cgroup })
 }
 
 /// The virtio devices, in the order in which the guest finds them, with what the host gives them.
@@ -130,7 +132,7 @@ fn virtio_devices(config: &VmConfig) -> Result<Vec<Granted>, String> {
 }
 
 /// The two pipes of the serial worker, and the front's ends of them.
-fn serial_pipes(sink: &StreamSink) -> Result<(Vec<(Role, OwnedFd)>, SerialPipes), String> {
+fn serial_pipes(sink: &StreamSink) -> Result<(Vec<(Role, OwnedFd)>, StreamPipes), String> {
     use rustix::pipe::{PipeFlags, pipe_with};
     let failed = |error: rustix::io::Errno| format!("a pipe for the serial port cannot be made: {error}");
     let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(failed);
@@ -139,7 +141,7 @@ fn serial_pipes(sink: &StreamSink) -> Result<(Vec<(Role, OwnedFd)>, SerialPipes)
         Ok(Some(fd))
     };
     if *sink == StreamSink::Null {
-        return Ok((Vec::new(), SerialPipes { input: None, output: None }));
+        return Ok((Vec::new(), StreamPipes::default()));
     }
     let (from_guest, guest_output) = pipe()?;
     let mut roles = vec![(Role::HostOutput, guest_output)];
@@ -149,7 +151,7 @@ fn serial_pipes(sink: &StreamSink) -> Result<(Vec<(Role, OwnedFd)>, SerialPipes)
         roles.push((Role::HostInput, guest_input));
         input = own(to_guest)?;
     }
-    Ok((roles, SerialPipes { input, output: own(from_guest)? }))
+    Ok((roles, StreamPipes { input, output: own(from_guest)? }))
 }
 
 fn open(config: &VmConfig, devices: &[DevicePlan]) -> Result<Opened, String> {

@@ -11,6 +11,7 @@ use crate::front::control_socket::ControlSocket;
 use crate::front::relay::Relay;
 use crate::front::signals::Signals;
 use crate::front::sink::Sink;
+use crate::front::stream::Stream;
 use crate::launch::{self, Launched};
 use crate::status::{Status, of_end};
 
@@ -54,8 +55,9 @@ fn live(config: &VmConfig, layers: LayerSet, verbose: u8) -> Result<Refusal, Ref
         }
         _ => refused(format!("the control socket of VM {id:?} cannot be made: {error}")),
     })?;
-    let mut sink = Sink::open(&config.serial.sink).map_err(refused)?;
-    if sink.is_terminal() {
+    // In the order of the pipes.
+    let mut sinks = vec![Sink::open(&config.serial.sink).map_err(refused)?];
+    if sinks.iter().any(Sink::is_terminal) {
         eprintln!(
             "cellblock: the keys are the guest's; Ctrl-A x ends the VM, Ctrl-A p presses its power button"
         );
@@ -64,13 +66,14 @@ fn live(config: &VmConfig, layers: LayerSet, verbose: u8) -> Result<Refusal, Ref
         let started = Instant::now();
         let Launched { link, supervisor, spawner, loader, pipes, uids, cgroup } =
             launch::launch(config, layers).map_err(refused)?;
+        let streams =
+            pipes.into_iter().zip(&mut sinks).map(|(pipes, sink)| Stream::new(pipes, sink)).collect();
         let relay = Relay {
             link,
             supervisor,
             spawner,
             loader: loader.pid,
-            pipes,
-            sink: &mut sink,
+            streams,
             signals: &signals,
             control: &mut control,
             stop_timeout: config.stop_timeout,
@@ -89,12 +92,10 @@ fn live(config: &VmConfig, layers: LayerSet, verbose: u8) -> Result<Refusal, Ref
             // It rebooted instead of powering off: what was asked for is the end.
             end = End::Stopped;
         }
-        sink.restore_terminal();
-        if sink.dropped() > 0 {
-            eprintln!(
-                "cellblock: {} bytes of serial output were dropped at the file's limit",
-                sink.dropped()
-            );
+        sinks.iter_mut().for_each(Sink::restore_terminal);
+        let dropped: u64 = sinks.iter().map(Sink::dropped).sum();
+        if dropped > 0 {
+            eprintln!("cellblock: {dropped} bytes of serial output were dropped at the file's limit");
         }
         return Ok(of_end(&end));
     }

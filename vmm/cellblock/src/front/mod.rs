@@ -4,4 +4,5 @@ pub(crate) mod control_socket;
 pub(crate) mod relay;
 pub(crate) mod signals;
 pub(crate) mod sink;
+pub(crate) mod stream;
 pub(crate) mod terminal;

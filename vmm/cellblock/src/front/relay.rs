@@ -1,5 +1,5 @@
-//! The front's loop: keys and bytes to and from the serial worker's pipes, signals and `ps` requests to the
-//! supervisor, its events to the user, until every process of the VM is gone.
+//! The front's loop: keys and bytes to and from the workers' pipes, signals and `ps` requests to the supervisor, its events
+//! to the user, until every process of the VM is gone.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,23 +12,13 @@ use rustix::process::Signal;
 
 use super::control_socket::{ControlSocket, What};
 use super::signals::Signals;
-use super::sink::{Input, Sink};
+use super::stream::{Side, Stream};
 use super::terminal::Escape;
 
 /// How long the supervisor may take to end after it was told to, before it is killed.
 const STOP_GRACE: Duration = Duration::from_secs(3);
-/// How long the last serial output may take to reach its sink.
+/// How long the last output may take to reach its sink.
 const DRAIN_GRACE: Duration = Duration::from_secs(2);
-/// Bytes in flight in either direction.
-const BUFFER: usize = 4096;
-
-/// The pipe ends that the front keeps.
-pub(crate) struct SerialPipes {
-    /// To the guest; closed when the host's side ends.
-    pub input: Option<OwnedFd>,
-    /// From the guest; closed when the worker is gone and all was read.
-    pub output: Option<OwnedFd>,
-}
 
 /// One of the VM's processes.
 pub(crate) struct Process {
@@ -45,8 +35,7 @@ pub(crate) struct Relay<'a> {
     pub spawner: Process,
     /// Ends by itself; reaped when the VM runs.
     pub loader: i32,
-    pub pipes: SerialPipes,
-    pub sink: &'a mut Sink,
+    pub streams: Vec<Stream<'a>>,
     pub signals: &'a Signals,
     pub control: &'a mut ControlSocket,
     pub stop_timeout: Duration,
@@ -60,12 +49,10 @@ pub(crate) struct Relay<'a> {
 /// What the loop keeps between its rounds.
 #[derive(Default)]
 struct Progress {
-    to_guest: Vec<u8>,
-    to_host: Vec<u8>,
     end: Option<End>,
     /// When to press harder: the power button's patience, then the supervisor's.
     stopping: Option<(Stage, Instant)>,
-    /// When to stop waiting for serial output.
+    /// When to stop waiting for output.
     draining: Option<Instant>,
     link_closed: bool,
     gone: bool,
@@ -79,16 +66,15 @@ enum Stage {
     Told,
 }
 
-/// What a round of polling found.
-struct Ready {
-    signals: bool,
-    link: bool,
-    supervisor: bool,
-    source: bool,
-    pipe_in: bool,
-    pipe_out: bool,
-    destination: bool,
-    control: bool,
+/// What the loop waits for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Signals,
+    Link,
+    Supervisor,
+    Control,
+    /// A side of one of the streams.
+    Stream(usize, Side),
 }
 
 impl Relay<'_> {
@@ -99,21 +85,9 @@ impl Relay<'_> {
     pub(crate) fn run(mut self) -> io::Result<(End, bool)> {
         let mut progress = Progress::default();
         while !self.finished(&mut progress) {
-            let ready = self.wait(&progress)?;
-            if ready.signals {
-                self.take_signals(&mut progress);
+            for source in self.wait(&progress)? {
+                self.handle(source, &mut progress);
             }
-            if ready.link {
-                self.take_events(&mut progress);
-            }
-            if ready.supervisor {
-                progress.gone = true;
-                self.take_events(&mut progress);
-            }
-            if ready.control {
-                self.take_requests();
-            }
-            self.move_bytes(&ready, &mut progress);
             self.press_harder(&mut progress);
         }
         self.see_off();
@@ -126,30 +100,33 @@ impl Relay<'_> {
         if !progress.gone {
             return false;
         }
-        let drained = self.pipes.output.is_none() && progress.to_host.is_empty();
         let deadline = *progress.draining.get_or_insert_with(|| Instant::now() + DRAIN_GRACE);
-        drained || Instant::now() >= deadline
+        self.streams.iter().all(Stream::is_drained) || Instant::now() >= deadline
     }
 
-    fn wait(&self, progress: &Progress) -> io::Result<Ready> {
-        let hungry = progress.to_guest.is_empty() && self.pipes.input.is_some();
-        let room = progress.to_host.is_empty();
-        let link = (!progress.link_closed).then(|| self.link.as_fd());
-        let supervisor = (!progress.gone).then(|| self.supervisor.pidfd.as_fd());
-        let pipe_in = self.pipes.input.as_ref().map(AsFd::as_fd).filter(|_| !hungry);
-        let pipe_out = self.pipes.output.as_ref().map(AsFd::as_fd).filter(|_| room);
-        let watched: [(Option<BorrowedFd<'_>>, PollFlags); 8] = [
-            (Some(self.signals.as_fd()), PollFlags::IN),
-            (link, PollFlags::IN),
-            (supervisor, PollFlags::IN),
-            (self.sink.source().filter(|_| hungry), PollFlags::IN),
-            (pipe_in, PollFlags::OUT),
-            (pipe_out, PollFlags::IN),
-            (self.sink.destination().filter(|_| !room), PollFlags::OUT),
-            (Some(self.control.as_fd()), PollFlags::IN),
+    fn watched(&self, progress: &Progress) -> Vec<(Source, BorrowedFd<'_>, PollFlags)> {
+        let mut watched = vec![
+            (Source::Signals, self.signals.as_fd(), PollFlags::IN),
+            (Source::Control, self.control.as_fd(), PollFlags::IN),
         ];
-        let mut fds: Vec<PollFd<'_>> =
-            watched.iter().filter_map(|(fd, flags)| Some(PollFd::from_borrowed_fd((*fd)?, *flags))).collect();
+        if !progress.link_closed {
+            watched.push((Source::Link, self.link.as_fd(), PollFlags::IN));
+        }
+        if !progress.gone {
+            watched.push((Source::Supervisor, self.supervisor.pidfd.as_fd(), PollFlags::IN));
+        }
+        for (number, stream) in self.streams.iter().enumerate() {
+            watched
+                .extend(stream.watched().map(|(side, fd, flags)| (Source::Stream(number, side), fd, flags)));
+        }
+        watched
+    }
+
+    /// What is ready.
+    fn wait(&self, progress: &Progress) -> io::Result<Vec<Source>> {
+        let watched = self.watched(progress);
+        let mut fds: Vec<_> =
+            watched.iter().map(|(_, fd, flags)| PollFd::from_borrowed_fd(*fd, *flags)).collect();
         let deadlines = [progress.stopping.map(|(_, at)| at), progress.draining];
         let timeout = deadlines.into_iter().flatten().min().map(|at| {
             let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
@@ -159,10 +136,27 @@ impl Relay<'_> {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
-        let mut found = fds.iter().map(|fd| !fd.revents().is_empty());
-        let hits = watched.map(|(fd, _)| fd.is_some() && found.next() == Some(true));
-        let [signals, link, supervisor, source, pipe_in, pipe_out, destination, control] = hits;
-        Ok(Ready { signals, link, supervisor, source, pipe_in, pipe_out, destination, control })
+        let found = watched.iter().zip(&fds).filter(|(_, fd)| !fd.revents().is_empty());
+        Ok(found.map(|((source, ..), _)| *source).collect())
+    }
+
+    fn handle(&mut self, source: Source, progress: &mut Progress) {
+        match source {
+            Source::Signals => self.take_signals(progress),
+            Source::Link => self.take_events(progress),
+            Source::Supervisor => {
+                progress.gone = true;
+                self.take_events(progress);
+            }
+            Source::Control => self.take_requests(),
+            Source::Stream(number, side) => {
+                match self.streams.get_mut(number).and_then(|stream| stream.advance(side)) {
+                    Some(Escape::Quit) => self.stop(progress),
+                    Some(Escape::PowerButton) => self.press_power_button(),
+                    None => {}
+                }
+            }
+        }
     }
 
     fn take_signals(&mut self, progress: &mut Progress) {
@@ -261,55 +255,6 @@ impl Relay<'_> {
                 progress.end = Some(end);
             }
         }
-    }
-
-    fn move_bytes(&mut self, ready: &Ready, progress: &mut Progress) {
-        if ready.source {
-            match self.sink.read() {
-                Input::Bytes(bytes, escape) => {
-                    progress.to_guest.extend(bytes);
-                    match escape {
-                        Some(Escape::Quit) => self.stop(progress),
-                        Some(Escape::PowerButton) => self.press_power_button(),
-                        None => {}
-                    }
-                }
-                // The worker sees the end of its input; the guest sees a line gone quiet.
-                Input::End => self.pipes.input = None,
-            }
-        }
-        if ready.pipe_in {
-            match self.pipes.input.as_ref().map(|fd| rustix::io::write(fd, &progress.to_guest)) {
-                Some(Ok(written)) => drop(progress.to_guest.drain(..written)),
-                Some(Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR)) => {}
-                _ => {
-                    self.pipes.input = None;
-                    progress.to_guest.clear();
-                }
-            }
-        }
-        if ready.pipe_out {
-            let mut buffer = [0; BUFFER];
-            match self.pipes.output.as_ref().map(|fd| rustix::io::read(fd, &mut buffer)) {
-                Some(Ok(length)) if length > 0 => progress.to_host.extend(&buffer[..length]),
-                Some(Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR)) => {}
-                _ => self.pipes.output = None,
-            }
-        }
-        // A sink with nothing to poll takes everything at once.
-        let immediate = self.sink.destination().is_none() || ready.pipe_out;
-        if !progress.to_host.is_empty() && (ready.destination || immediate) && self.can_take() {
-            let written = self.sink.write(&progress.to_host);
-            progress.to_host.drain(..written);
-        }
-    }
-
-    /// Whether the sink takes bytes without blocking, right now.
-    fn can_take(&self) -> bool {
-        let Some(fd) = self.sink.destination() else { return true };
-        let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::OUT)];
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        matches!(poll(&mut fds, Some(&now)), Ok(count) if count > 0)
     }
 
     /// The supervisor is gone, so the spawner sees its socket close and ends, and the kernel ends the workers with it.
