@@ -62,8 +62,7 @@ fn queues(config: &DeviceConfig) -> u16 {
         DeviceConfig::Entropy(_) => 1,
         // Pairs; the control queue tells how many of several are used.
         DeviceConfig::Net(net) => 2 * net.pairs + u16::from(net.pairs > 1),
-        // A pair for each port, and one for control.
-        DeviceConfig::Console(console) => 2 * console.ports.len() as u16 + 2,
+        DeviceConfig::Console(console) => console.queues(),
         DeviceConfig::Balloon(balloon) => 2 + u16::from(balloon.statistics) + u16::from(balloon.reporting),
         DeviceConfig::Vsock(_) => 3,
         _ => 0,

@@ -3,6 +3,7 @@
 //! The front opens everything that has a path, then forks, in the order of what takes longest: the spawner (namespaces),
 //! the loader (reads the kernel), the supervisor (KVM). Each child keeps the descriptors that are listed for it, no others.
 
+use std::borrow::Cow;
 use std::fs::{self, File};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use cellblock_arch::AcpiConfig;
 use cellblock_channel::socket::{self, Control};
-use cellblock_config::{BootProtocol, StreamSink, VmConfig};
+use cellblock_config::{BootProtocol, ConsolePort, Serial, StreamSink, VmConfig};
 use cellblock_jail::cgroup::{CgroupError, GroupLimits, Hierarchy, VmGroup};
 use cellblock_jail::spawner::Ids;
 use cellblock_jail::supervisor::Confinement;
@@ -21,11 +22,12 @@ use cellblock_memory::GuestRam;
 use cellblock_spawner::{Entry, Manifest};
 use cellblock_supervisor::link::{LoaderReport, cut};
 use cellblock_supervisor::{DevicePlan, Plan};
-use cellblock_wire::device::{DeviceConfig, EntropyConfig, Role};
+use cellblock_wire::device::{ConsoleConfig, DeviceConfig, EntropyConfig, Role};
 
 use crate::board::Granted;
 use crate::front::relay::Process;
-use crate::front::stream::StreamPipes;
+use crate::front::stream::{self, StreamPipes, WorkerEnds};
+use crate::front::terminal::TerminalSize;
 use crate::{board, disk};
 
 /// A VM's processes, seen from the front.
@@ -60,15 +62,16 @@ struct WorkerFiles {
     start_filter: Vec<u8>,
 }
 
-/// Starts the VM of `config`.
+/// Starts the VM of `config`, whose console is on a terminal of the size `screen`.
 ///
 /// # Errors
 /// What was refused, in a sentence.
-pub(crate) fn launch(config: &VmConfig, layers: LayerSet) -> Result<Launched, String> {
+pub(crate) fn launch(config: &VmConfig, layers: LayerSet, screen: TerminalSize) -> Result<Launched, String> {
     let privileged = rustix::process::geteuid().is_root();
     layers.check(privileged).map_err(|error| error.to_string())?;
-    let (serial, pipes) = serial_pipes(&config.serial.sink)?;
-    let devices = board::devices(board::serial(serial, config.serial.limits), virtio_devices(config)?)?;
+    let (serial, serial_pipes) = serial(&config.serial)?;
+    let mut pipes = vec![serial_pipes];
+    let devices = board::devices(serial, virtio_devices(config, screen, &mut pipes)?)?;
     let opened = open(config, &devices)?;
     let ram = GuestRam::create(config.memory, config.hugepages).map_err(|error| error.to_string())?;
     // Without the layer uid, too: then the workers share one uid of the range, as none below the spawner can be root.
@@ -88,7 +91,7 @@ pub(crate) fn launch(config: &VmConfig, layers: LayerSet) -> Result<Launched, St
     let load = Load {
         kernel: opened.kernel,
         initrd: opened.initrd,
-        cmdline: config.cmdline.as_deref().unwrap_or(cellblock_arch::DEFAULT_CMDLINE),
+        cmdline: &cmdline(config),
         protocol: match config.boot_protocol {
             BootProtocol::Auto => Protocol::Auto,
             BootProtocol::Linux64 => Protocol::Linux64,
@@ -114,11 +117,25 @@ pub(crate) fn launch(config: &VmConfig, layers: LayerSet) -> Result<Launched, St
     };
     let supervisor = fork_supervisor(plan, opened.null.as_fd(), uids.as_ref())?;
     let spawner = Process { pidfd: spawner.pidfd, pid: spawner.pid };
-    Ok(Launched { link, supervisor, spawner, loader, pipes: vec![pipes], uids, cgroup })
+    Ok(Launched { link, supervisor, spawner, loader, pipes, uids, cgroup })
+}
+
+/// The kernel command line: as told, or the default one with messages to where the user looks.
+fn cmdline(config: &VmConfig) -> Cow<'_, str> {
+    let on_stdio = config.consoles.first().is_some_and(|port| port.sink == StreamSink::Stdio);
+    match &config.cmdline {
+        Some(cmdline) => cmdline.into(),
+        None if on_stdio => format!("{} console=hvc0", cellblock_arch::DEFAULT_CMDLINE).into(),
+        None => cellblock_arch::DEFAULT_CMDLINE.into(),
+    }
 }
 
 /// The virtio devices, in the order in which the guest finds them, with what the host gives them.
-fn virtio_devices(config: &VmConfig) -> Result<Vec<Granted>, String> {
+fn virtio_devices(
+    config: &VmConfig,
+    screen: TerminalSize,
+    pipes: &mut Vec<StreamPipes>,
+) -> Result<Vec<Granted>, String> {
     let mut devices = Vec::new();
     for disk in &config.disks {
         let disk::OpenDisk { config, image } = disk::open(disk)?;
@@ -128,30 +145,38 @@ fn virtio_devices(config: &VmConfig) -> Result<Vec<Granted>, String> {
         let config = DeviceConfig::Entropy(EntropyConfig { limits });
         devices.push(Granted { config, resources: Vec::new() });
     }
+    if !config.consoles.is_empty() {
+        devices.push(console(&config.consoles, screen, pipes)?);
+    }
     Ok(devices)
 }
 
-/// The two pipes of the serial worker, and the front's ends of them.
-fn serial_pipes(sink: &StreamSink) -> Result<(Vec<(Role, OwnedFd)>, StreamPipes), String> {
-    use rustix::pipe::{PipeFlags, pipe_with};
-    let failed = |error: rustix::io::Errno| format!("a pipe for the serial port cannot be made: {error}");
-    let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(failed);
-    let own = |fd: OwnedFd| -> Result<Option<OwnedFd>, String> {
-        rustix::io::ioctl_fionbio(&fd, true).map_err(failed)?;
-        Ok(Some(fd))
-    };
-    if *sink == StreamSink::Null {
-        return Ok((Vec::new(), StreamPipes::default()));
+/// The serial port, and the front's ends of its pipes.
+fn serial(serial: &Serial) -> Result<(Granted, StreamPipes), String> {
+    let failed = |error| format!("a pipe for the serial port cannot be made: {error}");
+    let (WorkerEnds { input, output }, pipes) = stream::pipes(&serial.sink, true).map_err(failed)?;
+    let input = input.map(|fd| (Role::HostInput, fd));
+    let output = output.map(|fd| (Role::HostOutput, fd));
+    Ok((board::serial(input.into_iter().chain(output).collect(), serial.limits), pipes))
+}
+
+/// The console with its ports; the front's ends of their pipes go to `pipes`.
+fn console(
+    ports: &[ConsolePort],
+    screen: TerminalSize,
+    pipes: &mut Vec<StreamPipes>,
+) -> Result<Granted, String> {
+    let mut resources = Vec::new();
+    for (number, port) in (0..).zip(ports) {
+        let failed = |error| format!("a pipe for console port {number} cannot be made: {error}");
+        let (WorkerEnds { input, output }, own) = stream::pipes(&port.sink, false).map_err(failed)?;
+        resources.extend(input.map(|fd| (Role::PortInput(number), fd)));
+        resources.extend(output.map(|fd| (Role::PortOutput(number), fd)));
+        pipes.push(own);
     }
-    let (from_guest, guest_output) = pipe()?;
-    let mut roles = vec![(Role::HostOutput, guest_output)];
-    let mut input = None;
-    if !matches!(sink, StreamSink::File { .. }) {
-        let (guest_input, to_guest) = pipe()?;
-        roles.push((Role::HostInput, guest_input));
-        input = own(to_guest)?;
-    }
-    Ok((roles, StreamPipes { input, output: own(from_guest)? }))
+    let TerminalSize { columns, rows } = screen;
+    let ports = ports.iter().map(|port| port.name.clone().unwrap_or_default()).collect();
+    Ok(Granted { config: DeviceConfig::Console(ConsoleConfig { ports, columns, rows }), resources })
 }
 
 fn open(config: &VmConfig, devices: &[DevicePlan]) -> Result<Opened, String> {

@@ -12,6 +12,7 @@ use crate::front::relay::Relay;
 use crate::front::signals::Signals;
 use crate::front::sink::Sink;
 use crate::front::stream::Stream;
+use crate::front::terminal::TerminalSize;
 use crate::launch::{self, Launched};
 use crate::status::{Status, of_end};
 
@@ -55,9 +56,8 @@ fn live(config: &VmConfig, layers: LayerSet, verbose: u8) -> Result<Refusal, Ref
         }
         _ => refused(format!("the control socket of VM {id:?} cannot be made: {error}")),
     })?;
-    // In the order of the pipes.
-    let mut sinks = vec![Sink::open(&config.serial.sink).map_err(refused)?];
-    if sinks.iter().any(Sink::is_terminal) {
+    let mut sinks = open_sinks(config).map_err(refused)?;
+    if sinks.iter().any(|(_, sink)| sink.is_terminal()) {
         eprintln!(
             "cellblock: the keys are the guest's; Ctrl-A x ends the VM, Ctrl-A p presses its power button"
         );
@@ -65,9 +65,10 @@ fn live(config: &VmConfig, layers: LayerSet, verbose: u8) -> Result<Refusal, Ref
     loop {
         let started = Instant::now();
         let Launched { link, supervisor, spawner, loader, pipes, uids, cgroup } =
-            launch::launch(config, layers).map_err(refused)?;
+            launch::launch(config, layers, screen(&sinks)).map_err(refused)?;
+        let streams = pipes.into_iter().zip(&mut sinks).enumerate();
         let streams =
-            pipes.into_iter().zip(&mut sinks).map(|(pipes, sink)| Stream::new(pipes, sink)).collect();
+            streams.map(|(number, (pipes, (_, sink)))| Stream::new(pipes, sink, number == CONSOLE)).collect();
         let relay = Relay {
             link,
             supervisor,
@@ -92,13 +93,34 @@ fn live(config: &VmConfig, layers: LayerSet, verbose: u8) -> Result<Refusal, Ref
             // It rebooted instead of powering off: what was asked for is the end.
             end = End::Stopped;
         }
-        sinks.iter_mut().for_each(Sink::restore_terminal);
-        let dropped: u64 = sinks.iter().map(Sink::dropped).sum();
-        if dropped > 0 {
-            eprintln!("cellblock: {dropped} bytes of serial output were dropped at the file's limit");
+        sinks.iter_mut().for_each(|(_, sink)| sink.restore_terminal());
+        for (what, sink) in sinks.iter().filter(|(_, sink)| sink.dropped() > 0) {
+            eprintln!(
+                "cellblock: {} bytes of {what} output were dropped at the file's limit",
+                sink.dropped()
+            );
         }
         return Ok(of_end(&end));
     }
+}
+
+/// Which of the sinks is the console's.
+const CONSOLE: usize = 1;
+
+/// Where the VM's streams lead, with their names: the serial port, then the ports of the console.
+fn open_sinks(config: &VmConfig) -> Result<Vec<(String, Sink)>, String> {
+    let serial = ("serial".to_owned(), &config.serial.sink);
+    let ports = config.consoles.iter().enumerate().map(|(number, port)| {
+        let what = port.name.clone().unwrap_or_else(|| number.to_string());
+        (format!("console port {what}"), &port.sink)
+    });
+    let streams = std::iter::once(serial).chain(ports);
+    streams.map(|(what, sink)| Sink::open(sink, &what).map(|sink| (what, sink))).collect()
+}
+
+/// The size of the terminal that the console is on.
+fn screen(sinks: &[(String, Sink)]) -> TerminalSize {
+    sinks.get(CONSOLE).and_then(|(_, sink)| sink.terminal_size()).unwrap_or_default()
 }
 
 /// An error with its causes, in one line.

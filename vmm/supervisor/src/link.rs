@@ -21,6 +21,15 @@ pub enum Command {
         /// The size that it shall have from now on, in pages of 4 KiB.
         set: Option<u32>,
     },
+    /// The terminal of the console has this size.
+    Resize {
+        /// The console's port.
+        port: u32,
+        /// Width in characters.
+        columns: u16,
+        /// Height in characters.
+        rows: u16,
+    },
 }
 
 /// From the supervisor to the front.

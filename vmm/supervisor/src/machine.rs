@@ -140,6 +140,9 @@ impl Machine {
                     self.workers.iter().for_each(|worker| worker.tell(&ToWorker::ReportCounters));
                 }
                 Ok((Command::Balloon { set }, _)) => self.ask_balloon(set),
+                Ok((Command::Resize { port, columns, rows }, _)) => {
+                    self.tell(DeviceKind::Console, &ToWorker::Resize { port, columns, rows });
+                }
                 // The front is gone, and the VM with it.
                 Err(_) => return Some(End::Stopped),
             }

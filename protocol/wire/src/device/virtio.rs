@@ -117,6 +117,18 @@ pub struct ConsoleConfig {
     pub rows: u16,
 }
 
+impl ConsoleConfig {
+    /// Whether the driver is told of ports (VIRTIO_CONSOLE_F_MULTIPORT): not of a lone console without a name.
+    pub fn is_multiport(&self) -> bool {
+        self.ports.len() > 1 || self.ports.first().is_some_and(|name| !name.is_empty())
+    }
+
+    /// Its virtqueues: a pair for each port, and one for control where the driver is told of ports.
+    pub fn queues(&self) -> u16 {
+        if self.is_multiport() { 2 * self.ports.len() as u16 + 2 } else { 2 }
+    }
+}
+
 /// A memory balloon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BalloonConfig {

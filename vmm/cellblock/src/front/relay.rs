@@ -13,7 +13,7 @@ use rustix::process::Signal;
 use super::control_socket::{ControlSocket, What};
 use super::signals::Signals;
 use super::stream::{Side, Stream};
-use super::terminal::Escape;
+use super::terminal::{Escape, TerminalSize};
 
 /// How long the supervisor may take to end after it was told to, before it is killed.
 const STOP_GRACE: Duration = Duration::from_secs(3);
@@ -163,8 +163,17 @@ impl Relay<'_> {
         while let Some(signal) = self.signals.next() {
             match signal {
                 Signal::TERM | Signal::INT | Signal::HUP | Signal::QUIT => self.ask_to_stop(progress),
+                Signal::WINCH => self.tell_size(),
                 _ => {}
             }
+        }
+    }
+
+    /// Tells the console of the size that its terminal has now.
+    fn tell_size(&mut self) {
+        if let Some(TerminalSize { columns, rows }) = self.streams.iter().find_map(Stream::console_size) {
+            // One that gets lost is as old as the next.
+            let _ = self.link.send_message(&Command::Resize { port: 0, columns, rows }, &[]);
         }
     }
 

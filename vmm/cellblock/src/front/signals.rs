@@ -7,19 +7,20 @@ use nix::sys::signal::{SigSet, Signal as NixSignal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::process::Signal;
 
-/// The signals that ask the front to end, blocked and queued.
+/// The signals that ask the front to end, and the terminal's change of size, blocked and queued.
 ///
 /// The mask is inherited by the VM's processes: a Ctrl-C meant for the front does not reach them.
 pub(crate) struct Signals(SignalFd);
 
 impl Signals {
-    /// Blocks TERM, INT, HUP and QUIT for this thread, and queues them.
+    /// Blocks TERM, INT, HUP, QUIT and WINCH for this thread, and queues them.
     ///
     /// # Errors
     /// The kernel refuses.
     pub(crate) fn take() -> io::Result<Self> {
         let mut set = SigSet::empty();
-        for signal in [NixSignal::SIGTERM, NixSignal::SIGINT, NixSignal::SIGHUP, NixSignal::SIGQUIT] {
+        let ends = [NixSignal::SIGTERM, NixSignal::SIGINT, NixSignal::SIGHUP, NixSignal::SIGQUIT];
+        for signal in ends.into_iter().chain([NixSignal::SIGWINCH]) {
             set.add(signal);
         }
         set.thread_block()?;

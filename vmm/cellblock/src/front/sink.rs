@@ -1,7 +1,7 @@
-//! Where the guest's serial port leads on the host: the far ends of the serial worker's two pipes.
+//! Where the guest's serial port, or a port of its console, leads on the host: the far ends of a worker's two pipes.
 //!
-//! The worker never holds the terminal, the file or the socket itself. Nothing here blocks: a sink that takes nothing
-//! lets the pipe fill up, and the worker drops and counts.
+//! The worker never holds the terminal, the file or the socket itself. Nothing here blocks: a sink that takes nothing lets the
+//! pipe fill up. Then the serial worker drops and counts, as a serial line does; the console's holds the guest's buffers.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 
 use cellblock_config::StreamSink;
 
-use super::terminal::{Escape, Keys, RawTerminal};
+use super::terminal::{Escape, Keys, RawTerminal, TerminalSize};
 
-/// The host's side of the serial port.
+/// The host's side of a stream of bytes.
 pub(crate) enum Sink {
     /// Standard input and output.
     Stdio {
@@ -55,17 +55,17 @@ pub(crate) enum Input {
 }
 
 impl Sink {
-    /// Opens what `sink` names.
+    /// Opens what `sink` names, for the stream `what`.
     ///
     /// # Errors
     /// The file or socket cannot be made; the path is in the error's text.
-    pub(crate) fn open(sink: &StreamSink) -> Result<Self, String> {
+    pub(crate) fn open(sink: &StreamSink, what: &str) -> Result<Self, String> {
         let named =
-            |path: &Path, error: io::Error| format!("serial: {} cannot be opened: {error}", path.display());
+            |path: &Path, error: io::Error| format!("{what}: {} cannot be opened: {error}", path.display());
         Ok(match sink {
             StreamSink::Stdio => {
                 let terminal = RawTerminal::enter(io::stdin())
-                    .map_err(|error| format!("serial: the terminal cannot be put into raw mode: {error}"))?;
+                    .map_err(|error| format!("{what}: the terminal cannot be put into raw mode: {error}"))?;
                 Sink::Stdio { terminal, keys: Keys::default(), open: true }
             }
             StreamSink::Null => Sink::Null,
@@ -86,6 +86,11 @@ impl Sink {
     /// Whether the user sits at a terminal, whose keys are the guest's.
     pub(crate) fn is_terminal(&self) -> bool {
         matches!(self, Sink::Stdio { terminal: Some(_), .. })
+    }
+
+    /// The terminal's size, if there is one.
+    pub(crate) fn terminal_size(&self) -> Option<TerminalSize> {
+        if let Sink::Stdio { terminal: Some(terminal), .. } = self { terminal.size() } else { None }
     }
 
     /// Gives a terminal back to its owner.
@@ -230,7 +235,7 @@ mod tests {
     #[test]
     fn a_file_takes_its_limit_and_counts_the_rest() {
         let path = scratch("file");
-        let mut sink = Sink::open(&StreamSink::File { path: path.clone(), limit: 5 }).unwrap();
+        let mut sink = Sink::open(&StreamSink::File { path: path.clone(), limit: 5 }, "serial").unwrap();
         assert_eq!((sink.write(b"abc"), sink.write(b"defg")), (3, 4));
         assert_eq!((std::fs::read(&path).unwrap(), sink.dropped()), (b"abcde".to_vec(), 2));
         std::fs::remove_file(path).unwrap();
@@ -240,7 +245,7 @@ mod tests {
     fn a_socket_serves_one_client_after_another_and_leaves_no_path() {
         let path = scratch("socket");
         std::mem::forget(UnixListener::bind(&path).unwrap().try_clone().map(drop));
-        let mut sink = match Sink::open(&StreamSink::Socket { path: path.clone() }) {
+        let mut sink = match Sink::open(&StreamSink::Socket { path: path.clone() }, "serial") {
             Ok(sink) => sink,
             Err(error) => panic!("{error}"),
         };

@@ -4,11 +4,13 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use cellblock_config::StreamSink;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
+use rustix::io::{Errno, ioctl_fionbio};
+use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::sink::{Input, Sink};
-use super::terminal::Escape;
+use super::terminal::{Escape, TerminalSize};
 
 /// Bytes in flight in either direction.
 const BUFFER: usize = 4096;
@@ -20,6 +22,38 @@ pub(crate) struct StreamPipes {
     pub input: Option<OwnedFd>,
     /// From the guest; closed when the worker is gone and all was read.
     pub output: Option<OwnedFd>,
+}
+
+/// The worker's ends of a stream's pipes.
+#[derive(Default)]
+pub(crate) struct WorkerEnds {
+    /// Bytes to the guest.
+    pub input: Option<OwnedFd>,
+    /// Bytes from the guest.
+    pub output: Option<OwnedFd>,
+}
+
+/// The pipes of a stream that leads to `sink`: as many as it has use for. The front's ends do not block, the worker's only
+/// where it has a thread for each (`blocking`).
+///
+/// # Errors
+/// A pipe cannot be made.
+pub(crate) fn pipes(sink: &StreamSink, blocking: bool) -> Result<(WorkerEnds, StreamPipes), Errno> {
+    let pipe = |worker_writes| -> Result<_, Errno> {
+        let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+        let (worker, front) = if worker_writes { (write, read) } else { (read, write) };
+        ioctl_fionbio(&front, true)?;
+        ioctl_fionbio(&worker, !blocking)?;
+        Ok((Some(worker), Some(front)))
+    };
+    let (takes, gives) = match sink {
+        StreamSink::Null => (false, false),
+        StreamSink::File { .. } => (true, false),
+        StreamSink::Stdio | StreamSink::Socket { .. } => (true, true),
+    };
+    let (worker_output, output) = if takes { pipe(true)? } else { (None, None) };
+    let (worker_input, input) = if gives { pipe(false)? } else { (None, None) };
+    Ok((WorkerEnds { input: worker_input, output: worker_output }, StreamPipes { input, output }))
 }
 
 /// What of a stream can be waited for.
@@ -39,14 +73,20 @@ pub(crate) enum Side {
 pub(crate) struct Stream<'a> {
     pipes: StreamPipes,
     sink: &'a mut Sink,
+    is_console: bool,
     to_guest: Vec<u8>,
     to_host: Vec<u8>,
 }
 
 impl<'a> Stream<'a> {
-    /// Between `pipes` and `sink`.
-    pub(crate) fn new(pipes: StreamPipes, sink: &'a mut Sink) -> Self {
-        Stream { pipes, sink, to_guest: Vec::new(), to_host: Vec::new() }
+    /// Between `pipes` and `sink`; `is_console` = the guest wants to know the terminal's size.
+    pub(crate) fn new(pipes: StreamPipes, sink: &'a mut Sink, is_console: bool) -> Self {
+        Stream { pipes, sink, is_console, to_guest: Vec::new(), to_host: Vec::new() }
+    }
+
+    /// The size of the terminal that the console is on.
+    pub(crate) fn console_size(&self) -> Option<TerminalSize> {
+        self.sink.terminal_size().filter(|_| self.is_console)
     }
 
     /// What it waits for now.
@@ -136,8 +176,6 @@ impl<'a> Stream<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cellblock_config::StreamSink;
-    use rustix::pipe::{PipeFlags, pipe_with};
     use std::io::Read;
     use std::os::unix::net::UnixStream;
 
@@ -165,17 +203,33 @@ mod tests {
     }
 
     #[test]
+    fn a_sink_has_the_pipes_that_it_has_use_for() {
+        let ends = |sink: StreamSink| {
+            let (worker, front) = pipes(&sink, true).unwrap();
+            assert_eq!(
+                (worker.input.is_some(), worker.output.is_some()),
+                (front.input.is_some(), front.output.is_some())
+            );
+            (worker.input.is_some(), worker.output.is_some())
+        };
+        assert_eq!(ends(StreamSink::Null), (false, false));
+        assert_eq!(ends(StreamSink::File { path: "/f".into(), limit: 1 }), (false, true));
+        assert_eq!(ends(StreamSink::Stdio), (true, true));
+    }
+
+    #[test]
     fn a_sink_that_is_full_leaves_the_pipe_full() {
         let path = std::env::temp_dir().join(format!("cellblock-stream-{}", std::process::id()));
-        let mut sink = Sink::open(&StreamSink::Socket { path: path.clone() }).unwrap();
-        let (ours, theirs) = pipe_with(PipeFlags::NONBLOCK).unwrap();
-        let (input_theirs, input_ours) = pipe_with(PipeFlags::NONBLOCK).unwrap();
-        let mut stream = Stream::new(StreamPipes { input: Some(input_ours), output: Some(ours) }, &mut sink);
+        let leads_to = StreamSink::Socket { path: path.clone() };
+        let mut sink = Sink::open(&leads_to, "console").unwrap();
+        let (WorkerEnds { input, output }, ours) = pipes(&leads_to, false).unwrap();
+        let (guest_input, guest_output) = (input.unwrap(), output.unwrap());
+        let mut stream = Stream::new(ours, &mut sink, true);
         let mut client = UnixStream::connect(&path).unwrap();
         run(&mut stream);
         // Far more than a socket and two buffers hold.
         let (mut sent, chunk) = (0, [7; 4096]);
-        while let Ok(count) = rustix::io::write(&theirs, &chunk) {
+        while let Ok(count) = rustix::io::write(&guest_output, &chunk) {
             sent += count;
             run(&mut stream);
             assert!(sent < 64 << 20, "what nobody reads is taken without end");
@@ -185,8 +239,8 @@ mod tests {
         std::io::Write::write_all(&mut client, b"hi").unwrap();
         run(&mut stream);
         let mut got = [0; 8];
-        assert_eq!(rustix::io::read(&input_theirs, &mut got), Ok(2));
-        drop(theirs);
+        assert_eq!(rustix::io::read(&guest_input, &mut got), Ok(2));
+        drop(guest_output);
         let mut all = 0;
         while !stream.is_drained() {
             let mut chunk = [0; 8192];

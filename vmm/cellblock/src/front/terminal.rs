@@ -30,6 +30,23 @@ impl RawTerminal {
     }
 }
 
+/// A terminal's size in characters.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct TerminalSize {
+    /// Width; 0 = not known.
+    pub columns: u16,
+    /// Height; 0 = not known.
+    pub rows: u16,
+}
+
+impl RawTerminal {
+    /// Its size now.
+    pub(crate) fn size(&self) -> Option<TerminalSize> {
+        let size = termios::tcgetwinsize(&self.fd).ok()?;
+        Some(TerminalSize { columns: size.ws_col, rows: size.ws_row })
+    }
+}
+
 impl Drop for RawTerminal {
     fn drop(&mut self) {
         let _ = termios::tcsetattr(&self.fd, OptionalActions::Flush, &self.saved);
