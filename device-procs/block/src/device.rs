@@ -1,7 +1,7 @@
 //! A disk as its driver finds it, and who serves its queues.
 
-use cellblock_sdk::virtio::Identity;
 use cellblock_sdk::virtio::spec::device_id;
+use cellblock_sdk::virtio::{Identity, Space};
 use cellblock_wire::device::BlockConfig;
 
 use crate::image::Image;
@@ -15,7 +15,7 @@ pub fn identity(config: &BlockConfig) -> Identity {
         features: features(config),
         queues: config.queues,
         queue_size: QUEUE_SIZE,
-        config: configuration_space(config),
+        config: Space::fixed(configuration_space(config)),
     }
 }
 

@@ -11,22 +11,21 @@ use cellblock_block::spec::{feature as block, request, status};
 use cellblock_block::{identity, servers};
 use cellblock_sdk::testing::Harness;
 use cellblock_sdk::testing::virtio::{DATA, Driver, Edges, RAM_BYTES, Segment, shared_ram};
-use cellblock_sdk::virtio::engine::Inline;
 use cellblock_sdk::virtio::spec::feature;
-use cellblock_sdk::virtio::{Interrupt, Transport};
+use cellblock_sdk::virtio::{Inline, Interrupt, OneByOne, Transport};
 use cellblock_wire::device::{BlockConfig, CacheMode};
 use proptest::prelude::*;
 
 mod probes;
 use probes::*;
 
-type Disk<I> = Driver<Harness<Transport<Inline<Requests<I>>>>>;
+type Disk<I> = Driver<Harness<Transport<Inline<OneByOne<Requests<I>>>>>>;
 
 fn disk<I: Image + Clone>(config: &BlockConfig, image: &I) -> (Disk<I>, Edges) {
     let edges = Edges::default();
     let interrupt = Interrupt::new(edges.clone());
     let ram = shared_ram().0;
-    let engine = Inline::new(servers(config, image), interrupt.clone());
+    let engine = Inline::servers(servers(config, image), interrupt.clone());
     let device = Transport::new(identity(config), engine, ram.clone(), interrupt);
     (Driver::new(Harness::new(device), ram), edges)
 }
@@ -303,7 +302,7 @@ fn restored(image: &RawImage, old: &Disk<RawImage>, saved: &[u8]) -> Result<Edge
     use cellblock_sdk::device::Device;
     let edges = Edges::default();
     let interrupt = Interrupt::new(edges.clone());
-    let engine = Inline::new(servers(&config(), image), interrupt.clone());
+    let engine = Inline::servers(servers(&config(), image), interrupt.clone());
     let mut device = Transport::new(identity(&config()), engine, old.ram.clone(), interrupt);
     device.restore(saved).map_err(|error| error.to_string())?;
     Ok(edges)

@@ -9,8 +9,7 @@ use cellblock_block::request::Requests;
 use cellblock_block::{identity, servers};
 use cellblock_sdk::testing::Harness;
 use cellblock_sdk::testing::virtio::{Driver, Edges, shared_ram};
-use cellblock_sdk::virtio::engine::Inline;
-use cellblock_sdk::virtio::{Interrupt, Transport};
+use cellblock_sdk::virtio::{Inline, Interrupt, OneByOne, Transport};
 use proptest::prelude::*;
 
 mod probes;
@@ -24,10 +23,12 @@ fn opened(file: &ImageFile) -> Qcow2Image {
     Qcow2Image::open(file.open(), vec![], true, BYTES).unwrap()
 }
 
-fn disk(image: &Qcow2Image) -> Driver<Harness<Transport<Inline<Requests<Qcow2Image>>>>> {
+type Disk = Driver<Harness<Transport<Inline<OneByOne<Requests<Qcow2Image>>>>>>;
+
+fn disk(image: &Qcow2Image) -> Disk {
     let interrupt = Interrupt::new(Edges::default());
     let ram = shared_ram().0;
-    let engine = Inline::new(servers(&config(), image), interrupt.clone());
+    let engine = Inline::servers(servers(&config(), image), interrupt.clone());
     Driver::new(Harness::new(Transport::new(identity(&config()), engine, ram.clone(), interrupt)), ram)
 }
 

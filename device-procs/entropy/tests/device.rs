@@ -7,9 +7,8 @@ use cellblock_entropy::spec::{MAX_BYTES, QUEUE_SIZE};
 use cellblock_entropy::{HostRandom, Random, Requests, identity};
 use cellblock_sdk::testing::virtio::{DATA, Driver, Edges, RAM_BYTES, Segment, shared_ram};
 use cellblock_sdk::testing::{Harness, Host};
-use cellblock_sdk::virtio::engine::Inline;
 use cellblock_sdk::virtio::spec::{feature, register};
-use cellblock_sdk::virtio::{Interrupt, Transport};
+use cellblock_sdk::virtio::{Inline, Interrupt, Transport};
 
 /// 1, 2, 3, … and an error after so many bytes.
 struct Counting(u64, u64);
@@ -30,7 +29,7 @@ impl Random for Counting {
 fn device<R: Random>(source: R) -> Driver<impl Host> {
     let interrupt = Interrupt::new(Edges::default());
     let ram = shared_ram().0;
-    let engine = Inline::new(vec![Requests::new(source)], interrupt.clone());
+    let engine = Inline::servers(vec![Requests::new(source)], interrupt.clone());
     Driver::new(Harness::new(Transport::new(identity(), engine, ram.clone(), interrupt)), ram)
 }
 

@@ -59,6 +59,8 @@ pub enum Event {
         /// Height in characters.
         rows: u16,
     },
+    /// The driver changed the device's configuration space.
+    ConfigWritten,
 }
 
 /// A device model: a state machine that answers register accesses.

@@ -21,6 +21,7 @@ const TABLE: &[(&str, u64)] = &[
     ("MADV_WILLNEED", 3),
     ("MADV_DONTNEED", 4),
     ("MADV_FREE", 8),
+    ("MADV_REMOVE", 9),
     ("MADV_HUGEPAGE", 14),
     ("MADV_NOHUGEPAGE", 15),
     ("MADV_DONTDUMP", 16),

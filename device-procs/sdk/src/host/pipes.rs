@@ -22,8 +22,8 @@ const INPUT_BYTES: usize = 16;
 const GATHER: Duration = Duration::from_millis(1);
 /// Bytes per write.
 const CHUNK: usize = 2048;
-/// Enough for the threads' few frames and one chunk.
-const STACK: usize = 64 << 10;
+/// Enough for what the threads keep on it; a page is taken when it is touched.
+const STACK: usize = 256 << 10;
 
 /// Wakes the register thread: it gets an [`Event::Host`](crate::device::Event::Host).
 #[derive(Debug, Clone)]

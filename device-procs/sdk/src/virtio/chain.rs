@@ -1,25 +1,26 @@
-//! A descriptor chain as a device sees it: bytes that it may take, then bytes that it may fill. Always by copying.
+//! A descriptor chain as a device sees it: bytes that it may take, then bytes that it may fill. By copying, or by having the
+//! kernel move them between guest memory and a file.
 
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use cellblock_channel::ram::{Buffer, Durability, Ram};
 use thiserror::Error;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
-/// A piece of guest memory that the driver offers. Nothing about it is checked until it is touched.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Buffer {
-    pub(super) address: u64,
-    pub(super) length: u32,
-}
+/// The most pieces of a chain that one system call is told of.
+const MAX_PIECES: usize = 256;
 
 /// One chain's buffers; kept from chain to chain for its memory.
 #[derive(Debug, Default)]
-pub(super) struct Buffers {
+pub struct Buffers {
     pub(super) readable: Vec<Buffer>,
     pub(super) writable: Vec<Buffer>,
 }
 
 impl Buffers {
-    /// Room for the longest chain of a queue, so that serving allocates nothing.
-    pub(super) fn for_chains_of(size: u16) -> Self {
+    /// Room for the longest chain of a queue of `size` descriptors, so that serving allocates nothing.
+    pub fn for_chains_of(size: u16) -> Self {
         let room = || Vec::with_capacity(size.into());
         Buffers { readable: room(), writable: room() }
     }
@@ -56,7 +57,7 @@ pub enum ChainError {
 /// A chain while it is served.
 #[derive(Debug)]
 pub struct Chain<'a> {
-    memory: &'a GuestMemoryMmap,
+    ram: &'a Ram,
     readable: Cursor<'a>,
     writable: Cursor<'a>,
     written: u32,
@@ -67,10 +68,10 @@ pub struct Chain<'a> {
 pub struct LastByte(u64);
 
 impl<'a> Chain<'a> {
-    pub(super) fn new(memory: &'a GuestMemoryMmap, buffers: &'a Buffers) -> Self {
+    pub(super) fn new(ram: &'a Ram, buffers: &'a Buffers) -> Self {
         let readable = Cursor::new("readable", &buffers.readable);
         let writable = Cursor::new("writable", &buffers.writable);
-        Chain { memory, readable, writable, written: 0 }
+        Chain { ram, readable, writable, written: 0 }
     }
 
     /// Bytes that can still be read.
@@ -93,12 +94,12 @@ impl<'a> Chain<'a> {
     /// # Errors
     /// There are fewer, or they are not in guest memory; `into` may then hold a part of them.
     pub fn read(&mut self, into: &mut [u8]) -> Result<(), ChainError> {
-        self.readable.need(into.len())?;
+        self.readable.need(into.len() as u64)?;
         let mut rest = into;
         while !rest.is_empty() {
             let (address, length) = self.readable.next(rest.len());
             let (now, later) = rest.split_at_mut_checked(length).unwrap_or_default();
-            self.memory.read_slice(now, GuestAddress(address)).map_err(|_| outside(address, length))?;
+            self.ram.memory().read_slice(now, GuestAddress(address)).map_err(|_| outside(address, length))?;
             rest = later;
         }
         Ok(())
@@ -109,17 +110,88 @@ impl<'a> Chain<'a> {
     /// # Errors
     /// There is less room, or it is not in guest memory; a part may then be written.
     pub fn write(&mut self, from: &[u8]) -> Result<(), ChainError> {
-        self.writable.need(from.len())?;
+        self.writable.need(from.len() as u64)?;
         let mut rest = from;
         while !rest.is_empty() {
             let (address, length) = self.writable.next(rest.len());
             let (now, later) = rest.split_at_checked(length).unwrap_or_default();
-            self.memory.write_slice(now, GuestAddress(address)).map_err(|_| outside(address, length))?;
-            // A chain has less than 2^32 bytes.
-            self.written = self.written.saturating_add(length as u32);
+            self.ram
+                .memory()
+                .write_slice(now, GuestAddress(address))
+                .map_err(|_| outside(address, length))?;
+            self.count_written(length as u64);
             rest = later;
         }
         Ok(())
+    }
+
+    /// Passes the next `bytes` readable ones over.
+    ///
+    /// # Errors
+    /// There are fewer; nothing is passed over.
+    pub fn skip_readable(&mut self, bytes: u64) -> Result<(), ChainError> {
+        self.readable.need(bytes)?;
+        self.readable.advance(bytes);
+        Ok(())
+    }
+
+    /// Passes the next `bytes` writable ones over, which then count as written.
+    ///
+    /// # Errors
+    /// There are fewer; nothing is passed over.
+    pub fn skip_writable(&mut self, bytes: u64) -> Result<(), ChainError> {
+        self.writable.need(bytes)?;
+        self.writable.advance(bytes);
+        self.count_written(bytes);
+        Ok(())
+    }
+
+    /// Has the kernel give at most `most` of the next readable bytes to `fd`, at offset `at` or where the descriptor stands,
+    /// with one system call. Returns how many went; those are taken. Fewer than wanted if the chain has more than 256 pieces.
+    ///
+    /// # Errors
+    /// The host's; `EFAULT` if a buffer is not in guest memory. Nothing is taken.
+    pub fn send_to(&mut self, fd: BorrowedFd<'_>, at: Option<u64>, most: u64) -> io::Result<usize> {
+        self.send(fd, at, most, Durability::Visible)
+    }
+
+    /// As [`send_to`](Self::send_to); what went is on stable storage.
+    ///
+    /// # Errors
+    /// As [`send_to`](Self::send_to).
+    pub fn send_stable(&mut self, fd: BorrowedFd<'_>, at: Option<u64>, most: u64) -> io::Result<usize> {
+        self.send(fd, at, most, Durability::Stable)
+    }
+
+    fn send(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        at: Option<u64>,
+        most: u64,
+        durability: Durability,
+    ) -> io::Result<usize> {
+        let (pieces, count) = self.readable.pieces(most);
+        let sent = self.ram.writev(fd, pieces.get(..count).unwrap_or_default(), at, durability)?;
+        self.readable.advance(sent as u64);
+        Ok(sent)
+    }
+
+    /// Has the kernel fill at most `most` of the next writable bytes from `fd`, from offset `at` on or from where the
+    /// descriptor stands, with one system call. Returns how many came; those are written. 0 = the end, or no room.
+    ///
+    /// # Errors
+    /// As [`send_to`](Self::send_to).
+    pub fn fill_from(&mut self, fd: BorrowedFd<'_>, at: Option<u64>, most: u64) -> io::Result<usize> {
+        let (pieces, count) = self.writable.pieces(most);
+        let filled = self.ram.readv(fd, pieces.get(..count).unwrap_or_default(), at)?;
+        self.writable.advance(filled as u64);
+        self.count_written(filled as u64);
+        Ok(filled)
+    }
+
+    fn count_written(&mut self, bytes: u64) {
+        // A chain has less than 2^32 bytes.
+        self.written = self.written.saturating_add(bytes as u32);
     }
 
     /// Sets the chain's last writable byte apart, so that [`write`](Self::write) does not reach it: a request's status.
@@ -139,7 +211,7 @@ impl<'a> Chain<'a> {
     /// # Errors
     /// It is not in guest memory.
     pub fn write_last(&mut self, LastByte(address): LastByte, value: u8) -> Result<(), ChainError> {
-        self.memory.write_obj(value, GuestAddress(address)).map_err(|_| outside(address, 1))
+        self.ram.memory().write_obj(value, GuestAddress(address)).map_err(|_| outside(address, 1))
     }
 }
 
@@ -163,8 +235,7 @@ impl<'a> Cursor<'a> {
         Cursor { what, buffers, index: 0, offset: 0, left }
     }
 
-    fn need(&self, bytes: usize) -> Result<(), ChainError> {
-        let wanted = bytes as u64;
+    fn need(&self, wanted: u64) -> Result<(), ChainError> {
         if wanted > self.left {
             return Err(ChainError::Short { what: self.what, left: self.left, wanted });
         }
@@ -184,15 +255,48 @@ impl<'a> Cursor<'a> {
         }
         (address, length as usize)
     }
+
+    /// Takes the next `bytes`, or all that is left.
+    fn advance(&mut self, bytes: u64) {
+        let mut rest = bytes.min(self.left);
+        while rest > 0 {
+            // No buffer is empty, and there are as many as `left` says.
+            rest -= self.next(usize::try_from(rest).unwrap_or(usize::MAX)).1 as u64;
+        }
+    }
+
+    /// The next pieces of at most `most` bytes together, and how many these are. Takes nothing.
+    fn pieces(&self, most: u64) -> ([Buffer; MAX_PIECES], usize) {
+        let mut pieces = [Buffer { address: 0, length: 0 }; MAX_PIECES];
+        let (mut rest, mut offset, mut count) = (most.min(self.left), self.offset, 0);
+        let buffers = self.buffers.get(self.index..).unwrap_or_default();
+        for (piece, buffer) in pieces.iter_mut().zip(buffers) {
+            let length = u32::try_from(rest).unwrap_or(u32::MAX).min(buffer.length - offset);
+            if length == 0 {
+                break;
+            }
+            // Past the top of the address space there is no guest memory, which the access will find.
+            *piece = Buffer { address: buffer.address.saturating_add(offset.into()), length };
+            (rest, offset, count) = (rest - u64::from(length), 0, count + 1);
+        }
+        (pieces, count)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+    use rustix::fs::{MemfdFlags, memfd_create};
+    use std::os::fd::{AsFd, OwnedFd};
     use vm_memory::GuestMemoryMmap;
 
-    fn memory() -> GuestMemoryMmap {
-        GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap()
+    fn ram() -> Ram {
+        Ram::from(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap())
+    }
+
+    fn file() -> OwnedFd {
+        memfd_create("file", MemfdFlags::CLOEXEC).unwrap()
     }
 
     fn buffers(readable: &[(u64, u32)], writable: &[(u64, u32)]) -> Buffers {
@@ -203,10 +307,10 @@ mod tests {
 
     #[test]
     fn bytes_run_over_the_borders_of_buffers() {
-        let (memory, buffers) = (memory(), buffers(&[(0, 3), (0x10, 2)], &[(0x20, 1), (0x30, 4)]));
-        memory.write_slice(b"abc", GuestAddress(0)).unwrap();
-        memory.write_slice(b"de", GuestAddress(0x10)).unwrap();
-        let mut chain = Chain::new(&memory, &buffers);
+        let (ram, buffers) = (ram(), buffers(&[(0, 3), (0x10, 2)], &[(0x20, 1), (0x30, 4)]));
+        ram.memory().write_slice(b"abc", GuestAddress(0)).unwrap();
+        ram.memory().write_slice(b"de", GuestAddress(0x10)).unwrap();
+        let mut chain = Chain::new(&ram, &buffers);
         let mut got = [0; 5];
         chain.read(&mut got[..1]).unwrap();
         chain.read(&mut got[1..]).unwrap();
@@ -218,18 +322,18 @@ mod tests {
         assert!(chain.write(b"!").is_err(), "the last byte is set apart");
         chain.write_last(status, 7).unwrap();
         let mut tail = [0; 4];
-        memory.read_slice(&mut tail, GuestAddress(0x30)).unwrap();
+        ram.memory().read_slice(&mut tail, GuestAddress(0x30)).unwrap();
         assert_eq!(&tail, b"xyz\x07");
     }
 
     #[test]
     fn buffers_outside_of_memory_are_named() {
         for address in [0x1000, 0xffe, u64::MAX, u64::MAX - 1] {
-            let (memory, buffers) = (memory(), buffers(&[(address, 4)], &[(address, 4)]));
-            let mut chain = Chain::new(&memory, &buffers);
+            let (ram, buffers) = (ram(), buffers(&[(address, 4)], &[(address, 4)]));
+            let mut chain = Chain::new(&ram, &buffers);
             assert!(matches!(chain.read(&mut [0; 4]), Err(ChainError::Outside { .. })), "{address:#x}");
             assert!(matches!(chain.write(&[0; 4]), Err(ChainError::Outside { .. })), "{address:#x}");
-            let mut chain = Chain::new(&memory, &buffers);
+            let mut chain = Chain::new(&ram, &buffers);
             let last = chain.reserve_last().unwrap();
             assert!(matches!(chain.write_last(last, 0), Err(ChainError::Outside { .. })), "{address:#x}");
         }
@@ -237,7 +341,95 @@ mod tests {
 
     #[test]
     fn an_empty_chain_has_no_last_byte() {
-        let (memory, buffers) = (memory(), buffers(&[], &[]));
-        assert!(Chain::new(&memory, &buffers).reserve_last().is_err());
+        let (ram, buffers) = (ram(), buffers(&[], &[]));
+        assert!(Chain::new(&ram, &buffers).reserve_last().is_err());
+    }
+
+    #[test]
+    fn files_are_filled_and_read_without_a_copy() {
+        let (ram, file) = (ram(), file());
+        let buffers = buffers(&[(0, 3), (0x10, 5)], &[(0x20, 4), (0x30, 6)]);
+        ram.memory().write_slice(b"abc", GuestAddress(0)).unwrap();
+        ram.memory().write_slice(b"defgh", GuestAddress(0x10)).unwrap();
+        let mut chain = Chain::new(&ram, &buffers);
+        chain.skip_readable(1).unwrap();
+        assert_eq!(chain.send_to(file.as_fd(), Some(10), 4).unwrap(), 4);
+        assert_eq!(chain.send_stable(file.as_fd(), Some(14), u64::MAX).unwrap(), 3);
+        assert_eq!(chain.readable(), 0);
+        assert!(chain.skip_readable(1).is_err());
+        let status = chain.reserve_last().unwrap();
+        chain.skip_writable(2).unwrap();
+        assert_eq!(chain.fill_from(file.as_fd(), Some(10), 3).unwrap(), 3);
+        assert_eq!(chain.fill_from(file.as_fd(), Some(13), u64::MAX).unwrap(), 4, "not the last byte");
+        assert_eq!((chain.written(), chain.writable()), (9, 0));
+        chain.write_last(status, b'!').unwrap();
+        let mut got = [0; 6];
+        ram.memory().read_slice(&mut got, GuestAddress(0x30)).unwrap();
+        assert_eq!(&got, b"defgh!");
+        assert_eq!(chain.fill_from(file.as_fd(), Some(0), 8).unwrap(), 0, "no room");
+    }
+
+    #[test]
+    fn a_file_that_ends_fills_a_part() {
+        let (ram, file, buffers) = (ram(), file(), buffers(&[], &[(0, 4), (0x10, 8)]));
+        rustix::io::pwrite(&file, b"12345", 0).unwrap();
+        let mut chain = Chain::new(&ram, &buffers);
+        assert_eq!(chain.fill_from(file.as_fd(), Some(0), 8).unwrap(), 5);
+        assert_eq!((chain.written(), chain.writable()), (5, 7));
+        assert_eq!(chain.fill_from(file.as_fd(), Some(5), 8).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_bad_buffer_moves_nothing() {
+        let (ram, file, buffers) = (ram(), file(), buffers(&[(0, 8), (0xfff, 2)], &[(0, 8), (u64::MAX, 2)]));
+        rustix::io::pwrite(&file, &[7; 32], 0).unwrap();
+        let mut chain = Chain::new(&ram, &buffers);
+        let fault = Some(rustix::io::Errno::FAULT.raw_os_error());
+        assert_eq!(chain.send_to(file.as_fd(), Some(0), 10).unwrap_err().raw_os_error(), fault);
+        assert_eq!(chain.fill_from(file.as_fd(), Some(0), 10).unwrap_err().raw_os_error(), fault);
+        assert_eq!((chain.readable(), chain.writable(), chain.written()), (10, 10, 0));
+        assert_eq!(ram.memory().read_obj::<u64>(GuestAddress(0)).unwrap(), 0);
+        assert_eq!(chain.send_to(file.as_fd(), Some(0), 8).unwrap(), 8, "up to it is fine");
+    }
+
+    proptest! {
+        /// Whatever way the bytes of a chain are taken, they are the same.
+        #[test]
+        fn cursors_agree(
+            lengths in proptest::collection::vec(1u32..40, 1..300),
+            steps in proptest::collection::vec((0u8..3, 0u64..600), 1..20),
+        ) {
+            let (ram, file) = (ram(), file());
+            let all: Vec<u8> = (0..0x1000).map(|i| (i * 7 + i / 251) as u8).collect();
+            ram.memory().write_slice(&all, GuestAddress(0)).unwrap();
+            let list: Vec<_> = lengths.iter().enumerate().map(|(i, l)| ((i as u64 * 37) % 0xf00, *l)).collect();
+            let wanted: Vec<u8> =
+                list.iter().flat_map(|&(at, l)| all[at as usize..at as usize + l as usize].to_vec()).collect();
+            let buffers = buffers(&list, &[]);
+            let mut chain = Chain::new(&ram, &buffers);
+            let mut at = 0;
+            for (kind, most) in steps {
+                let count = (most as usize).min(wanted.len() - at);
+                let taken = match kind {
+                    0 => chain.skip_readable(count as u64).map(|()| count).unwrap(),
+                    1 => {
+                        let mut got = vec![0; count];
+                        chain.read(&mut got).unwrap();
+                        prop_assert_eq!(&got, &wanted[at..at + count]);
+                        count
+                    }
+                    _ => {
+                        let sent = chain.send_to(file.as_fd(), Some(0), most).unwrap();
+                        let mut got = vec![0; sent];
+                        rustix::io::pread(&file, &mut got, 0).unwrap();
+                        prop_assert_eq!(&got, &wanted[at..at + sent]);
+                        prop_assert!(sent == count || lengths.len() > MAX_PIECES);
+                        sent
+                    }
+                };
+                at += taken;
+                prop_assert_eq!(chain.readable(), (wanted.len() - at) as u64);
+            }
+        }
     }
 }

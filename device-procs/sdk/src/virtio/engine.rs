@@ -1,21 +1,154 @@
-//! Who serves the queues, and how one is served.
+//! Who serves the queues. A device is a few posts, each a [`Work`] with the queues and descriptors that it looks after; an
+//! [`Engine`] gives each post its turns: [`Inline`](super::inline::Inline) on the caller's thread,
+//! [`Threads`](super::threads::Threads) each on one of its own.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::chain::Chain;
 use super::interrupt::Interrupt;
 use super::queue::{QueueError, Virtqueue};
 
-/// Serves the requests of one queue.
-pub trait Serve {
-    /// The driver is ready, and these are the features that it agreed to.
-    fn begin(&mut self, features: u64);
+/// The most descriptors that one post may wait for beside its queues.
+pub const MAX_SOURCES: usize = 8;
+/// Requests that [`OneByOne`] serves in one turn.
+const TURN: usize = 64;
 
-    /// Serves one request; returns how many bytes were written from the beginning of its writable part on.
-    fn serve(&mut self, chain: &mut Chain<'_>) -> u32;
+/// What one post does with its queues.
+///
+/// A queue is named by its slot: its position among the post's queues.
+pub trait Work {
+    /// Queue `slot` is the driver's from now on, and these are the features that it agreed to.
+    fn begin(&mut self, slot: usize, features: u64);
+
+    /// Queue `slot` is taken away (a reset, or the driver made it unready): every chain that is held of it is forgotten.
+    fn end(&mut self, slot: usize);
+
+    /// Does what there is to do, bounded and without blocking, and says what to wait for. Called after [`begin`](Self::begin),
+    /// after a kick, when a source is ready, when the time has come, and now and then for nothing; only while there is a queue.
+    ///
+    /// Who wants kicks of a queue calls its `listen` before it returns, and looks again if that says `true`.
+    ///
+    /// # Errors
+    /// A queue makes no sense: all of the post's queues are taken away, and the device needs a reset.
+    fn work(&mut self, queues: &mut Queues) -> Result<Wait, QueueError>;
 }
 
-/// Has each queue of a device served.
+impl<W: Work + ?Sized> Work for Box<W> {
+    fn begin(&mut self, slot: usize, features: u64) {
+        (**self).begin(slot, features);
+    }
+
+    fn end(&mut self, slot: usize) {
+        (**self).end(slot);
+    }
+
+    fn work(&mut self, queues: &mut Queues) -> Result<Wait, QueueError> {
+        (**self).work(queues)
+    }
+}
+
+/// What a post waits for; kicks of its queues end every wait. The default is to wait for kicks alone.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Wait {
+    /// A bit for each source: until it can be read, or has come to its end.
+    pub readable: u32,
+    /// A bit for each source: until it can be written, or nobody reads it any more.
+    pub writable: u32,
+    /// Until then, as `Clock::monotonic`. May be a millisecond late.
+    pub until: Option<u64>,
+    /// Not at all: there is more to do.
+    pub again: bool,
+}
+
+impl Wait {
+    /// There is more to do.
+    pub fn again() -> Self {
+        Wait { again: true, ..Wait::default() }
+    }
+
+    /// Until `time`, or a kick.
+    pub fn until(time: u64) -> Self {
+        Wait { until: Some(time), ..Wait::default() }
+    }
+}
+
+/// A post's queues, as far as they are ready.
+#[derive(Debug)]
+pub struct Queues {
+    slots: Vec<Slot>,
+    interrupt: Interrupt,
+}
+
+#[derive(Debug)]
+struct Slot {
+    queue: Option<Virtqueue>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Queues {
+    /// No queue is ready. `stops` say, for each slot, that its queue is to be taken away.
+    pub(super) fn new(stops: impl IntoIterator<Item = Arc<AtomicBool>>, interrupt: Interrupt) -> Self {
+        let slots = stops.into_iter().map(|stop| Slot { queue: None, stop }).collect();
+        Queues { slots, interrupt }
+    }
+
+    /// Queue `slot`, if it is ready.
+    pub fn get(&mut self, slot: usize) -> Option<&mut Virtqueue> {
+        self.slots.get_mut(slot)?.queue.as_mut()
+    }
+
+    /// Queues of the post, ready or not.
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Whether the post has none.
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// Whether queue `slot` is about to be taken away: nothing new should be begun in it.
+    pub fn stopping(&self, slot: usize) -> bool {
+        // SYNC POINT: Acquire pairs with the Release in `Threads::stop`.
+        self.slots.get(slot).is_some_and(|slot| slot.stop.load(Ordering::Acquire))
+    }
+
+    /// Interrupts the driver, if it wants to know of what was pushed to queue `slot` since the last call.
+    ///
+    /// # Errors
+    /// The queue makes no sense.
+    pub fn signal(&mut self, slot: usize) -> Result<(), QueueError> {
+        match self.get(slot).map(Virtqueue::wants_interrupt) {
+            Some(Ok(true)) => self.interrupt.used_buffer(),
+            Some(Err(error)) => return Err(error),
+            Some(Ok(false)) | None => {}
+        }
+        Ok(())
+    }
+
+    /// The device's interrupt, for changes of its configuration space.
+    pub fn interrupt(&self) -> &Interrupt {
+        &self.interrupt
+    }
+
+    pub(super) fn any(&self) -> bool {
+        self.slots.iter().any(|slot| slot.queue.is_some())
+    }
+
+    pub(super) fn put(&mut self, slot: usize, queue: Virtqueue) {
+        if let Some(slot) = self.slots.get_mut(slot) {
+            slot.queue = Some(queue);
+        }
+    }
+
+    pub(super) fn take(&mut self, slot: usize) -> Option<Virtqueue> {
+        self.slots.get_mut(slot)?.queue.take()
+    }
+}
+
+/// Has the queues of a device served.
 pub trait Engine {
     /// Serves queue `index` from now on, and first what is in it already. It is not being served.
     fn start(&mut self, index: usize, queue: Virtqueue, features: u64);
@@ -23,7 +156,7 @@ pub trait Engine {
     /// There may be something new in queue `index`.
     fn kick(&mut self, index: usize);
 
-    /// Asks for the end of queue `index`'s service, after the request that is being served.
+    /// Asks for the end of queue `index`'s service, at the next moment at which the post can.
     fn stop(&mut self, index: usize);
 
     /// Whether queue `index`'s memory may still be touched.
@@ -31,81 +164,54 @@ pub trait Engine {
 
     /// Waits at most `limit` until queue `index` is not busy any more; whether it is not.
     fn settle(&self, index: usize, limit: Duration) -> bool;
+
+    /// Something happened that is not a queue's: every post gets a turn, where that is not their own affair.
+    fn nudge(&mut self) {}
 }
 
-/// Serves `queue` until it is empty, or `stopped` says so between two requests.
-///
-/// # Errors
-/// The queue makes no sense; it is not to be touched again.
-pub fn drain(
-    queue: &mut Virtqueue,
-    server: &mut impl Serve,
-    interrupt: &Interrupt,
-    stopped: impl Fn() -> bool,
-) -> Result<(), QueueError> {
-    loop {
-        queue.silence()?;
-        while !stopped() {
-            let Some(head) = queue.pop()? else { break };
-            let written = server.serve(&mut queue.chain());
-            queue.push(head, written)?;
-            if queue.wants_interrupt()? {
-                interrupt.used_buffer();
-            }
-        }
-        if stopped() || !queue.listen()? {
-            return Ok(());
-        }
+/// Serves the requests of one queue, one after the other: each is answered before the next is begun.
+pub trait Serve {
+    /// The driver is ready, and these are the features that it agreed to.
+    fn begin(&mut self, features: u64);
+
+    /// Serves one request; returns how many bytes were written from the beginning of its writable part on.
+    fn serve(&mut self, chain: &mut Chain<'_>) -> u32;
+
+    /// Before this time, as `Clock::monotonic`, no request may be begun. `None` once it has come.
+    fn not_before(&self) -> Option<u64> {
+        None
     }
 }
 
-/// Serves each queue at once, on the caller's thread: for tests, benches and fuzzers.
+/// A [`Serve`] at work on the one queue of its post.
 #[derive(Debug)]
-pub struct Inline<S> {
-    servers: Vec<S>,
-    queues: Vec<Option<Virtqueue>>,
-    interrupt: Interrupt,
-}
+pub struct OneByOne<S>(pub S);
 
-impl<S: Serve> Inline<S> {
-    /// A server for each queue.
-    pub fn new(servers: Vec<S>, interrupt: Interrupt) -> Self {
-        let queues = servers.iter().map(|_| None).collect();
-        Inline { servers, queues, interrupt }
+impl<S: Serve> Work for OneByOne<S> {
+    fn begin(&mut self, _slot: usize, features: u64) {
+        self.0.begin(features);
     }
-}
 
-impl<S: Serve> Engine for Inline<S> {
-    fn start(&mut self, index: usize, queue: Virtqueue, features: u64) {
-        if let (Some(slot), Some(server)) = (self.queues.get_mut(index), self.servers.get_mut(index)) {
-            server.begin(features);
-            *slot = Some(queue);
+    fn end(&mut self, _slot: usize) {}
+
+    fn work(&mut self, queues: &mut Queues) -> Result<Wait, QueueError> {
+        let Some(queue) = queues.get(0) else { return Ok(Wait::default()) };
+        queue.silence()?;
+        for _ in 0..TURN {
+            if queues.stopping(0) {
+                return Ok(Wait::default());
+            }
+            if let Some(time) = self.0.not_before() {
+                return Ok(Wait::until(time));
+            }
+            let Some(queue) = queues.get(0) else { break };
+            let Some(head) = queue.pop()? else {
+                return Ok(Wait { again: queue.listen()?, ..Wait::default() });
+            };
+            let written = self.0.serve(&mut queue.chain());
+            queue.push(head, written)?;
+            queues.signal(0)?;
         }
-        self.kick(index);
-    }
-
-    fn kick(&mut self, index: usize) {
-        let (Some(slot), Some(server)) = (self.queues.get_mut(index), self.servers.get_mut(index)) else {
-            return;
-        };
-        let Some(queue) = slot else { return };
-        if drain(queue, server, &self.interrupt, || false).is_err() {
-            *slot = None;
-            self.interrupt.needs_reset();
-        }
-    }
-
-    fn stop(&mut self, index: usize) {
-        if let Some(slot) = self.queues.get_mut(index) {
-            *slot = None;
-        }
-    }
-
-    fn busy(&self, _index: usize) -> bool {
-        false
-    }
-
-    fn settle(&self, _index: usize, _limit: Duration) -> bool {
-        true
+        Ok(Wait::again())
     }
 }

@@ -39,6 +39,11 @@ impl Interrupt {
         self.raise(interrupt::USED_BUFFER);
     }
 
+    /// Configuration space has changed.
+    pub fn config_changed(&self) {
+        self.raise(interrupt::CONFIG_CHANGE);
+    }
+
     /// The device has met an error that only a reset mends (§2.1.2).
     pub fn needs_reset(&self) {
         // SYNC POINT: Release pairs with the Acquire in `asks_for_reset`; nothing else hangs on it.

@@ -1,15 +1,16 @@
-//! A split virtqueue (Virtio 1.3 §2.7), the device's side. The rings are walked by `virtio-queue`; what is here turns what
-//! that passes over in silence into errors, and keeps its rules in one place.
+//! A split virtqueue (Virtio 1.3 §2.7), the device's side. The available ring is walked by `virtio-queue`; chains
+//! ([`descriptors`](super::descriptors)) and the used ring are not, for there it knows no batches.
 
 use std::num::Wrapping;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use cellblock_channel::ram::Ram;
 use thiserror::Error;
-use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
 
-use super::chain::{Buffer, Buffers, Chain};
+use super::chain::{Buffers, Chain};
+use super::descriptors::{Table, walk};
 use super::spec::{NO_INTERRUPT, feature};
 
 /// Where a queue is, as its registers say.
@@ -79,6 +80,10 @@ pub struct Virtqueue {
     queue: Queue,
     ram: Ram,
     buffers: Buffers,
+    /// The used index.
+    used: Wrapping<u16>,
+    /// The used index when the driver's wish for interrupts was last looked at.
+    told: Wrapping<u16>,
 }
 
 impl Virtqueue {
@@ -103,12 +108,18 @@ impl Virtqueue {
         check_ranges(layout, ram.memory()).map_err(wrong)?;
         queue.set_event_idx(features & feature::EVENT_IDX != 0);
         queue.set_ready(true);
+        let mut used = Wrapping(0);
         if from == Position::Resume {
-            let Wrapping(used) = queue.used_idx(ram.memory(), Ordering::Acquire)?;
-            queue.set_next_avail(used);
-            queue.set_next_used(used);
+            used = queue.used_idx(ram.memory(), Ordering::Acquire)?;
+            queue.set_next_avail(used.0);
         }
-        Ok(Virtqueue { queue, ram, buffers: Buffers::for_chains_of(layout.size) })
+        let buffers = Buffers::for_chains_of(layout.size);
+        Ok(Virtqueue { queue, ram, buffers, used, told: used })
+    }
+
+    /// Descriptors in it.
+    pub fn size(&self) -> u16 {
+        self.queue.size()
     }
 
     /// Takes the next available chain off the ring: its head. Its buffers are then [`chain`](Self::chain)'s.
@@ -116,17 +127,40 @@ impl Virtqueue {
     /// # Errors
     /// The ring or the chain makes no sense.
     pub fn pop(&mut self) -> Result<Option<u16>, QueueError> {
-        let size = self.queue.size();
+        let mut buffers = std::mem::take(&mut self.buffers);
+        let popped = self.pop_into(&mut buffers);
+        self.buffers = buffers;
+        popped
+    }
+
+    /// The chain that [`pop`](Self::pop) took last.
+    pub fn chain(&self) -> Chain<'_> {
+        Chain::new(&self.ram, &self.buffers)
+    }
+
+    /// Takes the next available chain off the ring, as [`pop`](Self::pop) does, into `buffers`: where several are held at a
+    /// time.
+    ///
+    /// # Errors
+    /// The ring or the chain makes no sense.
+    pub fn pop_into(&mut self, buffers: &mut Buffers) -> Result<Option<u16>, QueueError> {
         let Some(chain) = self.queue.iter(self.ram.memory())?.next() else { return Ok(None) };
         let head = chain.head_index();
-        self.buffers.clear();
-        collect(chain, &mut self.buffers, head, size)?;
+        let table = Table { address: self.queue.desc_table(), size: self.queue.size().into() };
+        walk(&self.ram, table, head, buffers)?;
         Ok(Some(head))
     }
 
-    /// The chain that was popped last.
-    pub fn chain(&self) -> Chain<'_> {
-        Chain::new(self.ram.memory(), &self.buffers)
+    /// A chain that [`pop_into`](Self::pop_into) put into `buffers`, from its beginning on.
+    pub fn chain_of<'a>(&'a self, buffers: &'a Buffers) -> Chain<'a> {
+        Chain::new(&self.ram, buffers)
+    }
+
+    /// Puts the `count` chains that were popped last back: the next `pop` takes the first of them again. None of them may have
+    /// been pushed.
+    pub fn unpop(&mut self, count: u16) {
+        let Wrapping(next) = Wrapping(self.queue.next_avail()) - Wrapping(count);
+        self.queue.set_next_avail(next);
     }
 
     /// Gives the chain `head` back, with `written` bytes written from its beginning on.
@@ -134,7 +168,35 @@ impl Virtqueue {
     /// # Errors
     /// `head` is none.
     pub fn push(&mut self, head: u16, written: u32) -> Result<(), QueueError> {
-        Ok(self.queue.add_used(self.ram.memory(), head, written)?)
+        self.push_all(&[(head, written)])
+    }
+
+    /// Gives several chains back, each with how many bytes were written: the driver sees all of them at once.
+    ///
+    /// # Errors
+    /// A head is none, or there are more than the queue has; nothing is given back.
+    pub fn push_all(&mut self, used: &[(u16, u32)]) -> Result<(), QueueError> {
+        let size = self.queue.size();
+        if used.len() > usize::from(size) || used.iter().any(|(head, _)| *head >= size) {
+            return Err(virtio_queue::Error::InvalidDescriptorIndex.into());
+        }
+        let ring = self.queue.used_ring();
+        let memory = self.ram.memory();
+        let mut next = self.used;
+        for (head, written) in used {
+            // The ring's ranges were checked: no sum overflows.
+            let at = GuestAddress(ring + 4 + 8 * u64::from(next.0 % size));
+            let [h0, h1, h2, h3] = u32::from(*head).to_le_bytes();
+            let [w0, w1, w2, w3] = written.to_le_bytes();
+            let entry = [h0, h1, h2, h3, w0, w1, w2, w3];
+            memory.write_slice(&entry, at).map_err(virtio_queue::Error::GuestMemory)?;
+            next += 1;
+        }
+        // SYNC POINT: Release orders the entries, and what was written to the chains, before the index that the driver reads.
+        let stored = memory.store(next.0.to_le(), GuestAddress(ring + 2), Ordering::Release);
+        stored.map_err(virtio_queue::Error::GuestMemory)?;
+        self.used = next;
+        Ok(())
     }
 
     /// Whether the driver wants an interrupt for what was pushed since the last call.
@@ -142,15 +204,23 @@ impl Virtqueue {
     /// # Errors
     /// The ring is not readable.
     pub fn wants_interrupt(&mut self) -> Result<bool, QueueError> {
-        let memory = self.ram.memory();
-        // Also the fence between the used index and what the driver says.
-        let wanted = self.queue.needs_notification(memory)?;
-        if self.queue.event_idx_enabled() {
-            return Ok(wanted);
+        let before = std::mem::replace(&mut self.told, self.used);
+        if before == self.used {
+            return Ok(false);
         }
-        let flags = memory.load::<u16>(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed);
-        let flags = flags.map_err(virtio_queue::Error::GuestMemory)?;
-        Ok(u16::from_le(flags) & NO_INTERRUPT == 0)
+        // SYNC POINT: between the used index and what the driver says, which it writes before it looks at the index again.
+        fence(Ordering::SeqCst);
+        let ring = self.queue.avail_ring();
+        let load = |at: u64| {
+            let word = self.ram.memory().load::<u16>(GuestAddress(at), Ordering::Relaxed);
+            word.map(u16::from_le).map_err(virtio_queue::Error::GuestMemory)
+        };
+        if self.queue.event_idx_enabled() {
+            // §2.7.7.2: wanted is the one after entry number `used_event`.
+            let used_event = Wrapping(load(ring + 4 + 2 * u64::from(self.queue.size()))?);
+            return Ok(self.used - used_event - Wrapping(1) < self.used - before);
+        }
+        Ok(load(ring)? & NO_INTERRUPT == 0)
     }
 
     /// Tells the driver not to kick, as far as it listens.
@@ -184,31 +254,4 @@ fn check_ranges(layout: &Layout, memory: &GuestMemoryMmap) -> Result<(), String>
         }
     }
     Ok(())
-}
-
-/// The chain's buffers, in two lists. `virtio-queue` ends a broken chain early: then its last descriptor has a successor.
-fn collect(
-    chain: DescriptorChain<&GuestMemoryMmap>,
-    buffers: &mut Buffers,
-    head: u16,
-    size: u16,
-) -> Result<(), QueueError> {
-    let (mut length, mut goes_on, mut writing) = (0, true, false);
-    for descriptor in chain {
-        length += 1;
-        goes_on = descriptor.has_next();
-        if length > usize::from(size) {
-            return Err(QueueError::Long { head, size });
-        }
-        let buffer = Buffer { address: descriptor.addr().0, length: descriptor.len() };
-        match (descriptor.is_write_only(), writing) {
-            (false, true) => return Err(QueueError::Order { head }),
-            (writable, _) => writing = writable,
-        }
-        if buffer.length > 0 {
-            let list = if writing { &mut buffers.writable } else { &mut buffers.readable };
-            list.push(buffer);
-        }
-    }
-    if goes_on { Err(QueueError::Cut { head, length }) } else { Ok(()) }
 }

@@ -99,10 +99,18 @@ pub mod feature {
 
 /// Device ids (§5).
 pub mod device_id {
+    /// Network device.
+    pub const NET: u32 = 1;
     /// Block device.
     pub const BLOCK: u32 = 2;
+    /// Console.
+    pub const CONSOLE: u32 = 3;
     /// Entropy source.
     pub const ENTROPY: u32 = 4;
+    /// Memory balloon.
+    pub const BALLOON: u32 = 5;
+    /// Socket device.
+    pub const VSOCK: u32 = 19;
 }
 
 /// VIRTQ_AVAIL_F_NO_INTERRUPT (§2.7.6).
@@ -137,7 +145,11 @@ mod tests {
             (status::DEVICE_NEEDS_RESET.into(), virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET),
             (feature::INDIRECT_DESC, 1 << virtio_ring::VIRTIO_RING_F_INDIRECT_DESC),
             (feature::EVENT_IDX, 1 << virtio_ring::VIRTIO_RING_F_EVENT_IDX),
+            (device_id::NET.into(), virtio_ids::VIRTIO_ID_NET),
             (device_id::BLOCK.into(), virtio_ids::VIRTIO_ID_BLOCK),
+            (device_id::CONSOLE.into(), virtio_ids::VIRTIO_ID_CONSOLE),
+            (device_id::BALLOON.into(), virtio_ids::VIRTIO_ID_BALLOON),
+            (device_id::VSOCK.into(), virtio_ids::VIRTIO_ID_VSOCK),
             (device_id::ENTROPY.into(), virtio_ids::VIRTIO_ID_RNG),
             (NO_INTERRUPT.into(), virtio_ring::VRING_AVAIL_F_NO_INTERRUPT),
         ] {

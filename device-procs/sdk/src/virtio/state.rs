@@ -4,12 +4,14 @@
 
 use cellblock_wire::device::MAX_QUEUES;
 
+use super::config::{MAX_WRITABLE, Space};
 use super::queue::Layout;
 use super::spec::status;
+use super::transport::Identity;
 use crate::state::{Decoder, Encoder, StateError};
 
 const TAG: u8 = 0x56;
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// The registers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +35,18 @@ pub(super) struct QueueRegisters {
     pub(super) stopping: bool,
 }
 
+/// What a predecessor left.
+#[derive(Debug)]
+pub(super) struct Restored {
+    pub(super) registers: Registers,
+    pub(super) interrupt_status: u32,
+    pub(super) needs_reset: bool,
+    /// Of the configuration space.
+    pub(super) generation: u32,
+    /// The bytes of the configuration space that the driver may write.
+    pub(super) written: Vec<u8>,
+}
+
 impl Registers {
     /// As after a reset, with `queues` queues of `queue_size`.
     pub(super) fn new(queues: u16, queue_size: u16) -> Self {
@@ -54,8 +68,14 @@ impl Registers {
         self.status & bits == bits
     }
 
-    /// Appends all fields and the interrupt's: 32 bytes and 28 for each queue.
-    pub(super) fn save(&self, interrupt_status: u32, needs_reset: bool, out: &mut Encoder<'_>) {
+    /// Appends all fields, the interrupt's, and those of the configuration space: 37 bytes, those that the driver may write, and
+    /// 28 for each queue. So the most are 501.
+    pub(super) fn save(
+        &self,
+        (interrupt_status, needs_reset): (u32, bool),
+        config: &Space,
+        out: &mut Encoder<'_>,
+    ) {
         out.head(TAG, VERSION);
         out.u8(self.status);
         out.u32(self.device_features_sel);
@@ -65,6 +85,10 @@ impl Registers {
         out.bool(self.resetting);
         out.u32(interrupt_status);
         out.bool(needs_reset);
+        let (generation, written, length) = config.saved();
+        out.u32(generation);
+        out.u8(length as u8);
+        out.bytes(written.get(..length).unwrap_or_default());
         out.u8(self.queues.len() as u8);
         for QueueRegisters { layout, ready, stopping } in &self.queues {
             out.bytes(&layout.size.to_le_bytes());
@@ -76,16 +100,12 @@ impl Registers {
         }
     }
 
-    /// The registers in `saved` of a device with as many queues and these features, the interrupt status, and whether the
-    /// device needs a reset.
+    /// What is in `saved` of a device like `identity`.
     ///
     /// # Errors
     /// Bytes that [`Registers::save`] never writes.
-    pub(super) fn restore(
-        saved: &[u8],
-        queues: usize,
-        features: u64,
-    ) -> Result<(Registers, u32, bool), StateError> {
+    pub(super) fn restore(saved: &[u8], identity: &Identity) -> Result<Restored, StateError> {
+        let (queues, features) = (usize::from(identity.queues.min(MAX_QUEUES)), identity.features);
         const STATUS: u8 =
             status::ACKNOWLEDGE | status::DRIVER | status::DRIVER_OK | status::FEATURES_OK | status::FAILED;
         let mut fields = Decoder::new(saved, TAG, VERSION)?;
@@ -101,6 +121,11 @@ impl Registers {
         let resetting = fields.bool("resetting")?;
         let interrupt_status = fields.u32("interrupt_status")? & 3;
         let needs_reset = fields.bool("needs_reset")?;
+        let generation = fields.u32("config_generation")?;
+        let length = identity.config.writable().min(MAX_WRITABLE);
+        let allowed = "as many as the driver may write";
+        fields.u8_where("config_written", allowed, |count| usize::from(count) == length)?;
+        let written = (0..length).map(|_| fields.u8("config")).collect::<Result<_, _>>()?;
         fields.u8_where("queues", "as many as this device has", |count| usize::from(count) == queues)?;
         let queues = (0..queues).map(|_| restore_queue(&mut fields)).collect::<Result<_, _>>()?;
         fields.end()?;
@@ -113,7 +138,7 @@ impl Registers {
             queues,
             resetting,
         };
-        Ok((registers, interrupt_status, needs_reset))
+        Ok(Restored { registers, interrupt_status, needs_reset, generation, written })
     }
 }
 

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::spec::{feature, register, status};
-use super::threads::Threads;
-use super::{Chain, Identity, Interrupt, Serve, Transport};
+use super::threads::{Post, Threads};
+use super::{Chain, Identity, Interrupt, OneByOne, Serve, Space, Transport};
 use crate::device::Event;
 use crate::host::WakeLine;
 use crate::testing::Harness;
@@ -51,8 +51,10 @@ fn bench() -> Bench {
     let interrupt = Interrupt::new(Edges::default());
     let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap());
     let kick = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
-    let threads = Threads::start(vec![(slow, kick)], &interrupt, &WakeLine::new(Arc::clone(&wake))).unwrap();
-    let identity = Identity { id: 42, features: 0, queues: 1, queue_size: 16, config: vec![] };
+    let post = Post { work: OneByOne(slow), queues: vec![0], sources: vec![] };
+    let wake_line = WakeLine::new(Arc::clone(&wake));
+    let threads = Threads::start(vec![(post, vec![kick])], &interrupt, &wake_line).unwrap();
+    let identity = Identity { id: 42, features: 0, queues: 1, queue_size: 16, config: Space::fixed(vec![]) };
     let ram = shared_ram().0;
     let device = Transport::new(identity, threads, ram.clone(), interrupt);
     Bench { driver: Driver::new(Harness::new(device), ram), taken, go_on, wake, features }

@@ -1,5 +1,9 @@
-//! A thread for each queue. KVM kicks it through an eventfd, and it raises the interrupt itself: the data path touches
+//! A thread for each post. KVM kicks it through an eventfd, and it raises the interrupt itself: the data path touches
 //! neither the register thread nor the supervisor.
+//!
+//! A thread sleeps in one `epoll_pwait` on all that its post waits for. Kicks are edges, which need no read to be silent; a
+//! post's sources are levels, and in the set only while it waits for them (one that is not would end every wait by
+//! `EPOLLHUP`).
 
 use std::convert::Infallible;
 use std::io;
@@ -8,139 +12,213 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::engine::{Engine, Serve, drain};
+use cellblock_channel::clock;
+use rustix::event::{Timespec, epoll};
+use rustix::io::Errno;
+
+use super::engine::{Engine, MAX_SOURCES, Queues, Wait, Work};
 use super::interrupt::Interrupt;
-use super::queue::{QueueError, Virtqueue};
+use super::queue::Virtqueue;
+use crate::device::SECOND;
 use crate::host::{WakeLine, start_thread};
 
-/// Where the register thread and one queue's thread meet.
-#[derive(Debug, Default)]
-struct Desk {
-    orders: Mutex<Orders>,
-    changed: Condvar,
-    /// The service is to end.
-    stop: AtomicBool,
+/// The longest sleep of a post that waits for a time: longer ones would take another system call.
+const LONGEST_SLEEP: u64 = 3600 * SECOND;
+/// What one wait tells of. Which it is does not matter, so it need not be all.
+const EVENTS: usize = 4;
+/// What kicks tell of themselves; sources tell their number.
+const KICK: u64 = u64::MAX;
+
+/// A thread's work, the numbers of its queues, and what else it waits for: at most [`MAX_SOURCES`].
+#[derive(Debug)]
+pub struct Post<W> {
+    /// What it does.
+    pub work: W,
+    /// Its queues; slot 0 is the first of them.
+    pub queues: Vec<u16>,
+    /// Descriptors; bit 0 of a [`Wait`] is the first of them.
+    pub sources: Vec<Arc<OwnedFd>>,
 }
 
+/// Wakes a post; clones wake the same one.
+#[derive(Debug, Clone)]
+pub struct Kicker(Option<Arc<OwnedFd>>);
+
+impl Kicker {
+    /// Wakes nobody.
+    pub fn none() -> Self {
+        Kicker(None)
+    }
+
+    /// Gives the post a turn. Never blocks.
+    pub fn kick(&self) {
+        if let Some(eventfd) = &self.0 {
+            // Would take 2^64 kicks to block.
+            let _ = rustix::io::write(&**eventfd, &1u64.to_ne_bytes());
+        }
+    }
+}
+
+/// Where the register thread and a post's thread meet.
+#[derive(Debug)]
+struct Desk {
+    orders: Mutex<Vec<Order>>,
+    changed: Condvar,
+    /// For each slot: its service is to end.
+    stops: Vec<Arc<AtomicBool>>,
+    /// There is an order or a stop that the thread has not seen.
+    news: AtomicBool,
+}
+
+/// What the register thread wants of one slot.
 #[derive(Debug, Default)]
-struct Orders {
+struct Order {
     next: Option<(Virtqueue, u64)>,
     /// From the order until the queue is not touched any more.
     busy: bool,
 }
 
 impl Desk {
-    fn orders(&self) -> MutexGuard<'_, Orders> {
+    fn new(slots: usize) -> Self {
+        Desk {
+            orders: Mutex::new((0..slots).map(|_| Order::default()).collect()),
+            changed: Condvar::new(),
+            stops: (0..slots).map(|_| Arc::default()).collect(),
+            news: AtomicBool::new(false),
+        }
+    }
+
+    fn orders(&self) -> MutexGuard<'_, Vec<Order>> {
         // Nothing panics while it holds the lock, and what it guards is whole at any time.
         self.orders.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn stopped(&self) -> bool {
-        // SYNC POINT: Acquire pairs with the Release in `Threads::stop`; the eventfd's write comes after it.
-        self.stop.load(Ordering::Acquire)
+    fn stopped(&self, slot: usize) -> bool {
+        self.stops.get(slot).is_some_and(|stop| stop.load(Ordering::Acquire))
     }
 
-    /// Waits for an order.
-    fn order(&self) -> (Virtqueue, u64) {
+    fn busy(&self, slot: usize) -> bool {
+        self.orders().get(slot).is_some_and(|order| order.busy)
+    }
+
+    /// Slot `slot` is not touched any more; whether it was busy.
+    fn done(&self, slot: usize) -> bool {
         let mut orders = self.orders();
-        loop {
-            match orders.next.take() {
-                Some(order) => return order,
-                None => orders = self.changed.wait(orders).unwrap_or_else(PoisonError::into_inner),
-            }
-        }
-    }
-
-    fn done(&self) {
-        self.orders().busy = false;
+        // With a new order it is busy again already.
+        let order = orders.get_mut(slot).filter(|order| order.next.is_none());
+        let busy = order.is_some_and(|order| std::mem::replace(&mut order.busy, false));
+        drop(orders);
         self.changed.notify_all();
+        busy
     }
 }
 
 /// The threads of a device.
 #[derive(Debug)]
 pub struct Threads {
-    queues: Vec<Seat>,
+    seats: Vec<Seat>,
 }
 
+/// A post's thread, as the register thread sees it.
 #[derive(Debug)]
 struct Seat {
+    numbers: Vec<u16>,
     desk: Arc<Desk>,
-    kick: Arc<OwnedFd>,
-}
-
-/// What one queue's thread works with.
-struct Post<S> {
-    server: S,
-    desk: Arc<Desk>,
-    kick: Arc<OwnedFd>,
-    interrupt: Interrupt,
-    wake: WakeLine,
+    kicker: Kicker,
 }
 
 impl Threads {
-    /// Starts a thread for each of `servers`, with the eventfd of its kicks, which blocks.
+    /// Starts a thread for each of `posts`, with the eventfds of its queues' kicks. `wake` tells the register thread when a
+    /// queue is not served any more.
     ///
     /// # Errors
-    /// A thread cannot be made.
-    pub fn start<S: Serve + Send + 'static>(
-        servers: Vec<(S, OwnedFd)>,
+    /// A thread or an epoll set cannot be made, a post has no queue or too many sources, or not as many kicks as queues.
+    pub fn start<W: Work + Send + 'static>(
+        posts: Vec<(Post<W>, Vec<OwnedFd>)>,
         interrupt: &Interrupt,
         wake: &WakeLine,
     ) -> io::Result<Threads> {
-        let seat = |(number, (server, kick)): (usize, (S, OwnedFd))| {
-            let (desk, kick) = (Arc::new(Desk::default()), Arc::new(kick));
-            let post = Post {
-                server,
-                desk: Arc::clone(&desk),
-                kick: Arc::clone(&kick),
-                interrupt: interrupt.clone(),
-                wake: wake.clone(),
-            };
-            start_thread(&format!("queue {number}"), move || post.work())?;
-            Ok(Seat { desk, kick })
-        };
-        let queues = servers.into_iter().enumerate().map(seat).collect::<io::Result<_>>()?;
-        Ok(Threads { queues })
+        let seat = |(number, (post, kicks))| Self::start_one(number, post, kicks, interrupt, wake);
+        let seats = posts.into_iter().enumerate().map(seat).collect::<io::Result<_>>()?;
+        Ok(Threads { seats })
     }
 
-    fn kick_eventfd(&self, index: usize) {
-        if let Some(seat) = self.queues.get(index) {
-            // Would take 2^64 kicks to block.
-            let _ = rustix::io::write(&*seat.kick, &1u64.to_ne_bytes());
+    fn start_one<W: Work + Send + 'static>(
+        number: usize,
+        post: Post<W>,
+        kicks: Vec<OwnedFd>,
+        interrupt: &Interrupt,
+        wake: &WakeLine,
+    ) -> io::Result<Seat> {
+        let Post { work, queues: numbers, sources } = post;
+        if sources.len() > MAX_SOURCES || kicks.is_empty() || kicks.len() != numbers.len() {
+            return Err(io::ErrorKind::InvalidInput.into());
         }
+        let kicks: Vec<_> = kicks.into_iter().map(Arc::new).collect();
+        let kicker = Kicker(kicks.first().cloned());
+        let desk = Arc::new(Desk::new(numbers.len()));
+        let thread = Thread {
+            work,
+            queues: Queues::new(desk.stops.iter().cloned(), interrupt.clone()),
+            desk: Arc::clone(&desk),
+            sleep: Sleep::new(kicks, sources)?,
+            interrupt: interrupt.clone(),
+            wake: wake.clone(),
+        };
+        start_thread(&format!("queue {number}"), move || thread.run())?;
+        Ok(Seat { numbers, desk, kicker })
+    }
+
+    /// Wakes post `post`, from any thread.
+    pub fn kicker(&self, post: usize) -> Kicker {
+        self.seats.get(post).map_or_else(Kicker::none, |seat| seat.kicker.clone())
+    }
+
+    /// The seat and the slot of queue `index`.
+    fn place(&self, index: usize) -> Option<(&Seat, usize)> {
+        let slot = |seat: &Seat| seat.numbers.iter().position(|number| usize::from(*number) == index);
+        self.seats.iter().find_map(|seat| Some((seat, slot(seat)?)))
     }
 }
 
 impl Engine for Threads {
     fn start(&mut self, index: usize, queue: Virtqueue, features: u64) {
-        let Some(seat) = self.queues.get(index) else { return };
-        seat.desk.stop.store(false, Ordering::Release);
-        *seat.desk.orders() = Orders { next: Some((queue, features)), busy: true };
-        seat.desk.changed.notify_all();
+        let Some((seat, slot)) = self.place(index) else { return };
+        if let Some(stop) = seat.desk.stops.get(slot) {
+            stop.store(false, Ordering::Release);
+        }
+        if let Some(order) = seat.desk.orders().get_mut(slot) {
+            *order = Order { next: Some((queue, features)), busy: true };
+        }
+        seat.tell();
     }
 
     fn kick(&mut self, index: usize) {
-        self.kick_eventfd(index);
-    }
-
-    fn stop(&mut self, index: usize) {
-        if let Some(seat) = self.queues.get(index).filter(|_| self.busy(index)) {
-            // SYNC POINT: Release before the eventfd's write, which ends the wait of a thread that did not see it.
-            seat.desk.stop.store(true, Ordering::Release);
-            self.kick_eventfd(index);
+        if let Some((seat, _)) = self.place(index) {
+            seat.kicker.kick();
         }
     }
 
+    fn stop(&mut self, index: usize) {
+        let Some((seat, slot)) = self.place(index).filter(|(seat, slot)| seat.desk.busy(*slot)) else {
+            return;
+        };
+        if let Some(stop) = seat.desk.stops.get(slot) {
+            // SYNC POINT: Release before the eventfd's write, which ends the wait of a thread that did not see it.
+            stop.store(true, Ordering::Release);
+        }
+        seat.tell();
+    }
+
     fn busy(&self, index: usize) -> bool {
-        self.queues.get(index).is_some_and(|seat| seat.desk.orders().busy)
+        self.place(index).is_some_and(|(seat, slot)| seat.desk.busy(slot))
     }
 
     fn settle(&self, index: usize, limit: Duration) -> bool {
-        let Some(seat) = self.queues.get(index) else { return true };
+        let Some((seat, slot)) = self.place(index) else { return true };
         let end = Instant::now() + limit;
         let mut orders = seat.desk.orders();
-        while orders.busy {
+        while orders.get(slot).is_some_and(|order| order.busy) {
             let Some(left) = end.checked_duration_since(Instant::now()) else { return false };
             let woken = seat.desk.changed.wait_timeout(orders, left);
             orders = woken.unwrap_or_else(PoisonError::into_inner).0;
@@ -149,29 +227,142 @@ impl Engine for Threads {
     }
 }
 
-impl<S: Serve> Post<S> {
-    /// Serves as ordered, for ever: ending a thread takes system calls that serving does not have.
-    fn work(mut self) -> Infallible {
+impl Seat {
+    fn tell(&self) {
+        // SYNC POINT: pairs with the swap in `Thread::take_orders`; the order comes before, the eventfd's write after it.
+        self.desk.news.store(true, Ordering::Release);
+        self.kicker.kick();
+    }
+}
+
+/// What a post's thread works with.
+struct Thread<W> {
+    work: W,
+    queues: Queues,
+    desk: Arc<Desk>,
+    sleep: Sleep,
+    interrupt: Interrupt,
+    wake: WakeLine,
+}
+
+impl<W: Work> Thread<W> {
+    /// Works as ordered, for ever: ending a thread takes system calls that serving does not have.
+    fn run(mut self) -> Infallible {
         loop {
-            let (queue, features) = self.desk.order();
-            self.server.begin(features);
-            if self.serve(queue).is_err() {
-                self.interrupt.needs_reset();
+            self.take_orders();
+            let wait = if self.queues.any() { self.turn() } else { Wait::default() };
+            self.sleep.until(&wait);
+        }
+    }
+
+    fn take_orders(&mut self) {
+        if !self.desk.news.swap(false, Ordering::AcqRel) {
+            return;
+        }
+        for slot in 0..self.queues.len() {
+            let next = self.desk.orders().get_mut(slot).and_then(|order| order.next.take());
+            if self.desk.stopped(slot) {
+                self.take_away(slot);
+            } else if let Some((queue, features)) = next {
+                self.work.begin(slot, features);
+                self.queues.put(slot, queue);
             }
-            self.desk.done();
+        }
+    }
+
+    fn turn(&mut self) -> Wait {
+        self.work.work(&mut self.queues).unwrap_or_else(|_| {
+            self.interrupt.needs_reset();
+            (0..self.queues.len()).for_each(|slot| self.take_away(slot));
+            Wait::default()
+        })
+    }
+
+    fn take_away(&mut self, slot: usize) {
+        if self.queues.take(slot).is_some() {
+            self.work.end(slot);
+        }
+        if self.desk.done(slot) {
             // The register thread may wait for the end of a reset, or save that the device needs one.
             self.wake.wake();
         }
     }
+}
 
-    fn serve(&mut self, mut queue: Virtqueue) -> Result<(), QueueError> {
-        while !self.desk.stopped() {
-            drain(&mut queue, &mut self.server, &self.interrupt, || self.desk.stopped())?;
-            if !self.desk.stopped() {
-                // Interrupted or not: the ring tells whether there is something.
-                let _ = rustix::io::read(&*self.kick, &mut [0u8; 8]);
-            }
+/// Where a post's thread sleeps.
+#[derive(Debug)]
+struct Sleep {
+    epoll: OwnedFd,
+    /// Open as long as they are in the set.
+    _kicks: Vec<Arc<OwnedFd>>,
+    sources: Vec<Source>,
+}
+
+#[derive(Debug)]
+struct Source {
+    fd: Arc<OwnedFd>,
+    /// What it is in the set for.
+    armed: epoll::EventFlags,
+    /// It cannot be waited for, which means that it never blocks.
+    always: bool,
+}
+
+impl Sleep {
+    fn new(kicks: Vec<Arc<OwnedFd>>, sources: Vec<Arc<OwnedFd>>) -> io::Result<Sleep> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        for kick in &kicks {
+            epoll::add(&epoll, &**kick, epoll::EventData::new_u64(KICK), edge)?;
         }
-        Ok(())
+        let source = |fd| Source { fd, armed: epoll::EventFlags::empty(), always: false };
+        Ok(Sleep { epoll, _kicks: kicks, sources: sources.into_iter().map(source).collect() })
+    }
+
+    fn until(&mut self, wait: &Wait) {
+        if wait.again {
+            return;
+        }
+        let ready = self.arm(wait);
+        let pause = wait.until.map(|time| time.saturating_sub(clock::now()).min(LONGEST_SLEEP));
+        let pause = if ready { Some(0) } else { pause };
+        let pause = pause.map(|ns| Timespec { tv_sec: (ns / SECOND) as i64, tv_nsec: (ns % SECOND) as i64 });
+        let none = epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) };
+        // Interrupted or not: work finds out what there is to do.
+        let _ = epoll::wait(&self.epoll, &mut [none; EVENTS][..], pause.as_ref());
+    }
+
+    /// Whether something that is waited for is always ready.
+    fn arm(&mut self, wait: &Wait) -> bool {
+        let mut always = false;
+        for (number, source) in (0u32..).zip(&mut self.sources) {
+            let wanted = |bits: u32, flag| {
+                if bits.checked_shr(number).unwrap_or(0) & 1 != 0 { flag } else { epoll::EventFlags::empty() }
+            };
+            let wanted =
+                wanted(wait.readable, epoll::EventFlags::IN) | wanted(wait.writable, epoll::EventFlags::OUT);
+            source.arm(&self.epoll, number, wanted);
+            always |= source.always && !wanted.is_empty();
+        }
+        always
+    }
+}
+
+impl Source {
+    fn arm(&mut self, epoll: &OwnedFd, number: u32, wanted: epoll::EventFlags) {
+        if wanted == self.armed || self.always {
+            return;
+        }
+        let data = epoll::EventData::new_u64(number.into());
+        let done = match (self.armed.is_empty(), wanted.is_empty()) {
+            (true, _) => epoll::add(epoll, &*self.fd, data, wanted),
+            (false, true) => epoll::delete(epoll, &*self.fd),
+            (false, false) => epoll::modify(epoll, &*self.fd, data, wanted),
+        };
+        match done {
+            Ok(()) => self.armed = wanted,
+            Err(Errno::PERM) => self.always = true,
+            // What cannot be waited for is not: the next turn tries again.
+            Err(_) => {}
+        }
     }
 }

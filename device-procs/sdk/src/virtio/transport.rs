@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use cellblock_channel::ram::Ram;
 
+use super::config::Space;
 use super::engine::Engine;
 use super::interrupt::Interrupt;
 use super::queue::{Layout, Position, QueueError, Virtqueue};
 use super::spec::{MAGIC, MMIO_VERSION, VENDOR, feature, register, status};
-use super::state::{QueueRegisters, Registers};
+use super::state::{QueueRegisters, Registers, Restored};
 use crate::device::{Access, Action, Device, Event};
 use crate::state::{Encoder, StateError};
 
@@ -17,7 +18,7 @@ use crate::state::{Encoder, StateError};
 const RESET_WAIT: Duration = Duration::from_millis(100);
 
 /// What a driver is told about a device.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Identity {
     /// Device id (§5).
     pub id: u32,
@@ -27,21 +28,27 @@ pub struct Identity {
     pub queues: u16,
     /// Descriptors in each, at most: a power of two.
     pub queue_size: u16,
-    /// Configuration space. It never changes.
-    pub config: Vec<u8>,
+    /// Configuration space.
+    pub config: Space,
 }
 
 /// Features of every device.
 const OWN_FEATURES: u64 = feature::VERSION_1 | feature::EVENT_IDX | feature::INDIRECT_DESC;
 
 /// A virtio device, as found by a driver.
-#[derive(Debug)]
 pub struct Transport<E> {
     identity: Identity,
     engine: E,
     ram: Ram,
     interrupt: Interrupt,
     registers: Registers,
+    on_event: Option<Box<dyn FnMut(Event)>>,
+}
+
+impl<E> std::fmt::Debug for Transport<E> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Transport").field("registers", &self.registers).finish_non_exhaustive()
+    }
 }
 
 impl<E: Engine> Transport<E> {
@@ -49,7 +56,27 @@ impl<E: Engine> Transport<E> {
     pub fn new(identity: Identity, engine: E, ram: Ram, interrupt: Interrupt) -> Self {
         let registers = Registers::new(identity.queues, identity.queue_size);
         let identity = Identity { features: identity.features | OWN_FEATURES, ..identity };
-        Transport { identity, engine, ram, interrupt, registers }
+        Transport { identity, engine, ram, interrupt, registers, on_event: None }
+    }
+
+    /// Has `handler` told of what happens to the device without an access: what the supervisor says, and
+    /// [`Event::ConfigWritten`]. Called on the register thread.
+    #[must_use]
+    pub fn on_event(mut self, handler: impl FnMut(Event) + 'static) -> Self {
+        self.on_event = Some(Box::new(handler));
+        self
+    }
+
+    /// Who serves the queues.
+    pub fn engine(&mut self) -> &mut E {
+        &mut self.engine
+    }
+
+    fn tell(&mut self, event: Event) {
+        if let Some(handler) = &mut self.on_event {
+            handler(event);
+        }
+        self.engine.nudge();
     }
 
     fn read_register(&mut self, offset: u64) -> u32 {
@@ -65,7 +92,7 @@ impl<E: Engine> Transport<E> {
             register::QUEUE_READY => queue.is_some_and(|queue| queue.ready).into(),
             register::INTERRUPT_STATUS => self.interrupt.status(),
             register::STATUS => self.status().into(),
-            register::CONFIG_GENERATION => 0,
+            register::CONFIG_GENERATION => self.identity.config.generation(),
             // All ones in SHM_LEN: there is no such region. The rest is write-only or does not exist.
             _ => u32::MAX,
         }
@@ -238,6 +265,7 @@ impl<E: Engine> Transport<E> {
         {
             self.registers = Registers::new(self.identity.queues, self.identity.queue_size);
             self.interrupt.clear();
+            self.identity.config.reset();
         }
         for (index, queue) in self.registers.queues.iter_mut().enumerate() {
             if queue.stopping && !self.engine.busy(index) {
@@ -247,11 +275,19 @@ impl<E: Engine> Transport<E> {
     }
 
     fn read_config(&self, offset: u64, size: u8) -> u64 {
-        let byte = |i: u64| {
-            let at = usize::try_from(offset.saturating_add(i)).ok();
-            at.and_then(|at| self.identity.config.get(at)).copied().unwrap_or(0)
-        };
-        (0..u64::from(size.min(8))).fold(0, |whole, i| whole | u64::from(byte(i)) << (8 * i))
+        let mut bytes = [0; 8];
+        let wanted = bytes.get_mut(..usize::from(size.min(8))).unwrap_or_default();
+        self.identity.config.get(usize::try_from(offset).unwrap_or(usize::MAX), wanted);
+        u64::from_le_bytes(bytes)
+    }
+
+    fn write_config(&mut self, offset: u64, size: u8, data: u64) {
+        let bytes = data.to_le_bytes();
+        let bytes = bytes.get(..usize::from(size.min(8))).unwrap_or_default();
+        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
+        if !self.registers.resetting && self.identity.config.write(offset, bytes) {
+            self.tell(Event::ConfigWritten);
+        }
     }
 
     /// Whether an access to a register is one (§4.2.2.2).
@@ -272,14 +308,19 @@ impl<E: Engine> Device for Transport<E> {
 
     fn write(&mut self, access: Access, data: u64) -> Action {
         self.settle();
-        if access.offset < register::CONFIG && Self::is_whole(&access) {
-            self.write_register(access.offset, data as u32);
+        match access.offset.checked_sub(register::CONFIG) {
+            Some(offset) if access.region == 0 => self.write_config(offset, access.size, data),
+            None if Self::is_whole(&access) => self.write_register(access.offset, data as u32),
+            _ => {}
         }
         Action::None
     }
 
-    fn event(&mut self, _event: Event) {
+    fn event(&mut self, event: Event) {
         self.settle();
+        if event != Event::Host {
+            self.tell(event);
+        }
     }
 
     /// Requests in flight are finished; what is still in the rings is the driver's.
@@ -292,20 +333,26 @@ impl<E: Engine> Device for Transport<E> {
     }
 
     fn save(&self, out: &mut Encoder<'_>) {
-        self.registers.save(self.interrupt.status(), self.interrupt.asks_for_reset(), out);
+        let interrupt = (self.interrupt.status(), self.interrupt.asks_for_reset());
+        self.registers.save(interrupt, &self.identity.config, out);
     }
 
     /// Also starts the queues where the predecessor left off. The driver gets an interrupt, for one may have been lost.
     fn restore(&mut self, saved: &[u8]) -> Result<(), StateError> {
-        let (registers, interrupt_status, needs_reset) =
-            Registers::restore(saved, self.registers.queues.len(), self.identity.features)?;
+        let Restored { registers, interrupt_status, needs_reset, generation, written } =
+            Registers::restore(saved, &self.identity)?;
         self.registers = registers;
+        self.identity.config.restore(generation, &written);
         self.interrupt.restore(interrupt_status, needs_reset);
         // What was in flight in the predecessor ended with it.
         self.settle();
         if self.registers.has(status::DRIVER_OK) && !needs_reset {
             self.start_all(Position::Resume);
             self.interrupt.used_buffer();
+            if generation != 0 {
+                // It does change, and a change may have been lost.
+                self.identity.config.renew(&self.interrupt);
+            }
         }
         Ok(())
     }

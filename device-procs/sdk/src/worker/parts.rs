@@ -12,8 +12,8 @@ use rustix::time::{ClockId, clock_gettime};
 use super::refusal::Refusal;
 use crate::device::{Clock, SECOND, Trigger};
 use crate::host::{Pipes, Tally, WakeLine};
-use crate::virtio::threads::Threads;
-use crate::virtio::{Interrupt, Raise, Serve};
+use crate::virtio::threads::{Post, Threads};
+use crate::virtio::{Interrupt, OneByOne, Raise, Serve, Work};
 
 /// The granted parts. Each role can be taken once; what is left in the end is refused.
 #[derive(Debug)]
@@ -96,23 +96,33 @@ impl Parts {
     /// A thread for each of `servers`, which serve queues 0 and up.
     ///
     /// # Errors
-    /// The kicks of a queue were not granted, or would not block, or a thread cannot be made.
+    /// As [`posts`](Self::posts).
     pub fn queue_threads<S: Serve + Send + 'static>(
         &mut self,
         servers: Vec<S>,
         interrupt: &Interrupt,
     ) -> Result<Threads, Refusal> {
-        let mut posts = Vec::with_capacity(servers.len());
-        for (number, server) in (0..).zip(servers) {
-            let role = Role::QueueKick(number);
-            let kick = self.take(role).ok_or(Refusal::Missing("the kicks of a queue"))?;
-            if fcntl_getfl(&kick).is_ok_and(|flags| flags.contains(OFlags::NONBLOCK)) {
-                return Err(Refusal::WrongEnd { role, used: "waited for: it does not block" });
-            }
-            posts.push((server, kick));
+        let post = |(server, number)| Post { work: OneByOne(server), queues: vec![number], sources: vec![] };
+        self.posts(servers.into_iter().zip(0..).map(post).collect(), interrupt)
+    }
+
+    /// A thread for each of `posts`.
+    ///
+    /// # Errors
+    /// The kicks of a queue were not granted, or a thread cannot be made.
+    pub fn posts<W: Work + Send + 'static>(
+        &mut self,
+        posts: Vec<Post<W>>,
+        interrupt: &Interrupt,
+    ) -> Result<Threads, Refusal> {
+        let mut staffed = Vec::with_capacity(posts.len());
+        for post in posts {
+            let kick = |number: &u16| self.take(Role::QueueKick(*number));
+            let kicks: Option<Vec<_>> = post.queues.iter().map(kick).collect();
+            staffed.push((post, kicks.ok_or(Refusal::Missing("the kicks of a queue"))?));
         }
         let wake = WakeLine::new(Arc::clone(&self.wake));
-        Threads::start(posts, interrupt, &wake).map_err(|source| Refusal::system("queue threads", source))
+        Threads::start(staffed, interrupt, &wake).map_err(|source| Refusal::system("queue threads", source))
     }
 
     fn take(&mut self, role: Role) -> Option<OwnedFd> {

@@ -1,0 +1,176 @@
+//! A device's configuration space (Virtio 1.3 §2.5), shared by the register thread and those who serve the queues.
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::interrupt::Interrupt;
+
+/// The most bytes of configuration space that a driver may write: they are saved with the registers.
+pub const MAX_WRITABLE: usize = 16;
+
+/// Configuration space; clones are the same.
+#[derive(Debug, Clone)]
+pub struct Space(Arc<Mutex<Contents>>);
+
+#[derive(Debug)]
+struct Contents {
+    bytes: Vec<u8>,
+    writable: Range<usize>,
+    /// What the writable bytes are after a reset.
+    initial: Vec<u8>,
+    generation: u32,
+}
+
+impl Space {
+    /// Bytes that no driver writes.
+    pub fn fixed(bytes: Vec<u8>) -> Self {
+        Self::with_writable(bytes, 0..0)
+    }
+
+    /// Bytes of which the driver may write `writable`: at most [`MAX_WRITABLE`]. What it wrote survives the process, and a reset
+    /// undoes it.
+    pub fn with_writable(bytes: Vec<u8>, writable: Range<usize>) -> Self {
+        let end = writable.end.min(bytes.len()).min(writable.start.saturating_add(MAX_WRITABLE));
+        let writable = writable.start.min(end)..end;
+        let initial = bytes.get(writable.clone()).unwrap_or_default().to_vec();
+        Space(Arc::new(Mutex::new(Contents { bytes, writable, initial, generation: 0 })))
+    }
+
+    fn contents(&self) -> MutexGuard<'_, Contents> {
+        // Nothing panics while it holds the lock, and what it guards is whole at any time.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Replaces the bytes from `offset` on, all at once, and tells the driver: by `ConfigGeneration` and an interrupt. What lies
+    /// past the end is not taken. If nothing changes nothing is told.
+    pub fn set(&self, offset: usize, bytes: &[u8], interrupt: &Interrupt) {
+        if self.contents().replace(offset, bytes) {
+            interrupt.config_changed();
+        }
+    }
+
+    /// Fills `into` with the bytes from `offset` on, all at once; past the end there are zeroes.
+    pub fn get(&self, offset: usize, into: &mut [u8]) {
+        let contents = self.contents();
+        let bytes = contents.bytes.get(offset..).unwrap_or_default();
+        let padded = bytes.iter().copied().chain(std::iter::repeat(0));
+        into.iter_mut().zip(padded).for_each(|(to, from)| *to = from);
+    }
+
+    /// `ConfigGeneration`.
+    pub(super) fn generation(&self) -> u32 {
+        self.contents().generation
+    }
+
+    /// The driver writes `bytes` at `offset`: all of them, if all are writable; whether that changed something.
+    pub(super) fn write(&self, offset: usize, bytes: &[u8]) -> bool {
+        let mut contents = self.contents();
+        let inside = offset >= contents.writable.start
+            && offset.checked_add(bytes.len()).is_some_and(|end| end <= contents.writable.end);
+        // The driver knows what it wrote: no new generation.
+        let generation = contents.generation;
+        let changed = inside && contents.replace(offset, bytes);
+        contents.generation = generation;
+        changed
+    }
+
+    /// As after a reset.
+    pub(super) fn reset(&self) {
+        let mut contents = self.contents();
+        let (start, initial) = (contents.writable.start, contents.initial.clone());
+        contents.replace(start, &initial);
+    }
+
+    /// What survives the process: the generation, and the bytes that the driver may have written.
+    pub(super) fn saved(&self) -> (u32, [u8; MAX_WRITABLE], usize) {
+        let contents = self.contents();
+        let written = contents.bytes.get(contents.writable.clone()).unwrap_or_default();
+        let mut bytes = [0; MAX_WRITABLE];
+        bytes.iter_mut().zip(written).for_each(|(to, from)| *to = *from);
+        (contents.generation, bytes, written.len())
+    }
+
+    /// Bytes that the driver may write.
+    pub(super) fn writable(&self) -> usize {
+        self.contents().writable.len()
+    }
+
+    /// Tells the driver of a change that may have been lost.
+    pub(super) fn renew(&self, interrupt: &Interrupt) {
+        let mut contents = self.contents();
+        contents.generation = contents.generation.wrapping_add(1);
+        drop(contents);
+        interrupt.config_changed();
+    }
+
+    /// What a predecessor left.
+    pub(super) fn restore(&self, generation: u32, written: &[u8]) {
+        let mut contents = self.contents();
+        let start = contents.writable.start;
+        contents.replace(start, written);
+        contents.generation = generation;
+    }
+}
+
+impl Contents {
+    fn replace(&mut self, offset: usize, bytes: &[u8]) -> bool {
+        let old = self.bytes.get_mut(offset..).unwrap_or_default();
+        let changed = old.iter().zip(bytes).any(|(old, new)| old != new);
+        if changed {
+            old.iter_mut().zip(bytes).for_each(|(old, new)| *old = *new);
+            self.generation = self.generation.wrapping_add(1);
+        }
+        changed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::virtio::Edges;
+    use crate::virtio::spec::interrupt::CONFIG_CHANGE;
+
+    #[test]
+    fn what_changes_is_told() {
+        let edges = Edges::default();
+        let interrupt = Interrupt::new(edges.clone());
+        let space = Space::fixed(vec![1, 2, 3, 4]);
+        space.set(1, &[2, 3], &interrupt);
+        assert_eq!((space.generation(), edges.take(), interrupt.status()), (0, 0, 0), "nothing changed");
+        space.set(2, &[9, 9, 9], &interrupt);
+        assert_eq!((space.generation(), edges.take(), interrupt.status()), (1, 1, CONFIG_CHANGE));
+        let mut got = [7; 6];
+        space.get(1, &mut got);
+        assert_eq!(got, [2, 9, 9, 0, 0, 0]);
+        space.set(usize::MAX, &[1], &interrupt);
+        space.get(usize::MAX, &mut got);
+        assert_eq!((space.generation(), got), (1, [0; 6]));
+    }
+
+    #[test]
+    fn drivers_write_what_they_may() {
+        let space = Space::with_writable(vec![0; 8], 2..6);
+        for (offset, length) in [(0, 4), (1, 1), (5, 2), (6, 1), (usize::MAX, 2)] {
+            assert!(!space.write(offset, &vec![7; length]), "{length} bytes at {offset}");
+        }
+        assert!(space.write(2, &[1, 2, 3, 4]));
+        assert!(!space.write(3, &[2]), "it is so already");
+        assert_eq!(space.generation(), 0);
+        let (generation, bytes, length) = space.saved();
+        let successor = Space::with_writable(vec![5; 8], 2..6);
+        successor.restore(generation, &bytes[..length]);
+        let mut got = [0; 8];
+        successor.get(0, &mut got);
+        assert_eq!(got, [5, 5, 1, 2, 3, 4, 5, 5]);
+        successor.reset();
+        successor.get(0, &mut got);
+        assert_eq!(got, [5; 8]);
+    }
+
+    #[test]
+    fn what_is_writable_is_bounded() {
+        assert_eq!(Space::with_writable(vec![0; 100], 4..90).writable(), MAX_WRITABLE);
+        assert_eq!(Space::with_writable(vec![0; 8], 4..90).writable(), 4);
+        assert_eq!(Space::with_writable(vec![0; 8], 40..90).writable(), 0);
+    }
+}
