@@ -177,6 +177,20 @@ impl Vm {
         )
     }
 
+    /// Waits until the guest has written a line with `start` in it, after what an earlier call found, and returns the rest
+    /// of that line.
+    ///
+    /// # Errors
+    /// As [`expect`](Self::expect).
+    pub fn expect_line(&mut self, start: &str) -> Result<String> {
+        self.expect(start)?;
+        let from = self.read_to;
+        self.expect("\n")?;
+        let bytes = self.output.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        let rest = bytes.0.get(from..self.read_to).unwrap_or_default();
+        Ok(String::from_utf8_lossy(rest).trim_end().to_owned())
+    }
+
     /// Waits until the first byte of output is there.
     ///
     /// # Errors
@@ -310,7 +324,7 @@ mod tests {
         .unwrap();
         vm.expect("one").unwrap();
         vm.type_in("two\n").unwrap();
-        vm.expect("got two").unwrap();
+        assert_eq!(vm.expect_line("got ").unwrap(), "two");
         vm.wait().unwrap().assert(3, "no");
     }
 

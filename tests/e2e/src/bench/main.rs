@@ -1,10 +1,12 @@
-//! `cellblock-bench`: how long a VM takes to start and to boot Linux, and what it costs while it idles.
+//! `cellblock-bench`: how long a VM takes to start and to boot Linux, what it costs while it idles, and how fast its
+//! devices are.
 //!
-//! `scripts/bench` builds and runs it; `boot` inside the emulated host, `start` on this machine. A peer's program may be
+//! `scripts/bench` builds and runs it; `boot` and `io` inside the emulated host, `start` on this machine. A peer's program may be
 //! measured in turn with ours, run by run, so that both see the same machine.
 
 mod boot;
 mod exits;
+mod io;
 mod rival;
 mod sample;
 mod start;
@@ -14,7 +16,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 
-const USAGE: &str = "usage: cellblock-bench boot|start [--runs N] [--firecracker PATH] [--cpus N]";
+const USAGE: &str =
+    "usage: cellblock-bench boot|start|io [--runs N] [--firecracker PATH] [--cpus N] [--initrd PATH]";
 
 /// What to measure, from the command line.
 pub(crate) struct Request {
@@ -24,6 +27,8 @@ pub(crate) struct Request {
     firecracker: Option<PathBuf>,
     /// vCPUs of the guest.
     cpus: u32,
+    /// The initrd with the guest's programs.
+    initrd: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -41,12 +46,13 @@ fn main() -> ExitCode {
 fn measure() -> Result<bool> {
     let mut arguments = std::env::args().skip(1);
     let bench = arguments.next().context(USAGE)?;
-    let mut request = Request { runs: 0, firecracker: None, cpus: 1 };
+    let mut request = Request { runs: 0, firecracker: None, cpus: 1, initrd: None };
     while let Some(option) = arguments.next() {
         let value = arguments.next().with_context(|| format!("{option} needs a value"))?;
         match option.as_str() {
             "--runs" => request.runs = value.parse().with_context(|| format!("--runs {value}"))?,
             "--cpus" => request.cpus = value.parse().with_context(|| format!("--cpus {value}"))?,
+            "--initrd" => request.initrd = Some(value.into()),
             "--firecracker" => request.firecracker = Some(value.into()),
             _ => bail!("{option} is not an option\n{USAGE}"),
         }
@@ -54,6 +60,7 @@ fn measure() -> Result<bool> {
     match bench.as_str() {
         "boot" => boot::run(&request),
         "start" => start::run(&request),
+        "io" => io::run(&request),
         _ => bail!("{bench} is not a bench\n{USAGE}"),
     }
 }

@@ -16,6 +16,8 @@ pub(crate) struct Guest<'a> {
     pub(crate) initrd: Option<&'a Path>,
     pub(crate) cmdline: &'a str,
     pub(crate) cpus: u32,
+    /// The raw image of a disk that it may write, through the host's page cache; a flush reaches the file system.
+    pub(crate) disk: Option<&'a Path>,
 }
 
 /// A program that is measured.
@@ -43,6 +45,7 @@ impl Program {
                 arguments.extend([format!("--memory={MEMORY_MIB}M"), format!("--cpus={}", guest.cpus)]);
                 arguments.push(format!("--kernel={}", guest.kernel.display()));
                 arguments.extend(guest.initrd.map(|initrd| format!("--initrd={}", initrd.display())));
+                arguments.extend(guest.disk.map(|disk| format!("--disk=path={}", disk.display())));
                 Vm::start(&places.program(), &User::Own, arguments)
             }
             Program::Firecracker(program) => {
@@ -66,9 +69,16 @@ fn firecracker_config(guest: &Guest<'_>) -> serde_json::Value {
     if let Some(initrd) = guest.initrd {
         boot["initrd_path"] = json!(initrd);
     }
+    let drive = |disk: &Path| {
+        json!({
+            "drive_id": "disk", "path_on_host": disk, "is_root_device": false, "is_read_only": false,
+            "cache_type": "Writeback", "io_engine": "Sync",
+        })
+    };
+    let drives: Vec<_> = guest.disk.map(drive).into_iter().collect();
     json!({
         "boot-source": boot,
-        "drives": [],
+        "drives": drives,
         "machine-config": { "vcpu_count": guest.cpus, "mem_size_mib": MEMORY_MIB },
     })
 }

@@ -43,6 +43,13 @@ pub(crate) fn verdict(what: &str, value: f64, limit: f64, unit: &str) -> bool {
     kept
 }
 
+/// Prints a ratio with its lower limit; whether it keeps it.
+pub(crate) fn at_least(what: &str, ratio: f64, limit: f64) -> bool {
+    let kept = ratio >= limit;
+    println!("{:4} {what}: {ratio:.3} times, at least {limit}", if kept { "ok" } else { "MISS" });
+    kept
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

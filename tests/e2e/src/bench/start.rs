@@ -47,7 +47,7 @@ pub(crate) fn run(request: &Request) -> Result<bool> {
 }
 
 fn start(program: &Program, kernel: &Path, cpus: u32, id: &str, folder: &Path) -> Result<Vm> {
-    program.start(&Guest { kernel, initrd: None, cmdline: "console=ttyS0", cpus }, id, folder)
+    program.start(&Guest { kernel, initrd: None, cmdline: "console=ttyS0", cpus, disk: None }, id, folder)
 }
 
 fn first_byte(program: &Program, kernel: &Path, cpus: u32) -> Result<Duration> {
