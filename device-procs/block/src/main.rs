@@ -4,11 +4,11 @@
 use cellblock_block::image::RawImage;
 use cellblock_block::{identity, servers};
 use cellblock_sdk::virtio::{Interrupt, Transport};
-use cellblock_sdk::worker;
+use cellblock_sdk::virtio_worker;
 use cellblock_sdk::worker::Refusal;
 use cellblock_wire::device::{DeviceConfig, DeviceKind};
 
-worker!(DeviceKind::Block, |parts| {
+virtio_worker!(DeviceKind::Block, |parts| {
     // The kind was checked; another configuration cannot come.
     let DeviceConfig::Block(disk) = parts.config().clone() else { return Err(Refusal::NoGrant) };
     let ram = parts.guest_memory()?;

@@ -9,5 +9,6 @@ pub mod host;
 pub mod state;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod vhost_user;
 pub mod virtio;
 pub mod worker;

@@ -111,10 +111,26 @@ impl Ram {
     /// # Errors
     /// See [`RamError`]; also if pieces overlap in the guest's address space.
     pub fn open(pieces: Vec<(Piece, OwnedFd)>) -> Result<Ram, RamError> {
+        for (piece, fd) in &pieces {
+            check_seals(piece, fd)?;
+        }
+        Ram::lent(pieces)
+    }
+
+    /// As [`open`](Self::open), of memory whose owner may shrink it: a touch is then the end of this process.
+    ///
+    /// # Errors
+    /// As there, but for the seals.
+    pub fn lent(pieces: Vec<(Piece, OwnedFd)>) -> Result<Ram, RamError> {
         let mut regions = pieces.into_iter().map(open_piece).collect::<Result<Vec<_>, _>>()?;
         regions.sort_by_key(vm_memory::GuestMemoryRegion::start_addr);
         let all = GuestMemoryMmap::from_regions(regions);
         all.map(Ram::from).map_err(|error| RamError::Map { address: 0, reason: error.to_string() })
+    }
+
+    /// No memory.
+    pub fn none() -> Ram {
+        Ram::from(GuestMemoryMmap::default())
     }
 
     /// What vm-memory and virtio-queue work on.
@@ -235,12 +251,16 @@ impl From<GuestMemoryMmap> for Ram {
     }
 }
 
+fn check_seals(piece: &Piece, fd: &OwnedFd) -> Result<(), RamError> {
+    let seals = fcntl_get_seals(fd).unwrap_or(SealFlags::empty());
+    if seals.contains(SEALS) {
+        return Ok(());
+    }
+    Err(RamError::Seals { address: piece.address, found: seals.bits(), needed: SEALS.bits() })
+}
+
 fn open_piece((piece, fd): (Piece, OwnedFd)) -> Result<GuestRegionMmap, RamError> {
     let Piece { address, bytes, offset } = piece;
-    let seals = fcntl_get_seals(&fd).unwrap_or(SealFlags::empty());
-    if !seals.contains(SEALS) {
-        return Err(RamError::Seals { address, found: seals.bits(), needed: SEALS.bits() });
-    }
     let file = fstat(&fd).map_err(|errno| RamError::Call { call: "fstat", errno })?.st_size as u64;
     if bytes == 0 || offset.checked_add(bytes).is_none_or(|end| end > file) {
         return Err(RamError::Bounds { address, bytes, offset, file });

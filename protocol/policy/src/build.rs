@@ -1,4 +1,4 @@
-//! For build scripts: a policy beside the crate becomes two programs in `OUT_DIR`.
+//! For build scripts: a policy beside the crate becomes programs in `OUT_DIR`.
 //!
 //! ```ignore
 //! // build.rs of a device, with policy/x86_64.policy and policy/aarch64.policy beside it
@@ -16,7 +16,7 @@ use crate::compile::files_of;
 use crate::{Arch, PolicyError, Section, compile_file};
 
 /// Compiles the policy at `path` (relative to the crate; `{arch}` stands for the target's architecture) to
-/// `OUT_DIR/<name>.start.bpf` and `OUT_DIR/<name>.serve.bpf`, and tells Cargo what to watch.
+/// `OUT_DIR/<name>.start.bpf`, `<name>.serve.bpf` and `<name>.vhost-user.bpf`, and tells Cargo what to watch.
 ///
 /// # Errors
 /// Any of [`PolicyError`].
@@ -27,7 +27,7 @@ pub fn embed(path: &str, name: &str) -> Result<(), PolicyError> {
     for file in files_of(&path)? {
         println!("cargo::rerun-if-changed={}", file.display());
     }
-    for section in [Section::Start, Section::Serve] {
+    for section in [Section::Start, Section::Serve, Section::VhostUser] {
         let program = compile_file(&path, arch, section)?;
         let path = folder.join(format!("{name}.{}.bpf", section.name()));
         fs::write(&path, program).map_err(|source| PolicyError::Write { path, source })?;

@@ -63,13 +63,15 @@ impl Arch {
     }
 }
 
-/// Which of a policy's two programs.
+/// Which of a policy's programs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Section {
-    /// From before exec until the sandbox closes: both sections, and [`SEAL`].
+    /// From before exec until the sandbox closes: all sections, and [`SEAL`].
     Start,
     /// Afterwards.
     Serve,
+    /// In place of [`Section::Serve`] in a worker that serves another VMM: what that allows, and its own lines.
+    VhostUser,
 }
 
 impl Section {
@@ -78,6 +80,7 @@ impl Section {
         match self {
             Section::Start => "start",
             Section::Serve => "serve",
+            Section::VhostUser => "vhost-user",
         }
     }
 }
@@ -222,8 +225,11 @@ fn collect(
                 "start" => counts = section == Section::Start,
                 // What is allowed while serving is allowed before, too: the programs stack.
                 "serve" => counts = true,
+                "vhost-user" => counts = section != Section::Serve,
                 other => {
-                    return Err(wrong(format!("there is no section [{other}], only [start] and [serve]")));
+                    return Err(wrong(format!(
+                        "there is no section [{other}], only [start], [serve] and [vhost-user]"
+                    )));
                 }
             },
             Line::Include(_) if depth == MAX_DEPTH => {

@@ -17,6 +17,9 @@
 //! [serve]                      # all that is left afterwards
 //! read                         # why it is needed
 //! fcntl: arg1.low == F_GETFL || arg1.low == F_SETFL && arg2 == O_NONBLOCK
+//!
+//! [vhost-user]                 # left besides [serve] in a worker that serves another VMM, and only there
+//! munmap
 //! ```
 //!
 //! One system call a line, and whoever reads the line knows what is allowed: a name alone allows every argument; after

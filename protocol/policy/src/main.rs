@@ -1,4 +1,4 @@
-//! `cellblock-policy compile IN.policy --arch x86_64 --section start|serve -o OUT.bpf`
+//! `cellblock-policy compile IN.policy --arch x86_64 --section start|serve|vhost-user -o OUT.bpf`
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use cellblock_policy::{Arch, PolicyError, Section, compile_file};
 
 const USAGE: &str = "\
-usage: cellblock-policy compile IN.policy --arch x86_64|aarch64 --section start|serve -o OUT.bpf
+usage: cellblock-policy compile IN.policy --arch x86_64|aarch64 --section start|serve|vhost-user -o OUT.bpf
 Compiles a seccomp policy to the BPF program of one section. The language is described in protocol/policy/src/lib.rs.";
 
 /// What the command line asks for.
@@ -49,7 +49,7 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Option<Request> {
 }
 
 fn section_named(name: &str) -> Option<Section> {
-    [Section::Start, Section::Serve].into_iter().find(|section| section.name() == name)
+    [Section::Start, Section::Serve, Section::VhostUser].into_iter().find(|section| section.name() == name)
 }
 
 fn write(request: &Request) -> Result<(), PolicyError> {

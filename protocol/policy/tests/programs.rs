@@ -97,7 +97,7 @@ fn mistakes_name_file_and_line() {
     assert_eq!(error("\n\nread: arg9 == 1").split(": ").next(), Some("policy:3"));
     assert_eq!(error("[serve]\ninclude worker").split(": ").next(), Some("worker:1"));
     assert!(error("include nothing").contains("there is no fragment \"nothing\""));
-    assert!(error("[run]").contains("only [start] and [serve]"));
+    assert!(error("[run]").contains("only [start], [serve] and [vhost-user]"));
     assert!(error("no_such_call").contains("no_such_call"), "{}", error("no_such_call"));
 }
 

@@ -63,15 +63,24 @@ impl Space {
     }
 
     /// The driver writes `bytes` at `offset`: all of them, if all are writable; whether that changed something.
-    pub(super) fn write(&self, offset: usize, bytes: &[u8]) -> bool {
+    pub(crate) fn write(&self, offset: usize, bytes: &[u8]) -> bool {
         let mut contents = self.contents();
-        let inside = offset >= contents.writable.start
-            && offset.checked_add(bytes.len()).is_some_and(|end| end <= contents.writable.end);
+        let inside = contents.allows(offset, bytes.len());
         // The driver knows what it wrote: no new generation.
         let generation = contents.generation;
         let changed = inside && contents.replace(offset, bytes);
         contents.generation = generation;
         changed
+    }
+
+    /// Whether the driver may write `length` bytes at `offset`.
+    pub(crate) fn allows(&self, offset: usize, length: usize) -> bool {
+        self.contents().allows(offset, length)
+    }
+
+    /// Whether there is none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.contents().bytes.is_empty()
     }
 
     /// As after a reset.
@@ -113,6 +122,11 @@ impl Space {
 }
 
 impl Contents {
+    fn allows(&self, offset: usize, length: usize) -> bool {
+        offset >= self.writable.start
+            && offset.checked_add(length).is_some_and(|end| end <= self.writable.end)
+    }
+
     fn replace(&mut self, offset: usize, bytes: &[u8]) -> bool {
         let old = self.bytes.get_mut(offset..).unwrap_or_default();
         let changed = old.iter().zip(bytes).any(|(old, new)| old != new);

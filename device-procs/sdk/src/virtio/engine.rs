@@ -2,6 +2,8 @@
 //! [`Engine`] gives each post its turns: [`Inline`](super::inline::Inline) on the caller's thread,
 //! [`Threads`](super::threads::Threads) each on one of its own.
 
+use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -83,14 +85,15 @@ pub struct Queues {
 
 #[derive(Debug)]
 struct Slot {
+    number: u16,
     queue: Option<Virtqueue>,
     stop: Arc<AtomicBool>,
 }
 
 impl Queues {
-    /// No queue is ready. `stops` say, for each slot, that its queue is to be taken away.
-    pub(super) fn new(stops: impl IntoIterator<Item = Arc<AtomicBool>>, interrupt: Interrupt) -> Self {
-        let slots = stops.into_iter().map(|stop| Slot { queue: None, stop }).collect();
+    /// No queue is ready. For each slot: its queue's number, and what says that it is to be taken away.
+    pub(super) fn new(slots: impl IntoIterator<Item = (u16, Arc<AtomicBool>)>, interrupt: Interrupt) -> Self {
+        let slots = slots.into_iter().map(|(number, stop)| Slot { number, queue: None, stop }).collect();
         Queues { slots, interrupt }
     }
 
@@ -120,10 +123,9 @@ impl Queues {
     /// # Errors
     /// The queue makes no sense.
     pub fn signal(&mut self, slot: usize) -> Result<(), QueueError> {
-        match self.get(slot).map(Virtqueue::wants_interrupt) {
-            Some(Ok(true)) => self.interrupt.used_buffer(),
-            Some(Err(error)) => return Err(error),
-            Some(Ok(false)) | None => {}
+        let Some(Slot { number, queue: Some(queue), .. }) = self.slots.get_mut(slot) else { return Ok(()) };
+        if queue.wants_interrupt()? {
+            self.interrupt.used_buffer_of(usize::from(*number));
         }
         Ok(())
     }
@@ -164,6 +166,17 @@ pub trait Engine {
 
     /// Waits at most `limit` until queue `index` is not busy any more; whether it is not.
     fn settle(&self, index: usize, limit: Duration) -> bool;
+
+    /// Has queue `index` kicked by `kick`, too, from now on: an eventfd that stays open until [`deafen`](Self::deafen).
+    ///
+    /// # Errors
+    /// It cannot be waited for, or this engine has nobody who waits.
+    fn listen_to(&mut self, _index: usize, _kick: BorrowedFd<'_>) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Ends what [`listen_to`](Self::listen_to) began.
+    fn deafen(&mut self, _index: usize, _kick: BorrowedFd<'_>) {}
 
     /// Something happened that is not a queue's: every post gets a turn, where that is not their own affair.
     fn nudge(&mut self) {}

@@ -32,7 +32,7 @@ impl<W: Work> Inline<W> {
     /// Posts, each with the numbers of its queues.
     pub fn new(posts: Vec<(W, Vec<u16>)>, interrupt: Interrupt) -> Self {
         let post = |(work, numbers): (W, Vec<u16>)| {
-            let stops = numbers.iter().map(|_| Arc::new(AtomicBool::new(false)));
+            let stops = numbers.iter().map(|number| (*number, Arc::new(AtomicBool::new(false))));
             let queues = Queues::new(stops, interrupt.clone());
             Post { work, numbers, queues, wait: Wait::default() }
         };

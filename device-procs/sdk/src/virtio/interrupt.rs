@@ -9,6 +9,16 @@ use super::spec::interrupt;
 pub trait Raise: Send + Sync {
     /// Raises and drops the line. Never blocks; a pulse is delivered at least once.
     fn raise(&self);
+
+    /// As [`raise`](Self::raise), for buffers of queue `index` alone, where the line is one of several.
+    fn raise_queue(&self, _index: usize) {
+        self.raise();
+    }
+
+    /// As [`raise`](Self::raise), because the device needs a reset.
+    fn raise_broken(&self) {
+        self.raise();
+    }
 }
 
 /// Shared by the transport and those who serve the queues; clones are the same.
@@ -34,7 +44,15 @@ impl Interrupt {
         Interrupt(Arc::new(Shared { status, needs_reset, line: Box::new(line) }))
     }
 
-    /// Buffers were used.
+    /// Buffers of queue `index` were used.
+    pub fn used_buffer_of(&self, index: usize) {
+        // SYNC POINT: Release orders the used ring before the bit; the driver reads the bit by a register access, which is
+        // ordered by the exit.
+        self.0.status.fetch_or(interrupt::USED_BUFFER, Ordering::AcqRel);
+        self.0.line.raise_queue(index);
+    }
+
+    /// Buffers were used, in whichever queue.
     pub fn used_buffer(&self) {
         self.raise(interrupt::USED_BUFFER);
     }
@@ -48,7 +66,8 @@ impl Interrupt {
     pub fn needs_reset(&self) {
         // SYNC POINT: Release pairs with the Acquire in `asks_for_reset`; nothing else hangs on it.
         self.0.needs_reset.store(true, Ordering::Release);
-        self.raise(interrupt::CONFIG_CHANGE);
+        self.0.status.fetch_or(interrupt::CONFIG_CHANGE, Ordering::AcqRel);
+        self.0.line.raise_broken();
     }
 
     /// Whether it has.

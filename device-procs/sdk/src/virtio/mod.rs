@@ -29,7 +29,7 @@ mod tests;
 pub mod threads;
 pub mod transport;
 
-pub use cellblock_channel::ram::{Buffer, Ram, RamError};
+pub use cellblock_channel::ram::{Buffer, Piece, Ram, RamError};
 pub use chain::{Buffers, Chain, ChainError};
 pub use config::Space;
 pub use engine::{OneByOne, Queues, Serve, Wait, Work};

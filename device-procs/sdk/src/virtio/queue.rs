@@ -33,6 +33,8 @@ pub enum Position {
     Start,
     /// After the last entry in the used ring: what a predecessor had not finished is done again.
     Resume,
+    /// At this available index, as a front end says; what is used is as the ring has it.
+    At(u16),
 }
 
 /// A queue that makes no sense. Only a reset mends it.
@@ -109,12 +111,19 @@ impl Virtqueue {
         queue.set_event_idx(features & feature::EVENT_IDX != 0);
         queue.set_ready(true);
         let mut used = Wrapping(0);
-        if from == Position::Resume {
+        if from != Position::Start {
             used = queue.used_idx(ram.memory(), Ordering::Acquire)?;
-            queue.set_next_avail(used.0);
+            queue.set_next_avail(if let Position::At(index) = from { index } else { used.0 });
         }
         let buffers = Buffers::for_chains_of(layout.size);
         Ok(Virtqueue { queue, ram, buffers, used, told: used })
+    }
+
+    /// Where it is.
+    pub fn layout(&self) -> Layout {
+        let (desc, driver, device) =
+            (self.queue.desc_table(), self.queue.avail_ring(), self.queue.used_ring());
+        Layout { size: self.queue.size(), desc, driver, device }
     }
 
     /// Descriptors in it.

@@ -7,7 +7,7 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -125,6 +125,8 @@ struct Seat {
     numbers: Vec<u16>,
     desk: Arc<Desk>,
     kicker: Kicker,
+    /// Where the thread sleeps.
+    epoll: Arc<OwnedFd>,
 }
 
 impl Threads {
@@ -157,16 +159,18 @@ impl Threads {
         let kicks: Vec<_> = kicks.into_iter().map(Arc::new).collect();
         let kicker = Kicker(kicks.first().cloned());
         let desk = Arc::new(Desk::new(numbers.len()));
+        let sleep = Sleep::new(kicks, sources)?;
+        let epoll = Arc::clone(&sleep.epoll);
         let thread = Thread {
             work,
-            queues: Queues::new(desk.stops.iter().cloned(), interrupt.clone()),
+            queues: Queues::new(numbers.iter().copied().zip(desk.stops.iter().cloned()), interrupt.clone()),
             desk: Arc::clone(&desk),
-            sleep: Sleep::new(kicks, sources)?,
+            sleep,
             interrupt: interrupt.clone(),
             wake: wake.clone(),
         };
         start_thread(&format!("queue {number}"), move || thread.run())?;
-        Ok(Seat { numbers, desk, kicker })
+        Ok(Seat { numbers, desk, kicker, epoll })
     }
 
     /// Wakes post `post`, from any thread.
@@ -196,6 +200,17 @@ impl Engine for Threads {
     fn kick(&mut self, index: usize) {
         if let Some((seat, _)) = self.place(index) {
             seat.kicker.kick();
+        }
+    }
+
+    fn listen_to(&mut self, index: usize, kick: BorrowedFd<'_>) -> io::Result<()> {
+        let (seat, _) = self.place(index).ok_or(io::ErrorKind::InvalidInput)?;
+        add_kick(&seat.epoll, kick)
+    }
+
+    fn deafen(&mut self, index: usize, kick: BorrowedFd<'_>) {
+        if let Some((seat, _)) = self.place(index) {
+            let _ = epoll::delete(&*seat.epoll, kick);
         }
     }
 
@@ -289,10 +304,16 @@ impl<W: Work> Thread<W> {
     }
 }
 
+/// Kicks are edges: they need not be read to be silent.
+fn add_kick(epoll: &OwnedFd, kick: BorrowedFd<'_>) -> io::Result<()> {
+    let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
+    Ok(epoll::add(epoll, kick, epoll::EventData::new_u64(KICK), edge)?)
+}
+
 /// Where a post's thread sleeps.
 #[derive(Debug)]
 struct Sleep {
-    epoll: OwnedFd,
+    epoll: Arc<OwnedFd>,
     /// Open as long as they are in the set.
     _kicks: Vec<Arc<OwnedFd>>,
     sources: Vec<Source>,
@@ -309,10 +330,9 @@ struct Source {
 
 impl Sleep {
     fn new(kicks: Vec<Arc<OwnedFd>>, sources: Vec<Arc<OwnedFd>>) -> io::Result<Sleep> {
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        let epoll = Arc::new(epoll::create(epoll::CreateFlags::CLOEXEC)?);
         for kick in &kicks {
-            epoll::add(&epoll, &**kick, epoll::EventData::new_u64(KICK), edge)?;
+            add_kick(&epoll, kick.as_fd())?;
         }
         let source = |fd| Source { fd, armed: epoll::EventFlags::empty(), always: false };
         Ok(Sleep { epoll, _kicks: kicks, sources: sources.into_iter().map(source).collect() })

@@ -45,6 +45,15 @@ pub struct Transport<E> {
     on_event: Option<Box<dyn FnMut(Event)>>,
 }
 
+/// A virtio device that has no registers.
+pub(crate) struct Bare<E> {
+    /// With the features of every device.
+    pub(crate) identity: Identity,
+    pub(crate) engine: E,
+    /// As [`Transport::on_event`] has it.
+    pub(crate) on_event: Option<Box<dyn FnMut(Event)>>,
+}
+
 impl<E> std::fmt::Debug for Transport<E> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Transport").field("registers", &self.registers).finish_non_exhaustive()
@@ -77,6 +86,11 @@ impl<E: Engine> Transport<E> {
             handler(event);
         }
         self.engine.nudge();
+    }
+
+    /// The device without its registers, for another transport.
+    pub(crate) fn into_bare(self) -> Bare<E> {
+        Bare { identity: self.identity, engine: self.engine, on_event: self.on_event }
     }
 
     fn read_register(&mut self, offset: u64) -> u32 {

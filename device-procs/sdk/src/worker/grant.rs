@@ -19,6 +19,9 @@ use super::refusal::Refusal;
 use super::serve::{Server, Wiring};
 use crate::device::Device;
 use crate::state;
+use crate::vhost_user::Session;
+use crate::virtio::Transport;
+use crate::virtio::engine::Engine;
 
 /// The rooms for device bytes that a state page may have been made with.
 const STATE_ROOMS: [usize; 2] = [state::CAPACITY, MAX_DEVICE_BYTES];
@@ -92,8 +95,7 @@ impl Granted {
         let responder = Responder::new(requests, replies, lanes, generation)?;
         let (page, predecessor) = StateWriter::open(page, shape, generation)?;
 
-        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
-        let wake = Arc::new(wake.map_err(|errno| Refusal::system("eventfd", errno))?);
+        let wake = wake_line()?;
         let mut parts = Parts::new(config, self.roles, Arc::clone(&wake));
         let mut device = build(&mut parts)?;
         parts.all_taken()?;
@@ -103,6 +105,40 @@ impl Granted {
         let wiring = Wiring { responder, page, bell: self.bell, wake, tally: parts.tally(), poll_max_us };
         Server::new(device, wiring, predecessor, control)
     }
+}
+
+/// What a grant comes to.
+pub(super) enum Service<D, E: Engine> {
+    /// The guest's register accesses come through the supervisor's rings.
+    Registers(Server<D>),
+    /// Another VMM keeps the registers.
+    FrontEnd(Session<E>),
+}
+
+impl Granted {
+    /// As [`Granted::build`], of a virtio device; or a session for the front end of the grant, whose rings and state page are
+    /// not used then.
+    pub(super) fn build_virtio<E: Engine>(
+        mut self,
+        control: &Control,
+        build: impl FnOnce(&mut Parts) -> Result<Transport<E>, Refusal>,
+    ) -> Result<Service<Transport<E>, E>, Refusal> {
+        if !self.grant.roles.contains(&Role::VhostUser) {
+            return Ok(Service::Registers(self.build(control, build)?));
+        }
+        let roles = std::mem::take(&mut self.roles);
+        let mut parts = Parts::new(self.grant.config, roles, wake_line()?);
+        let (stream, calls) = parts.front_end().ok_or(Refusal::Missing("the front end's socket"))?;
+        let device = build(&mut parts)?.into_bare();
+        parts.all_taken()?;
+        Ok(Service::FrontEnd(Session::new(stream, device, calls, parts.tally(), control)?))
+    }
+}
+
+/// By which other threads wake the register thread.
+fn wake_line() -> Result<Arc<OwnedFd>, Refusal> {
+    let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+    wake.map(Arc::new).map_err(|errno| Refusal::system("eventfd", errno))
 }
 
 /// The page's shape is part of the protocol but for its room, which its size tells.

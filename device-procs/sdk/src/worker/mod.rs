@@ -13,6 +13,8 @@ use cellblock_wire::control::{FromWorker, MAX_TEXT};
 use cellblock_wire::device::DeviceKind;
 
 use crate::device::Device;
+use crate::virtio::Transport;
+use crate::virtio::engine::Engine;
 
 mod grant;
 mod parts;
@@ -21,6 +23,7 @@ mod refusal;
 mod serve;
 mod timer;
 
+use grant::{Granted, Service};
 pub use parts::{IrqLine, Parts, SystemClock};
 pub use refusal::Refusal;
 pub use serve::End;
@@ -53,6 +56,31 @@ macro_rules! worker {
     };
 }
 
+/// As [`worker!`] for a virtio device: the closure makes a [`Transport`]. The worker also serves another VMM's front end, if it is
+/// granted one.
+#[macro_export]
+macro_rules! virtio_worker {
+    ($kind:expr, $build:expr) => {
+        #[unsafe(no_mangle)]
+        extern "C" fn main() -> i32 {
+            let programs = $crate::worker::Programs {
+                serve: include_bytes!(concat!(env!("OUT_DIR"), "/worker.serve.bpf")),
+                vhost_user: include_bytes!(concat!(env!("OUT_DIR"), "/worker.vhost-user.bpf")),
+            };
+            $crate::worker::run_virtio($kind, &programs, $build)
+        }
+    };
+}
+
+/// The seccomp programs under which a virtio device's worker serves.
+#[derive(Debug, Clone, Copy)]
+pub struct Programs<'a> {
+    /// A VM of this project.
+    pub serve: &'a [u8],
+    /// Another VMM's front end.
+    pub vhost_user: &'a [u8],
+}
+
 /// A worker from its first instruction to its exit status (see [`status`]). `build` makes the device of what was granted;
 /// `serve_program` is the seccomp program under which it serves.
 pub fn run<D: Device>(
@@ -60,33 +88,57 @@ pub fn run<D: Device>(
     serve_program: &[u8],
     build: impl FnOnce(&mut Parts) -> Result<D, Refusal>,
 ) -> i32 {
+    live(kind, |granted, control| {
+        // Never dropped: unmapping takes system calls that serving does not have, and the process ends anyway.
+        let mut server = ManuallyDrop::new(granted.build(control, build)?);
+        ready(kind, serve_program, control)?;
+        Ok(server.serve(control))
+    })
+}
+
+/// As [`run`], for a virtio device, whose driver is a guest of this project or of another VMM: the grant says which.
+pub fn run_virtio<E: Engine>(
+    kind: DeviceKind,
+    programs: &Programs<'_>,
+    build: impl FnOnce(&mut Parts) -> Result<Transport<E>, Refusal>,
+) -> i32 {
+    live(kind, |granted, control| {
+        // Never dropped, as above.
+        let mut service = ManuallyDrop::new(granted.build_virtio(control, build)?);
+        match &mut *service {
+            Service::Registers(server) => {
+                ready(kind, programs.serve, control)?;
+                Ok(server.serve(control))
+            }
+            Service::FrontEnd(session) => {
+                ready(kind, programs.vhost_user, control)?;
+                Ok(session.serve(control))
+            }
+        }
+    })
+}
+
+fn live(kind: DeviceKind, serve: impl FnOnce(Granted, &Control) -> Result<End, Refusal>) -> i32 {
     process_setup::prepare();
     let control = process_setup::control_socket();
-    match set_up(kind, serve_program, build, &control) {
-        Ok(mut server) => match server.serve(&control) {
-            End::Quit => status::QUIT,
-            End::Orphaned => status::ORPHANED,
-            End::Violation(reason) => refuse(&control, &reason),
-        },
-        Err(Refusal::Socket(SocketError::Closed)) => status::ORPHANED,
+    match granted(kind, &control).and_then(|granted| serve(granted, &control)) {
+        Ok(End::Quit) => status::QUIT,
+        Ok(End::Orphaned) | Err(Refusal::Socket(SocketError::Closed)) => status::ORPHANED,
+        Ok(End::Violation(reason)) => refuse(&control, &reason),
         Err(refusal) => refuse(&control, &refusal.to_string()),
     }
 }
 
-fn set_up<D: Device>(
-    kind: DeviceKind,
-    serve_program: &[u8],
-    build: impl FnOnce(&mut Parts) -> Result<D, Refusal>,
-    control: &Control,
-) -> Result<ManuallyDrop<serve::Server<D>>, Refusal> {
+fn granted(kind: DeviceKind, control: &Control) -> Result<Granted, Refusal> {
     // Before the first thread, which inherits it, and before the first byte from outside.
     seal::deny_paths()?;
-    let granted = grant::receive(control, kind)?;
-    // Never dropped: unmapping takes system calls that serving does not have, and the process ends anyway.
-    let server = ManuallyDrop::new(granted.build(control, build)?);
+    grant::receive(control, kind)
+}
+
+/// Everything is there that serving takes: the sandbox closes.
+fn ready(kind: DeviceKind, serve_program: &[u8], control: &Control) -> Result<(), Refusal> {
     seal::close_sandbox(serve_program)?;
-    control.send_message(&FromWorker::Ready { version: Version::CURRENT, device: kind }, &[])?;
-    Ok(server)
+    Ok(control.send_message(&FromWorker::Ready { version: Version::CURRENT, device: kind }, &[])?)
 }
 
 fn refuse(control: &Control, reason: &str) -> i32 {

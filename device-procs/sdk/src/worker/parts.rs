@@ -6,12 +6,14 @@ use std::sync::Arc;
 use cellblock_channel::clock;
 use cellblock_channel::ram::{Piece, Ram};
 use cellblock_wire::device::{DeviceConfig, Role};
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{OFlags, fcntl_getfl};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::refusal::Refusal;
 use crate::device::{Clock, SECOND, Trigger};
 use crate::host::{Pipes, Tally, WakeLine};
+use crate::vhost_user::Calls;
 use crate::virtio::threads::{Post, Threads};
 use crate::virtio::{Interrupt, OneByOne, Raise, Serve, Work};
 
@@ -22,11 +24,24 @@ pub struct Parts {
     roles: Vec<(Role, OwnedFd)>,
     wake: Arc<OwnedFd>,
     tally: Arc<Tally>,
+    /// Another VMM is the front end: memory and kicks come from it, later.
+    front_end: Option<Calls>,
 }
 
 impl Parts {
     pub(super) fn new(config: DeviceConfig, roles: Vec<(Role, OwnedFd)>, wake: Arc<OwnedFd>) -> Self {
-        Parts { config, roles, wake, tally: Arc::default() }
+        Parts { config, roles, wake, tally: Arc::default(), front_end: None }
+    }
+
+    /// For a worker that another VMM drives: what it is signalled by, and its socket.
+    ///
+    /// # Errors
+    /// It is no socket.
+    pub(super) fn front_end(&mut self) -> Option<(OwnedFd, Calls)> {
+        let stream = self.take(Role::VhostUser)?;
+        let calls = Calls::new(self.tally());
+        self.front_end = Some(calls.clone());
+        Some((stream, calls))
     }
 
     pub(super) fn tally(&self) -> Arc<Tally> {
@@ -51,7 +66,8 @@ impl Parts {
 
     /// Interrupt line `line`; one that was not granted is connected to nothing.
     pub fn interrupt(&mut self, line: u8) -> IrqLine {
-        IrqLine { eventfd: self.take(Role::Interrupt(line)), tally: self.tally() }
+        let front_end = self.front_end.clone();
+        IrqLine { eventfd: self.take(Role::Interrupt(line)), front_end, tally: self.tally() }
     }
 
     /// The far end of a byte device, with a thread for each of the two pipes that was granted. `buffer` bytes of output
@@ -72,6 +88,9 @@ impl Parts {
     /// # Errors
     /// None was granted, or it cannot be mapped.
     pub fn guest_memory(&mut self) -> Result<Ram, Refusal> {
+        if self.front_end.is_some() {
+            return Ok(Ram::none());
+        }
         let is_memory = |(role, _): &mut (Role, OwnedFd)| matches!(role, Role::GuestMemory { .. });
         let pieces = self.roles.extract_if(.., is_memory).filter_map(|(role, fd)| match role {
             Role::GuestMemory { address, bytes, offset } => Some((Piece { address, bytes, offset }, fd)),
@@ -117,12 +136,20 @@ impl Parts {
     ) -> Result<Threads, Refusal> {
         let mut staffed = Vec::with_capacity(posts.len());
         for post in posts {
-            let kick = |number: &u16| self.take(Role::QueueKick(*number));
-            let kicks: Option<Vec<_>> = post.queues.iter().map(kick).collect();
-            staffed.push((post, kicks.ok_or(Refusal::Missing("the kicks of a queue"))?));
+            let kick = |number: &u16| self.kick(*number);
+            let kicks: Result<Vec<_>, _> = post.queues.iter().map(kick).collect();
+            staffed.push((post, kicks?));
         }
         let wake = WakeLine::new(Arc::clone(&self.wake));
         Threads::start(staffed, interrupt, &wake).map_err(|source| Refusal::system("queue threads", source))
+    }
+
+    /// The eventfd by which a queue's thread is kicked; another VMM's come later, beside it.
+    fn kick(&mut self, number: u16) -> Result<OwnedFd, Refusal> {
+        if self.front_end.is_some() {
+            return eventfd(0, EventfdFlags::CLOEXEC).map_err(|errno| Refusal::system("eventfd", errno));
+        }
+        self.take(Role::QueueKick(number)).ok_or(Refusal::Missing("the kicks of a queue"))
     }
 
     fn take(&mut self, role: Role) -> Option<OwnedFd> {
@@ -149,6 +176,7 @@ impl Parts {
 #[derive(Debug)]
 pub struct IrqLine {
     eventfd: Option<OwnedFd>,
+    front_end: Option<Calls>,
     tally: Arc<Tally>,
 }
 
@@ -164,6 +192,21 @@ impl Raise for IrqLine {
             // An eventfd that cannot take one more has a pulse pending already.
             let _ = rustix::io::write(eventfd, &1u64.to_ne_bytes());
             self.tally.interrupts.add(1);
+        }
+        self.front_end.iter().for_each(Raise::raise);
+    }
+
+    fn raise_queue(&self, index: usize) {
+        match &self.front_end {
+            Some(calls) => calls.raise_queue(index),
+            None => self.raise(),
+        }
+    }
+
+    fn raise_broken(&self) {
+        match &self.front_end {
+            Some(calls) => calls.raise_broken(),
+            None => self.raise(),
         }
     }
 }
