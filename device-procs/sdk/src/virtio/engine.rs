@@ -12,8 +12,8 @@ use super::chain::Chain;
 use super::interrupt::Interrupt;
 use super::queue::{QueueError, Virtqueue};
 
-/// The most descriptors that one post may wait for beside its queues.
-pub const MAX_SOURCES: usize = 8;
+/// The most descriptors that one post may wait for beside its queues: two for each port of a console, and some.
+pub const MAX_SOURCES: usize = 16;
 /// Requests that [`OneByOne`] serves in one turn.
 const TURN: usize = 64;
 

@@ -11,7 +11,7 @@ use super::transport::Identity;
 use crate::state::{Decoder, Encoder, StateError};
 
 const TAG: u8 = 0x56;
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 
 /// The registers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +45,8 @@ pub(super) struct Restored {
     pub(super) generation: u32,
     /// The bytes of the configuration space that the driver may write.
     pub(super) written: Vec<u8>,
+    /// The device's own word.
+    pub(super) kept: u64,
 }
 
 impl Registers {
@@ -68,12 +70,13 @@ impl Registers {
         self.status & bits == bits
     }
 
-    /// Appends all fields, the interrupt's, and those of the configuration space: 37 bytes, those that the driver may write, and
-    /// 28 for each queue. So the most are 501.
+    /// Appends all fields, the interrupt's, those of the configuration space, and the device's own word: 45 bytes, those that the
+    /// driver may write, and 28 for each queue. So the most are 509.
     pub(super) fn save(
         &self,
         (interrupt_status, needs_reset): (u32, bool),
         config: &Space,
+        kept: u64,
         out: &mut Encoder<'_>,
     ) {
         out.head(TAG, VERSION);
@@ -89,6 +92,7 @@ impl Registers {
         out.u32(generation);
         out.u8(length as u8);
         out.bytes(written.get(..length).unwrap_or_default());
+        out.u64(kept);
         out.u8(self.queues.len() as u8);
         for QueueRegisters { layout, ready, stopping } in &self.queues {
             out.bytes(&layout.size.to_le_bytes());
@@ -126,6 +130,7 @@ impl Registers {
         let allowed = "as many as the driver may write";
         fields.u8_where("config_written", allowed, |count| usize::from(count) == length)?;
         let written = (0..length).map(|_| fields.u8("config")).collect::<Result<_, _>>()?;
+        let kept = fields.u64("kept")?;
         fields.u8_where("queues", "as many as this device has", |count| usize::from(count) == queues)?;
         let queues = (0..queues).map(|_| restore_queue(&mut fields)).collect::<Result<_, _>>()?;
         fields.end()?;
@@ -138,7 +143,7 @@ impl Registers {
             queues,
             resetting,
         };
-        Ok(Restored { registers, interrupt_status, needs_reset, generation, written })
+        Ok(Restored { registers, interrupt_status, needs_reset, generation, written, kept })
     }
 }
 

@@ -7,6 +7,7 @@ use cellblock_channel::ram::Ram;
 use super::config::Space;
 use super::engine::Engine;
 use super::interrupt::Interrupt;
+use super::kept::Kept;
 use super::queue::{Layout, Position, QueueError, Virtqueue};
 use super::spec::{MAGIC, MMIO_VERSION, VENDOR, feature, register, status};
 use super::state::{QueueRegisters, Registers, Restored};
@@ -43,6 +44,7 @@ pub struct Transport<E> {
     interrupt: Interrupt,
     registers: Registers,
     on_event: Option<Box<dyn FnMut(Event)>>,
+    kept: Kept,
 }
 
 /// A virtio device that has no registers.
@@ -65,7 +67,7 @@ impl<E: Engine> Transport<E> {
     pub fn new(identity: Identity, engine: E, ram: Ram, interrupt: Interrupt) -> Self {
         let registers = Registers::new(identity.queues, identity.queue_size);
         let identity = Identity { features: identity.features | OWN_FEATURES, ..identity };
-        Transport { identity, engine, ram, interrupt, registers, on_event: None }
+        Transport { identity, engine, ram, interrupt, registers, on_event: None, kept: Kept::default() }
     }
 
     /// Has `handler` told of what happens to the device without an access: what the supervisor says, and
@@ -73,6 +75,13 @@ impl<E: Engine> Transport<E> {
     #[must_use]
     pub fn on_event(mut self, handler: impl FnMut(Event) + 'static) -> Self {
         self.on_event = Some(Box::new(handler));
+        self
+    }
+
+    /// Has `kept` saved with the registers.
+    #[must_use]
+    pub fn keeping(mut self, kept: Kept) -> Self {
+        self.kept = kept;
         self
     }
 
@@ -348,13 +357,15 @@ impl<E: Engine> Device for Transport<E> {
 
     fn save(&self, out: &mut Encoder<'_>) {
         let interrupt = (self.interrupt.status(), self.interrupt.asks_for_reset());
-        self.registers.save(interrupt, &self.identity.config, out);
+        self.registers.save(interrupt, &self.identity.config, self.kept.get(), out);
     }
 
     /// Also starts the queues where the predecessor left off. The driver gets an interrupt, for one may have been lost.
     fn restore(&mut self, saved: &[u8]) -> Result<(), StateError> {
-        let Restored { registers, interrupt_status, needs_reset, generation, written } =
+        let Restored { registers, interrupt_status, needs_reset, generation, written, kept } =
             Registers::restore(saved, &self.identity)?;
+        self.kept.check(kept)?;
+        self.kept.restore(kept);
         self.registers = registers;
         self.identity.config.restore(generation, &written);
         self.interrupt.restore(interrupt_status, needs_reset);

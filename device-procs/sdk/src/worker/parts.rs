@@ -15,7 +15,7 @@ use crate::device::{Clock, SECOND, Trigger};
 use crate::host::{Pipes, Tally, WakeLine};
 use crate::vhost_user::Calls;
 use crate::virtio::threads::{Post, Threads};
-use crate::virtio::{Interrupt, OneByOne, Raise, Serve, Work};
+use crate::virtio::{Interrupt, Kept, OneByOne, Raise, Serve, Work};
 
 /// The granted parts. Each role can be taken once; what is left in the end is refused.
 #[derive(Debug)]
@@ -44,7 +44,8 @@ impl Parts {
         Some((stream, calls))
     }
 
-    pub(super) fn tally(&self) -> Arc<Tally> {
+    /// What the worker counts.
+    pub fn tally(&self) -> Arc<Tally> {
         Arc::clone(&self.tally)
     }
 
@@ -110,6 +111,25 @@ impl Parts {
     pub fn image(&mut self, writable: bool) -> Result<OwnedFd, Refusal> {
         let (wrong, used) = if writable { (OFlags::RDONLY, "written") } else { (OFlags::WRONLY, "read") };
         self.take_open(Role::Image, wrong, used)?.ok_or(Refusal::Missing("the disk's image"))
+    }
+
+    /// A word that survives the process, of which only the bits of `legal` are ever set.
+    pub fn kept(&self, legal: u64) -> Kept {
+        Kept::saved_by(legal, WakeLine::new(Arc::clone(&self.wake)))
+    }
+
+    /// The end of a pipe of a console port, with `input` the one that the worker reads. It must not block: its post has more
+    /// to look after. `None` = none was granted.
+    ///
+    /// # Errors
+    /// The wrong end was granted, or one that blocks.
+    pub fn port_end(&mut self, role: Role, input: bool) -> Result<Option<Arc<OwnedFd>>, Refusal> {
+        let (wrong, used) = if input { (OFlags::WRONLY, "read") } else { (OFlags::RDONLY, "written") };
+        let Some(fd) = self.take_open(role, wrong, used)? else { return Ok(None) };
+        match fcntl_getfl(&fd) {
+            Ok(flags) if flags.contains(OFlags::NONBLOCK) => Ok(Some(Arc::new(fd))),
+            _ => Err(Refusal::WrongEnd { role, used: "used without blocking" }),
+        }
     }
 
     /// A thread for each of `servers`, which serve queues 0 and up.
