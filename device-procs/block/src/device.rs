@@ -1,21 +1,37 @@
 //! A disk as its driver finds it, and who serves its queues.
 
+use cellblock_sdk::device::Clock;
 use cellblock_sdk::virtio::spec::device_id;
-use cellblock_sdk::virtio::{Identity, Space};
-use cellblock_wire::device::BlockConfig;
+use cellblock_sdk::virtio::{Identity, Interrupt, Space};
+use cellblock_wire::device::{BlockConfig, CacheMode};
 
 use crate::image::Image;
-use crate::request::Requests;
-use crate::spec::{CONFIG_BYTES, MAX_RANGE_SECTORS, MAX_RANGES, QUEUE_SIZE, SEG_MAX, feature};
+use crate::request::{Requests, Shared};
+use crate::spec::{CONFIG_BYTES, MAX_RANGE_SECTORS, MAX_RANGES, QUEUE_SIZE, SEG_MAX, WRITEBACK, feature};
 
-/// What the driver is told of the disk that `config` describes.
-pub fn identity(config: &BlockConfig) -> Identity {
-    Identity {
-        id: device_id::BLOCK,
-        features: features(config),
-        queues: config.queues,
-        queue_size: QUEUE_SIZE,
-        config: Space::fixed(configuration_space(config)),
+/// A disk: what its driver is told, and who serves its queues.
+#[derive(Debug)]
+pub struct Disk<I, C> {
+    /// What the driver is told.
+    pub identity: Identity,
+    /// A server for each queue.
+    pub servers: Vec<Requests<I, C>>,
+}
+
+impl<I: Image + Clone, C: Clock + Clone> Disk<I, C> {
+    /// The disk that `config` describes, kept in `image`. It may raise `interrupt` for a change of its configuration space.
+    pub fn new(config: &BlockConfig, image: &I, clock: &C, interrupt: &Interrupt) -> Self {
+        let space = Space::with_writable(configuration_space(config), WRITEBACK..WRITEBACK + 1);
+        let shared = Shared::new(config, space.clone(), interrupt.clone());
+        let server = |_| Requests::new(config, image.clone(), clock.clone(), shared.clone());
+        let identity = Identity {
+            id: device_id::BLOCK,
+            features: features(config),
+            queues: config.queues,
+            queue_size: QUEUE_SIZE,
+            config: space,
+        };
+        Disk { identity, servers: (0..config.queues).map(server).collect() }
     }
 }
 
@@ -23,7 +39,9 @@ fn features(config: &BlockConfig) -> u64 {
     let always = feature::SEG_MAX | feature::BLK_SIZE | feature::FLUSH | feature::TOPOLOGY;
     let kind = if config.read_only { feature::RO } else { feature::DISCARD | feature::WRITE_ZEROES };
     let queues = if config.queues > 1 { feature::MQ } else { 0 };
-    always | kind | queues
+    // Where a flush promises nothing there is no choice either.
+    let choice = if config.read_only || config.cache == CacheMode::Unsafe { 0 } else { feature::CONFIG_WCE };
+    always | kind | queues | choice
 }
 
 /// §5.2.4. Fields of features that are not offered are zero.
@@ -39,7 +57,7 @@ fn configuration_space(config: &BlockConfig) -> Vec<u8> {
     space.extend([(4096 / config.block_size.max(512)).max(1).ilog2() as u8, 0]);
     space.extend(((8 / block_sectors.clamp(1, 8)) as u16).to_le_bytes());
     space.extend((2048 / block_sectors.max(1)).to_le_bytes());
-    space.extend([0, 0]); // writeback, unused
+    space.extend([1, 0]); // writeback, unused
     space.extend(config.queues.to_le_bytes());
     if !config.read_only {
         space.extend(MAX_RANGE_SECTORS.to_le_bytes()); // discard
@@ -51,9 +69,4 @@ fn configuration_space(config: &BlockConfig) -> Vec<u8> {
     }
     space.resize(CONFIG_BYTES, 0);
     space
-}
-
-/// A server for each queue of the disk.
-pub fn servers<I: Image + Clone>(config: &BlockConfig, image: &I) -> Vec<Requests<I>> {
-    (0..config.queues).map(|_| Requests::new(config, image.clone())).collect()
 }

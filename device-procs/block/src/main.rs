@@ -1,8 +1,8 @@
 //! A disk's worker.
 #![no_main]
 
-use cellblock_block::image::RawImage;
-use cellblock_block::{identity, servers};
+use cellblock_block::Disk;
+use cellblock_block::image::Stored;
 use cellblock_sdk::virtio::{Interrupt, Transport};
 use cellblock_sdk::virtio_worker;
 use cellblock_sdk::worker::Refusal;
@@ -10,10 +10,11 @@ use cellblock_wire::device::{DeviceConfig, DeviceKind};
 
 virtio_worker!(DeviceKind::Block, |parts| {
     // The kind was checked; another configuration cannot come.
-    let DeviceConfig::Block(disk) = parts.config().clone() else { return Err(Refusal::NoGrant) };
+    let DeviceConfig::Block(config) = parts.config().clone() else { return Err(Refusal::NoGrant) };
     let ram = parts.guest_memory()?;
-    let image = RawImage::new(parts.image(!disk.read_only)?);
+    let image = Stored::granted(parts, &config)?;
     let interrupt = Interrupt::new(parts.interrupt(0));
-    let threads = parts.queue_threads(servers(&disk, &image), &interrupt)?;
-    Ok(Transport::new(identity(&disk), threads, ram, interrupt))
+    let disk = Disk::new(&config, &image, &parts.clock(), &interrupt);
+    let threads = parts.queue_threads(disk.servers, &interrupt)?;
+    Ok(Transport::new(disk.identity, threads, ram, interrupt))
 });

@@ -1,14 +1,16 @@
 //! One request after the other.
 
 use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use cellblock_sdk::virtio::{Chain, ChainError, Serve};
+use cellblock_sdk::device::Clock;
+use cellblock_sdk::virtio::{Chain, ChainError, Interrupt, Limiter, Serve, Space};
 use cellblock_wire::device::{BlockConfig, CacheMode, SECTOR};
 
 use crate::image::Image;
 use crate::spec::{
-    HEADER_BYTES, ID_BYTES, MAX_RANGE_SECTORS, MAX_RANGES, SEGMENT_BYTES, SEGMENT_UNMAP, feature, request,
-    status,
+    HEADER_BYTES, ID_BYTES, MAX_RANGE_SECTORS, MAX_RANGES, SEGMENT_BYTES, SEGMENT_UNMAP, WRITEBACK, feature,
+    request, status,
 };
 
 /// Bytes on their way between guest and image.
@@ -46,10 +48,42 @@ impl From<io::Error> for Failure {
     }
 }
 
+/// What a disk's queues have in common.
+#[derive(Debug, Clone)]
+pub struct Shared {
+    /// None if there is nothing to limit.
+    limiter: Option<Arc<Mutex<Limiter>>>,
+    space: Space,
+    interrupt: Interrupt,
+}
+
+impl Shared {
+    /// Of the disk that `config` describes, whose configuration space is `space`.
+    pub fn new(config: &BlockConfig, space: Space, interrupt: Interrupt) -> Self {
+        let limiter = Limiter::new(&config.limits);
+        let limiter = (!limiter.is_unlimited()).then(|| Arc::new(Mutex::new(limiter)));
+        Shared { limiter, space, interrupt }
+    }
+
+    fn limiter(&self) -> Option<MutexGuard<'_, Limiter>> {
+        // Nothing panics while it holds the lock, and what it guards is whole at any time.
+        self.limiter.as_ref().map(|limiter| limiter.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The driver's choice.
+    fn writeback(&self) -> bool {
+        let mut writeback = [0];
+        self.space.get(WRITEBACK, &mut writeback);
+        writeback != [0]
+    }
+}
+
 /// Serves one queue of a disk.
 #[derive(Debug)]
-pub struct Requests<I> {
+pub struct Requests<I, C> {
     image: I,
+    clock: C,
+    shared: Shared,
     sectors: u64,
     block_size: u32,
     read_only: bool,
@@ -57,22 +91,27 @@ pub struct Requests<I> {
     id: [u8; ID_BYTES],
     /// The driver flushes, so that writes need not be stable.
     flushes: bool,
+    /// The driver chooses in the configuration space whether they need.
+    chooses: bool,
     bounce: Bounce,
 }
 
-impl<I: Image> Requests<I> {
+impl<I: Image, C: Clock> Requests<I, C> {
     /// Of the disk that `config` describes, kept in `image`.
-    pub fn new(config: &BlockConfig, image: I) -> Self {
+    pub fn new(config: &BlockConfig, image: I, clock: C, shared: Shared) -> Self {
         let mut id = [0; ID_BYTES];
         id.iter_mut().zip(config.id.bytes()).for_each(|(to, from)| *to = from);
         Requests {
             image,
+            clock,
+            shared,
             sectors: config.sectors,
             block_size: config.block_size,
             read_only: config.read_only,
             cache: config.cache,
             id,
             flushes: false,
+            chooses: false,
             bounce: Bounce::new(),
         }
     }
@@ -81,6 +120,7 @@ impl<I: Image> Requests<I> {
         let mut header = [0; HEADER_BYTES];
         chain.read(&mut header)?;
         let (kind, sector) = (number32(&header, 0), number64(&header, 8));
+        self.account(kind, chain);
         match kind {
             request::IN => self.read(chain, sector),
             request::OUT => self.write(chain, sector),
@@ -104,8 +144,25 @@ impl<I: Image> Requests<I> {
         Ok(sector * SECTOR)
     }
 
+    /// Takes a request, and the bytes that it moves, off the limits: at its beginning, so that the next one waits.
+    fn account(&self, kind: u32, chain: &Chain<'_>) {
+        if let Some(mut limiter) = self.shared.limiter() {
+            let bytes = match kind {
+                request::IN => chain.writable(),
+                request::OUT => chain.readable(),
+                _ => 0,
+            };
+            // What is longer than the disk is not done.
+            limiter.take(bytes.min(self.sectors.saturating_mul(SECTOR)), self.clock.monotonic());
+        }
+    }
+
     fn read(&mut self, chain: &mut Chain<'_>, sector: u64) -> Result<(), Failure> {
         let mut offset = self.locate(sector, chain.writable())?;
+        if let Some(file) = self.image.file() {
+            let most = chain.writable();
+            offset += straight(most, |done| chain.fill_from(file, Some(offset + done), most - done))?;
+        }
         while chain.writable() > 0 {
             let piece = self.bounce.first(chain.writable());
             self.image.read(offset, piece)?;
@@ -119,6 +176,13 @@ impl<I: Image> Requests<I> {
         self.writable()?;
         let mut offset = self.locate(sector, chain.readable())?;
         let stable = self.stable();
+        if let Some(file) = self.image.file() {
+            let most = chain.readable();
+            offset += straight(most, |done| {
+                let (at, rest) = (Some(offset + done), most - done);
+                if stable { chain.send_stable(file, at, rest) } else { chain.send_to(file, at, rest) }
+            })?;
+        }
         while chain.readable() > 0 {
             let piece = self.bounce.first(chain.readable());
             chain.read(piece)?;
@@ -134,7 +198,8 @@ impl<I: Image> Requests<I> {
 
     /// Whether each write has to be on stable storage (§5.2.6.2).
     fn stable(&self) -> bool {
-        !self.flushes && self.cache != CacheMode::Unsafe
+        let waits = self.flushes && (!self.chooses || self.shared.writeback());
+        !waits && self.cache != CacheMode::Unsafe
     }
 
     fn flush(&self) -> Result<(), Failure> {
@@ -203,9 +268,18 @@ impl<I: Image> Requests<I> {
     }
 }
 
-impl<I: Image> Serve for Requests<I> {
+impl<I: Image, C: Clock> Serve for Requests<I, C> {
     fn begin(&mut self, features: u64) {
         self.flushes = features & feature::FLUSH != 0;
+        self.chooses = features & feature::CONFIG_WCE != 0;
+        if self.chooses && !self.flushes {
+            // §5.2.5.2. No driver that the specification knows can see it change.
+            self.shared.space.set(WRITEBACK, &[0], &self.shared.interrupt);
+        }
+    }
+
+    fn not_before(&self) -> Option<u64> {
+        self.shared.limiter()?.ready_at(self.clock.monotonic())
     }
 
     fn serve(&mut self, chain: &mut Chain<'_>) -> u32 {
@@ -217,6 +291,22 @@ impl<I: Image> Serve for Requests<I> {
         let whole = told && chain.writable() == 0;
         chain.written() + u32::from(whole)
     }
+}
+
+/// Has `step` move `most` bytes, from the one on that it is told; returns how many it moved. The host may refuse buffers that
+/// are not aligned (`O_DIRECT`): the rest is to be copied.
+fn straight(most: u64, mut step: impl FnMut(u64) -> io::Result<usize>) -> Result<u64, Failure> {
+    let mut done = 0;
+    while done < most {
+        match step(done) {
+            // The file has shrunk under its guest.
+            Ok(0) => return Err(Failure::Failed),
+            Ok(count) => done += count as u64,
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => break,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(done)
 }
 
 #[derive(Debug, Clone, Copy, Default)]

@@ -12,6 +12,8 @@ pub mod feature {
     pub const FLUSH: u64 = 1 << 9;
     /// Alignment and preferred I/O size are in `topology`.
     pub const TOPOLOGY: u64 = 1 << 10;
+    /// The driver chooses in `writeback` whether a completed write may wait for a flush.
+    pub const CONFIG_WCE: u64 = 1 << 11;
     /// The number of queues is in `num_queues`.
     pub const MQ: u64 = 1 << 12;
     /// There is a discard.
@@ -57,6 +59,9 @@ pub const ID_BYTES: usize = 20;
 /// Bytes of the configuration space up to `max_secure_erase_sectors`, which is not offered.
 pub const CONFIG_BYTES: usize = 60;
 
+/// Offset of `writeback` in the configuration space: a byte, 1 = a completed write may wait for a flush.
+pub const WRITEBACK: usize = 32;
+
 /// Descriptors in a queue.
 pub const QUEUE_SIZE: u16 = 256;
 /// Segments of a read or write at most: header and status take a descriptor each.
@@ -79,6 +84,7 @@ mod tests {
             (feature::BLK_SIZE, 1 << linux::VIRTIO_BLK_F_BLK_SIZE),
             (feature::FLUSH, 1 << linux::VIRTIO_BLK_F_FLUSH),
             (feature::TOPOLOGY, 1 << linux::VIRTIO_BLK_F_TOPOLOGY),
+            (feature::CONFIG_WCE, 1 << linux::VIRTIO_BLK_F_CONFIG_WCE),
             (feature::MQ, 1 << linux::VIRTIO_BLK_F_MQ),
             (feature::DISCARD, 1 << linux::VIRTIO_BLK_F_DISCARD),
             (feature::WRITE_ZEROES, 1 << linux::VIRTIO_BLK_F_WRITE_ZEROES),

@@ -5,28 +5,33 @@ use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
 
+use cellblock_block::Disk;
 use cellblock_block::image::{Image, RawImage};
 use cellblock_block::request::Requests;
-use cellblock_block::spec::{feature as block, request, status};
-use cellblock_block::{identity, servers};
-use cellblock_sdk::testing::Harness;
+use cellblock_block::spec::{WRITEBACK, feature as block, request, status};
 use cellblock_sdk::testing::virtio::{DATA, Driver, Edges, RAM_BYTES, Segment, shared_ram};
-use cellblock_sdk::virtio::spec::feature;
+use cellblock_sdk::testing::{Harness, Host, ManualClock};
+use cellblock_sdk::virtio::spec::{feature, register};
 use cellblock_sdk::virtio::{Inline, Interrupt, OneByOne, Transport};
-use cellblock_wire::device::{BlockConfig, CacheMode};
+use cellblock_wire::device::{BlockConfig, Bucket, CacheMode, Limits};
 use proptest::prelude::*;
 
 mod probes;
 use probes::*;
 
-type Disk<I> = Driver<Harness<Transport<Inline<OneByOne<Requests<I>>>>>>;
+type Rig<I> = Driver<Harness<Transport<Inline<OneByOne<Requests<I, ManualClock>>>>>>;
 
-fn disk<I: Image + Clone>(config: &BlockConfig, image: &I) -> (Disk<I>, Edges) {
+fn disk<I: Image + Clone>(config: &BlockConfig, image: &I) -> (Rig<I>, Edges) {
+    disk_at(config, image, &ManualClock::default())
+}
+
+fn disk_at<I: Image + Clone>(config: &BlockConfig, image: &I, clock: &ManualClock) -> (Rig<I>, Edges) {
     let edges = Edges::default();
     let interrupt = Interrupt::new(edges.clone());
     let ram = shared_ram().0;
-    let engine = Inline::servers(servers(config, image), interrupt.clone());
-    let device = Transport::new(identity(config), engine, ram.clone(), interrupt);
+    let disk = Disk::new(config, image, clock, &interrupt);
+    let engine = Inline::servers(disk.servers, interrupt.clone());
+    let device = Transport::new(disk.identity, engine, ram.clone(), interrupt);
     (Driver::new(Harness::new(device), ram), edges)
 }
 
@@ -36,7 +41,7 @@ fn file() -> RawImage {
     RawImage::new(file.into())
 }
 
-fn fresh() -> Disk<RawImage> {
+fn fresh() -> Rig<RawImage> {
     disk(&config(), &file()).0
 }
 
@@ -179,6 +184,123 @@ fn a_flush_means_what_the_cache_mode_says() {
     }
 }
 
+/// §5.2.5, `VIRTIO_BLK_F_CONFIG_WCE`: the driver chooses whether a completed write waits for a flush, at any time.
+#[test]
+fn the_driver_chooses_when_writes_are_stable() {
+    let image = Log::default();
+    let (mut driver, _) = disk(&config(), &image);
+    assert_ne!(driver.offered() & block::CONFIG_WCE, 0);
+    let at = register::CONFIG + WRITEBACK as u64;
+    let choose = |driver: &mut Rig<Log>, choice| driver.host.write(0, at, 1, choice);
+    driver.begin(block::FLUSH | block::CONFIG_WCE, 1, 16);
+    assert_eq!(driver.host.read(0, at, 1), 1, "at first they wait");
+    for (choice, expected) in [(1, "write 0 512"), (0, "write 0 512 stable"), (1, "write 0 512")] {
+        choose(&mut driver, choice);
+        assert_eq!(driver.host.read(0, at, 1), choice);
+        assert_eq!(write(&mut driver, 0, &[1; 512]), status::OK);
+        assert_eq!(image.take(), [expected], "{choice}");
+    }
+    // Discards, too.
+    choose(&mut driver, 0);
+    let mut segment = 0u64.to_le_bytes().to_vec();
+    segment.extend([8, 0, 0, 0, 0, 0, 0, 0]);
+    driver.poke(DATA + 0x1000, &segment);
+    let (told, _) = ask(&mut driver, request::DISCARD, 0, &[Segment::read(DATA + 0x1000, 16)]);
+    assert_eq!((told, image.take()), (status::OK, vec!["discard 0 4096".to_owned(), "flush".to_owned()]));
+    // A reset undoes it; a driver without flushes has no choice (§5.2.5.2); one that did not ask for it neither.
+    driver.begin(block::FLUSH | block::CONFIG_WCE, 1, 16);
+    assert_eq!(driver.host.read(0, at, 1), 1);
+    driver.begin(block::CONFIG_WCE, 1, 16);
+    assert_eq!(driver.host.read(0, at, 1), 0);
+    assert_eq!(write(&mut driver, 0, &[1; 512]), status::OK);
+    assert_eq!(image.take(), ["write 0 512 stable"]);
+    driver.begin(block::FLUSH, 1, 16);
+    choose(&mut driver, 0);
+    assert_eq!(write(&mut driver, 0, &[1; 512]), status::OK);
+    assert_eq!(image.take(), ["write 0 512"]);
+    // Where it would mean nothing it is not offered.
+    for config in
+        [BlockConfig { read_only: true, ..config() }, BlockConfig { cache: CacheMode::Unsafe, ..config() }]
+    {
+        assert_eq!(disk(&config, &image).0.offered() & block::CONFIG_WCE, 0);
+    }
+}
+
+/// What a disk moves in ten seconds of its clock, in bytes and requests, when its driver always has four requests of
+/// `length` bytes waiting in each of `queues` queues.
+fn moved(limits: Limits, queues: u16, length: u32) -> (f64, f64) {
+    const STEP: u64 = 5_000_000;
+    let clock = ManualClock::default();
+    let (mut driver, _) = disk_at(&BlockConfig { limits, queues, ..config() }, &Log::default(), &clock);
+    driver.begin(ALL, queues, 16);
+    driver.poke(DATA, &[0; 16]);
+    let chain =
+        [Segment::read(DATA, 16), Segment::write(DATA + 0x1000, length), Segment::write(DATA + 0x100, 1)];
+    let (mut done, mut measured) = (0u64, 0u64);
+    for queue in 0..queues {
+        for _ in 0..4 {
+            driver.push(queue, &chain);
+        }
+        driver.kick(queue);
+    }
+    // The burst is spent in the first seconds.
+    for now in 0..4000 {
+        for queue in 0..queues {
+            while driver.used(queue).is_some() {
+                done += 1;
+                driver.push(queue, &chain);
+            }
+            driver.kick(queue);
+        }
+        if now == 2000 {
+            measured = done;
+        }
+        clock.advance(STEP);
+    }
+    let requests = (done - measured) as f64;
+    (requests * f64::from(length) / 10.0, requests / 10.0)
+}
+
+#[test]
+fn limits_are_kept() {
+    let bucket = |per_second, burst| Some(Bucket { per_second, burst });
+    let near = |found: f64, wanted: f64| assert!((found / wanted - 1.0).abs() < 0.1, "{found}, not {wanted}");
+    for (queues, length) in [(1, 4096), (3, 4096), (1, 512 << 10), (2, 1 << 20)] {
+        // Also where one request is more than a second's bytes.
+        let bytes = Limits { bytes: bucket(500_000, 100_000), operations: None };
+        near(moved(bytes, queues, length).0, 500_000.0);
+        let operations = Limits { bytes: None, operations: bucket(200, 50) };
+        near(moved(operations, queues, length).1, 200.0);
+    }
+    // The lesser of both.
+    let both = Limits { bytes: bucket(1 << 20, 4096), operations: bucket(100, 1) };
+    near(moved(both, 1, 4096).1, 100.0);
+    near(moved(both, 1, 128 << 10).0, f64::from(1 << 20));
+}
+
+/// What was saved up may go at once, and no more than that.
+#[test]
+fn a_burst_is_what_it_says() {
+    let clock = ManualClock::default();
+    let limits = Limits { bytes: None, operations: Some(Bucket { per_second: 10, burst: 5 }) };
+    let (mut driver, _) = disk_at(&BlockConfig { limits, ..config() }, &Log::default(), &clock);
+    driver.begin(ALL, 1, 64);
+    driver.poke(DATA, &[0; 16]);
+    driver.poke(DATA, &request::FLUSH.to_le_bytes());
+    let burst = |driver: &mut Rig<Log>| {
+        for _ in 0..8 {
+            driver.push(0, &[Segment::read(DATA, 16), Segment::write(DATA + 0x100, 1)]);
+        }
+        driver.kick(0);
+        (0..).take_while(|_| driver.used(0).is_some()).count()
+    };
+    // One more begins when nothing is left, but nothing is owed either.
+    assert_eq!(burst(&mut driver), 6);
+    assert_eq!(burst(&mut driver), 0);
+    clock.advance(60_000_000_000);
+    assert_eq!(burst(&mut driver), 6);
+}
+
 #[test]
 fn a_host_that_cannot_zero_gets_zeroes_written() {
     let image = Log::default();
@@ -227,6 +349,20 @@ fn a_direct_image_is_read_and_written() {
     assert_eq!(write(&mut driver, 8, &bytes), status::OK);
     assert_eq!(read(&mut driver, 8, bytes.len()), (status::OK, bytes.clone()));
     assert_eq!(ask(&mut driver, request::FLUSH, 0, &[]).0, status::OK);
+    // Buffers of the guest that the host does not take as they lie.
+    driver.poke(DATA, &request::IN.to_le_bytes());
+    driver.poke(DATA + 8, &8u64.to_le_bytes());
+    let odd = [
+        Segment::write(DATA + 0x1004, 4096),
+        Segment::write(DATA + 0x3001, 100),
+        Segment::write(DATA + 0x5000, 3996),
+    ];
+    let chain = [&[Segment::read(DATA, 16)][..], &odd, &[Segment::write(DATA + 0x100, 1)]].concat();
+    driver.push(0, &chain);
+    driver.kick(0);
+    assert_eq!(driver.wait_used(0).1, 8193);
+    let found = odd.map(|piece| driver.peek(piece.address, piece.length as usize)).concat();
+    assert_eq!(found, bytes[..8192]);
     assert_eq!(std::fs::read(&path).unwrap()[4096..4096 + bytes.len()], bytes);
 }
 
@@ -254,7 +390,7 @@ proptest! {
     ) {
         let (mut driver, _) = disk(&config(), &Log::default());
         driver.begin(ALL, 1, 8);
-        let base = Disk::<Log>::areas(0)[0];
+        let base = Rig::<Log>::areas(0)[0];
         driver.poke(DATA, &kind.to_le_bytes());
         for (index, (address, length, flags, next)) in (0..).zip(table) {
             let segment = Segment { address, length, writable: flags & 2 != 0 };
@@ -298,12 +434,13 @@ fn a_successor_goes_on() {
     assert_eq!(edges.take(), 1, "an interrupt that may have been lost");
 }
 
-fn restored(image: &RawImage, old: &Disk<RawImage>, saved: &[u8]) -> Result<Edges, String> {
+fn restored(image: &RawImage, old: &Rig<RawImage>, saved: &[u8]) -> Result<Edges, String> {
     use cellblock_sdk::device::Device;
     let edges = Edges::default();
     let interrupt = Interrupt::new(edges.clone());
-    let engine = Inline::servers(servers(&config(), image), interrupt.clone());
-    let mut device = Transport::new(identity(&config()), engine, old.ram.clone(), interrupt);
+    let disk = Disk::new(&config(), image, &ManualClock::default(), &interrupt);
+    let engine = Inline::servers(disk.servers, interrupt.clone());
+    let mut device = Transport::new(disk.identity, engine, old.ram.clone(), interrupt);
     device.restore(saved).map_err(|error| error.to_string())?;
     Ok(edges)
 }

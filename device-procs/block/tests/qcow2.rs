@@ -4,11 +4,11 @@
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
+use cellblock_block::Disk;
 use cellblock_block::image::{Image, Qcow2Image};
 use cellblock_block::request::Requests;
-use cellblock_block::{identity, servers};
-use cellblock_sdk::testing::Harness;
 use cellblock_sdk::testing::virtio::{Driver, Edges, shared_ram};
+use cellblock_sdk::testing::{Harness, ManualClock};
 use cellblock_sdk::virtio::{Inline, Interrupt, OneByOne, Transport};
 use proptest::prelude::*;
 
@@ -23,13 +23,14 @@ fn opened(file: &ImageFile) -> Qcow2Image {
     Qcow2Image::open(file.open(), vec![], true, BYTES).unwrap()
 }
 
-type Disk = Driver<Harness<Transport<Inline<OneByOne<Requests<Qcow2Image>>>>>>;
+type Rig = Driver<Harness<Transport<Inline<OneByOne<Requests<Qcow2Image, ManualClock>>>>>>;
 
-fn disk(image: &Qcow2Image) -> Disk {
+fn disk(image: &Qcow2Image) -> Rig {
     let interrupt = Interrupt::new(Edges::default());
     let ram = shared_ram().0;
-    let engine = Inline::servers(servers(&config(), image), interrupt.clone());
-    Driver::new(Harness::new(Transport::new(identity(&config()), engine, ram.clone(), interrupt)), ram)
+    let disk = Disk::new(&config(), image, &ManualClock::default(), &interrupt);
+    let engine = Inline::servers(disk.servers, interrupt.clone());
+    Driver::new(Harness::new(Transport::new(disk.identity, engine, ram.clone(), interrupt)), ram)
 }
 
 fn bytes_at(image: &Qcow2Image, offset: u64, length: usize) -> Vec<u8> {

@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::time::{Duration, Instant};
 
 use cellblock_block::spec::{feature as block, request, status};
@@ -12,10 +12,11 @@ use cellblock_sdk::testing::process::{Program, Supervised, Wanted};
 use cellblock_sdk::testing::virtio::{DATA, Driver, Segment, shared_ram};
 use cellblock_sdk::virtio::spec::register;
 use cellblock_wire::control::ToWorker;
-use cellblock_wire::device::{BlockConfig, DeviceConfig, Role};
+use cellblock_wire::device::{BlockConfig, Bucket, CacheMode, DeviceConfig, Format, Limits, Role};
 use rustix::event::{EventfdFlags, eventfd};
 
 mod probes;
+use probes::images::{ImageFile, open};
 use probes::*;
 
 /// A disk's worker, its image, and its queues' kicks.
@@ -43,12 +44,22 @@ fn wanted(config: &BlockConfig) -> Wanted {
 fn start(config: &BlockConfig) -> Disk {
     let image = tempfile::tempfile().unwrap();
     image.set_len(config.sectors * 512).unwrap();
+    start_with(config, image, vec![]).unwrap()
+}
+
+/// With a disk in `image`, which is based on `backing`.
+fn start_with(config: &BlockConfig, image: File, backing: Vec<OwnedFd>) -> std::io::Result<Disk> {
     let (ram, memory, fd) = shared_ram();
     let kicks: Vec<_> = (0..config.queues).map(|_| eventfd(0, EventfdFlags::CLOEXEC).unwrap()).collect();
     let mut extras = vec![(memory, fd), (Role::Image, image.try_clone().unwrap().into())];
     extras.extend((0..).zip(&kicks).map(|(n, kick)| (Role::QueueKick(n), kick.try_clone().unwrap())));
-    let worker = Supervised::start_with(&program(), &wanted(config), extras).unwrap();
-    Disk { driver: Driver::new(worker, ram), image, kicks }
+    extras.extend((0..).map(Role::Backing).zip(backing));
+    let worker = Supervised::start_with(&program(), &wanted(config), extras)?;
+    Ok(Disk { driver: Driver::new(worker, ram), image, kicks })
+}
+
+fn qcow2() -> BlockConfig {
+    BlockConfig { format: Format::Qcow2, ..config() }
 }
 
 fn fresh() -> Driver<Supervised> {
@@ -230,6 +241,183 @@ fn resets_in_a_row_are_survived() {
         disk.driver.begin(ALL, 8, 16);
     }
     assert_eq!(write(&mut disk.driver, 0, &pattern(1, 512)), status::OK);
+}
+
+/// All of what a driver may do to a disk in a qcow2 image, under the worker's policy.
+#[test]
+fn a_qcow2_image_is_served() {
+    let file = ImageFile::fresh(SECTORS * 512);
+    let mut disk = start_with(&qcow2(), file.open().into(), vec![]).unwrap();
+    negotiation(&mut disk.driver);
+    disk.driver.reset();
+    every_request(&mut disk.driver);
+    disk.driver.reset();
+    scattered_buffers(&mut disk.driver);
+    disk.driver.reset();
+    bad_requests(&mut disk.driver);
+    bad_buffers(&mut disk.driver);
+    many_requests(&mut disk.driver, 50);
+    // No driver that flushes: each write is stable.
+    disk.driver.begin(0, 1, 16);
+    assert_eq!(write(&mut disk.driver, 900, &pattern(7, 512)), status::OK);
+    disk.driver.host.replace().unwrap();
+    assert_eq!(read(&mut disk.driver, 900, 512), (status::OK, pattern(7, 512)));
+    drop(disk);
+    file.check(0);
+}
+
+/// Past the page cache, where whole blocks are wanted; also of the base, in which the last block is not whole.
+#[test]
+fn a_qcow2_image_is_served_past_the_page_cache() {
+    let size = (SECTORS * 512).to_string();
+    let Some(file) = ImageFile::created(&[&size]) else { return };
+    std::fs::write(file.beside("base.raw"), pattern(1, 66_000)).unwrap();
+    file.make("disk.qcow2", &["-b", "base.raw", "-F", "raw", &size]);
+    let direct = |path: &std::path::Path, writable| {
+        let flags = rustix::fs::OFlags::DIRECT.bits() as i32;
+        File::options().read(true).write(writable).custom_flags(flags).open(path)
+    };
+    let (Ok(image), Ok(base)) = (direct(&file.path, true), direct(&file.beside("base.raw"), false)) else {
+        eprintln!("SKIP: the file system of {} has no O_DIRECT", file.path.display());
+        return;
+    };
+    let config = BlockConfig { backing: 1, cache: CacheMode::Direct, ..qcow2() };
+    let mut disk = start_with(&config, image, vec![base.into()]).unwrap();
+    disk.driver.begin(ALL, 1, 16);
+    let mut expected = pattern(1, 66_000);
+    expected.resize(70_144, 0);
+    assert_eq!(read(&mut disk.driver, 0, expected.len()), (status::OK, expected.clone()));
+    assert_eq!(write(&mut disk.driver, 127, &pattern(2, 1024)), status::OK);
+    expected[127 * 512..129 * 512].copy_from_slice(&pattern(2, 1024));
+    assert_eq!(read(&mut disk.driver, 0, expected.len()), (status::OK, expected));
+    assert_eq!(ask(&mut disk.driver, request::FLUSH, 0, &[]).0, status::OK);
+    drop(disk);
+    file.check(0);
+}
+
+/// Four queues write at a time, in clusters that none of them has written before.
+#[test]
+fn queues_share_a_qcow2_image() {
+    let config = BlockConfig { queues: 4, ..qcow2() };
+    let file = ImageFile::fresh(SECTORS * 512);
+    let mut disk = start_with(&config, file.open().into(), vec![]).unwrap();
+    disk.driver.begin(ALL, 4, 16);
+    let at = |queue: u16| DATA + 0x1_0000 * u64::from(queue);
+    for round in 0..30u64 {
+        for queue in 0..4u16 {
+            let sector = (round * 4 + u64::from(queue)) * 16;
+            let mut header = request::OUT.to_le_bytes().to_vec();
+            header.extend([0; 4]);
+            header.extend(sector.to_le_bytes());
+            disk.driver.poke(at(queue), &header);
+            disk.driver.poke(at(queue) + 0x1000, &pattern(sector as u8, 8192));
+            let data = Segment::read(at(queue) + 0x1000, 8192);
+            let chain = [Segment::read(at(queue), 16), data, Segment::write(at(queue) + 0x100, 1)];
+            disk.driver.push(queue, &chain);
+        }
+        (0..4).for_each(|queue| disk.kick(queue));
+        for queue in 0..4u16 {
+            disk.driver.wait_used(queue);
+            assert_eq!(disk.driver.peek(at(queue) + 0x100, 1), [status::OK]);
+        }
+    }
+    for sector in (0..30 * 4 * 16).step_by(16) {
+        assert_eq!(
+            read(&mut disk.driver, sector, 8192),
+            (status::OK, pattern(sector as u8, 8192)),
+            "{sector}"
+        );
+    }
+    drop(disk);
+    file.check(0);
+}
+
+/// Killed while it allocates clusters: what was completed is there, what was not is done again, and the image is whole.
+#[test]
+fn killed_at_any_time_a_qcow2_image_stays_whole() {
+    let file = ImageFile::fresh(SECTORS * 512);
+    let mut disk = start_with(&qcow2(), file.open().into(), vec![]).unwrap();
+    for round in 0..10u64 {
+        disk.driver.begin(ALL, 1, 64);
+        let place = |i: u64| (round * 16 + i) * 12 % (SECTORS - 2);
+        for i in 0..16u64 {
+            let at = DATA + 0x1_0000 + 0x1000 * i;
+            let mut header = request::OUT.to_le_bytes().to_vec();
+            header.extend([0; 4]);
+            header.extend(place(i).to_le_bytes());
+            disk.driver.poke(at, &header);
+            disk.driver.poke(at + 0x200, &pattern((round * 16 + i) as u8, 1024));
+            let data = Segment::read(at + 0x200, 1024);
+            disk.driver.push(0, &[Segment::read(at, 16), data, Segment::write(at + 0x100, 1)]);
+        }
+        disk.kick(0);
+        std::thread::sleep(Duration::from_micros(100 * round));
+        disk.driver.host.replace().unwrap();
+        for i in 0..16u64 {
+            disk.driver.wait_used(0);
+            assert_eq!(disk.driver.peek(DATA + 0x1_0000 + 0x1000 * i + 0x100, 1), [status::OK], "{i}");
+        }
+        for i in 0..16u64 {
+            let expected = pattern((round * 16 + i) as u8, 1024);
+            assert_eq!(read(&mut disk.driver, place(i), 1024), (status::OK, expected), "round {round}, {i}");
+        }
+    }
+    drop(disk);
+    // A cluster may be counted and not yet used when it dies, once each time.
+    file.check(20);
+}
+
+#[test]
+fn what_is_granted_must_be_what_was_told() {
+    let size = (SECTORS * 512).to_string();
+    let Some(file) = ImageFile::created(&[&size]) else { return };
+    let base = file.beside("base.raw");
+    std::fs::write(&base, pattern(1, 4096)).unwrap();
+    let refused = |config: BlockConfig, backing: Vec<OwnedFd>| {
+        start_with(&config, file.open().into(), backing).map(|_| ()).unwrap_err().to_string()
+    };
+    assert!(refused(BlockConfig { sectors: 8, ..qcow2() }, vec![]).contains("announced were 4096"));
+    assert!(refused(BlockConfig { backing: 1, ..qcow2() }, vec![]).contains("lacks a backing file"));
+    assert!(refused(qcow2(), vec![open(&base, false)]).contains("Backing(0)"), "no more than it needs");
+    let config = || BlockConfig { backing: 1, ..qcow2() };
+    assert!(refused(config(), vec![open(&base, true)]).contains("not open for reading alone"));
+    assert!(refused(config(), vec![open(&base, false)]).contains("is not backed by another"));
+    assert!(
+        refused(BlockConfig { backing: 1, ..self::config() }, vec![open(&base, false)])
+            .contains("a raw image has no")
+    );
+    file.make("disk.qcow2", &["-b", "base.raw", "-F", "raw", &size]);
+    let message = refused(qcow2(), vec![]);
+    assert!(message.contains("is backed by") && message.contains("base.raw"), "{message}");
+    let mut disk = start_with(&config(), file.open().into(), vec![open(&base, false)]).unwrap();
+    disk.driver.begin(ALL, 1, 16);
+    assert_eq!(write(&mut disk.driver, 1, &pattern(2, 512)), status::OK);
+    let expected = [&pattern(1, 512)[..], &pattern(2, 512), &pattern(1, 4096)[1024..]].concat();
+    assert_eq!(read(&mut disk.driver, 0, 4096), (status::OK, expected));
+}
+
+/// The real clock: a third of a second's requests, less the burst, take that long.
+#[test]
+fn limits_are_kept_on_the_hosts_clock() {
+    let operations = Some(Bucket { per_second: 300, burst: 10 });
+    let limits = Limits { bytes: None, operations };
+    let mut disk = start(&BlockConfig { limits, ..config() });
+    disk.driver.begin(ALL, 1, 256);
+    let flush = |disk: &mut Disk| {
+        disk.driver.poke(DATA, &request::FLUSH.to_le_bytes());
+        disk.driver.push(0, &[Segment::read(DATA, 16), Segment::write(DATA + 0x100, 1)]);
+    };
+    for _ in 0..110 {
+        flush(&mut disk);
+    }
+    let before = Instant::now();
+    disk.kick(0);
+    for _ in 0..110 {
+        disk.driver.wait_used(0);
+    }
+    // 100 at 300 a second. A busy host may take longer, but never less.
+    let took = before.elapsed();
+    assert!(took >= Duration::from_millis(300), "{took:?}");
 }
 
 #[test]

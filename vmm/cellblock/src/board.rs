@@ -8,7 +8,7 @@ use cellblock_bus::Range;
 use cellblock_jail::Limits;
 use cellblock_jail::cgroup::GroupLimits;
 use cellblock_supervisor::{DevicePlan, Kick};
-use cellblock_wire::device::{DeviceConfig, DeviceKind, Limits as Rates, Role, SECTOR};
+use cellblock_wire::device::{DeviceConfig, DeviceKind, Format, Limits as Rates, Role, SECTOR};
 use cellblock_wire::slot::Space;
 
 /// Output kept for a sink that does not take it, in bytes.
@@ -107,12 +107,48 @@ fn virtio(slot: u32, Granted { config, resources }: Granted) -> Result<DevicePla
 
 /// What the worker of a device may use: exact threads, and of files no more than the disk.
 pub(crate) fn limits(device: &DevicePlan, ram_bytes: u64) -> Limits {
-    let file_size = match &device.config {
-        DeviceConfig::Block(disk) if !disk.read_only => disk.sectors.saturating_mul(SECTOR),
+    let guest = if device.memory { ram_bytes } else { 0 };
+    let address_space = Limits::SMALL.address_space + guest + image_tables(device);
+    Limits {
+        threads: 1 + more_threads(&device.config),
+        address_space,
+        file_size: file_size(device),
+        ..Limits::SMALL
+    }
+}
+
+/// The most bytes that the worker's file may grow to.
+fn file_size(device: &DevicePlan) -> u64 {
+    let DeviceConfig::Block(disk) = &device.config else { return 0 };
+    let bytes = disk.sectors.saturating_mul(SECTOR);
+    match disk.format {
+        _ if disk.read_only => 0,
+        Format::Raw => bytes,
+        // What is there already (of snapshots, say), the disk once more, and its tables: with the smallest clusters
+        // (512 bytes) and the widest reference counts (64 bits) 16 bytes for each, and a table of those tables.
+        Format::Qcow2 => {
+            let image = device.resources.iter().find(|(role, _)| *role == Role::Image);
+            let now = image
+                .and_then(|(_, image)| rustix::fs::fstat(image).ok())
+                .map_or(0, |stat| stat.st_size as u64);
+            now.saturating_add(bytes).saturating_add(bytes / 16).saturating_add(64 << 20)
+        }
+    }
+}
+
+/// Memory for the tables of the images that a worker keeps open, in bytes.
+///
+/// Of each image `imago` keeps 160 tables of a cluster each at most, and no more than there are: of a disk of B bytes with
+/// clusters of C bytes about 16 B / C bytes of tables. So whatever C is, it is no more than 160 √(B / 10). Beside that come
+/// the table of these tables, 32 MiB at most, and what is needed to load it.
+fn image_tables(device: &DevicePlan) -> u64 {
+    match &device.config {
+        DeviceConfig::Block(disk) if disk.format == Format::Qcow2 => {
+            let cached = 160 * (disk.sectors.saturating_mul(SECTOR) / 10).isqrt();
+            (1 + u64::from(disk.backing)) * (cached + (96 << 20))
+        }
         _ => 0,
-    };
-    let address_space = Limits::SMALL.address_space + if device.memory { ram_bytes } else { 0 };
-    Limits { threads: 1 + more_threads(&device.config), address_space, file_size, ..Limits::SMALL }
+    }
 }
 
 /// The same, for all that the worker's cgroup counts: threads, memory with page cache, CPU time. Guest memory is charged to
@@ -123,7 +159,7 @@ pub(crate) fn group_limits(device: &DevicePlan, ram_bytes: u64) -> GroupLimits {
     let cache = if device.config.kind() == DeviceKind::Block { DISK_CACHE } else { 0 };
     let cpus = u64::from(limits.threads.min(4));
     GroupLimits {
-        memory: WORKER_MEMORY + guest + cache,
+        memory: WORKER_MEMORY + guest + cache + image_tables(device),
         pids: limits.threads.into(),
         cpu_us: if device.memory { cpus * 100_000 } else { 100_000 },
     }

@@ -85,10 +85,11 @@ pub(crate) struct RunArgs {
     serial: Option<String>,
 
     /// A disk, path=PATH[,readonly][,id=NAME][,queues=N][,cache=writeback|direct|unsafe][,format=raw|qcow2]
-    /// [,rate=BYTES][,ops=N]; may be repeated.
+    /// [,backing=PATH][,rate=BYTES][,ops=N]; may be repeated.
     ///
-    /// The image is a file or, if raw, a block device; its format is as told, never guessed. A writable one cannot be another
-    /// VM's at the same time. A flush of the guest reaches stable storage, except with cache=unsafe; cache=direct goes past
+    /// The image is a file or, if raw, a block device; its format is as told, never guessed. What a qcow2 image is
+    /// based on is told too, backing=PATH for each file from the image down: names in images are never followed. A writable
+    /// image cannot be another VM's at the same time, nor one that another is based on. A flush of the guest reaches stable storage, except with cache=unsafe; cache=direct goes past
     /// the host's page cache. rate and ops limit bytes and requests a second; +BURST after the number says how much more may
     /// come at once. A comma in a path is written twice.
     #[arg(long, value_name = "DISK")]

@@ -4,10 +4,11 @@ use std::fs::{File, TryLockError};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use cellblock_config::Disk;
-use cellblock_wire::device::{BlockConfig, CacheMode, SECTOR};
+use cellblock_wire::device::{BlockConfig, CacheMode, Format, SECTOR};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
@@ -24,45 +25,24 @@ pub(crate) struct OpenDisk {
     pub config: BlockConfig,
     /// The image. Its lock lives as long as any copy of the descriptor.
     pub image: OwnedFd,
+    /// The files that it is based on, locked for reading.
+    pub backing: Vec<OwnedFd>,
 }
 
-/// Opens and locks the image of `disk`.
+/// Opens and locks the image of `disk`, and what it is based on.
 ///
 /// # Errors
 /// A sentence: it cannot be opened, is in use, or is no disk.
 pub(crate) fn open(disk: &Disk) -> Result<OpenDisk, String> {
-    let path = disk.path.display();
     let direct = disk.cache == CacheMode::Direct;
-    let flags = if direct { OFlags::DIRECT } else { OFlags::empty() };
-    let mut image = File::options()
-        .read(true)
-        .write(!disk.read_only)
-        .custom_flags(flags.bits() as i32)
-        .open(&disk.path)
-        .map_err(|error| {
-            let hint = if direct { "; cache=direct needs a file system with O_DIRECT" } else { "" };
-            format!("the disk image {path} cannot be opened: {error}{hint}")
-        })?;
-    lock(&image, disk.read_only).map_err(|error| match error {
-        TryLockError::WouldBlock if disk.read_only => {
-            format!("the disk image {path} is in use: another VM or program has it open for writing")
-        }
-        TryLockError::WouldBlock => {
-            format!(
-                "the disk image {path} is in use by another VM or program; only readonly disks can be shared"
-            )
-        }
-        TryLockError::Error(error) => format!("the disk image {path} cannot be locked: {error}"),
-    })?;
-    let failed = |error: io::Error| format!("the disk image {path} cannot be read: {error}");
-    let bytes = image.seek(SeekFrom::End(0)).map_err(failed)?;
-    let block_size = if direct { direct_block(&image).map_err(failed)? } else { SECTOR };
-    if bytes == 0 || !bytes.is_multiple_of(block_size) {
-        return Err(format!(
-            "the disk image {path} has {bytes} bytes; a raw image has a whole number of blocks of {block_size} bytes, and \
-             at least one"
-        ));
-    }
+    let image = open_file("disk image", &disk.path, disk.read_only, direct)?;
+    let base = |path: &PathBuf| open_file("backing file", path, true, direct);
+    let backing: Vec<File> = disk.backing.iter().map(base).collect::<Result<_, _>>()?;
+    let (bytes, block_size) = match disk.format {
+        Format::Raw => raw_size(&image, &disk.path, direct)?,
+        // imago aligns requests to what the file wants.
+        Format::Qcow2 => (qcow2_size(&image, &disk.path)?, SECTOR),
+    };
     let config = BlockConfig {
         sectors: bytes / SECTOR,
         block_size: block_size as u32,
@@ -71,10 +51,75 @@ pub(crate) fn open(disk: &Disk) -> Result<OpenDisk, String> {
         queues: disk.queues,
         id: disk.id.clone(),
         format: disk.format,
-        backing: 0,
+        backing: backing.len() as u8,
         limits: disk.limits,
     };
-    Ok(OpenDisk { config, image: image.into() })
+    Ok(OpenDisk { config, image: image.into(), backing: backing.into_iter().map(OwnedFd::from).collect() })
+}
+
+/// Opens and locks one file of a disk.
+fn open_file(what: &str, path: &Path, read_only: bool, direct: bool) -> Result<File, String> {
+    let shown = path.display();
+    let flags = if direct { OFlags::DIRECT } else { OFlags::empty() };
+    let opened = File::options().read(true).write(!read_only).custom_flags(flags.bits() as i32).open(path);
+    let file = opened.map_err(|error| {
+        let hint = if direct { "; cache=direct needs a file system with O_DIRECT" } else { "" };
+        format!("the {what} {shown} cannot be opened: {error}{hint}")
+    })?;
+    lock(&file, read_only).map_err(|error| match error {
+        TryLockError::WouldBlock if read_only => {
+            format!("the {what} {shown} is in use: another VM or program has it open for writing")
+        }
+        TryLockError::WouldBlock => {
+            format!(
+                "the {what} {shown} is in use by another VM or program; only readonly disks can be shared"
+            )
+        }
+        TryLockError::Error(error) => format!("the {what} {shown} cannot be locked: {error}"),
+    })?;
+    Ok(file)
+}
+
+fn unreadable(path: &Path) -> impl Fn(io::Error) -> String {
+    move |error| format!("the disk image {} cannot be read: {error}", path.display())
+}
+
+/// Bytes of the disk in a raw image, and of its blocks.
+fn raw_size(mut image: &File, path: &Path, direct: bool) -> Result<(u64, u64), String> {
+    let bytes = image.seek(SeekFrom::End(0)).map_err(unreadable(path))?;
+    let block_size = if direct { direct_block(image).map_err(unreadable(path))? } else { SECTOR };
+    if bytes == 0 || !bytes.is_multiple_of(block_size) {
+        return Err(format!(
+            "the disk image {} has {bytes} bytes; a raw image has a whole number of blocks of {block_size} bytes, and \
+             at least one",
+            path.display()
+        ));
+    }
+    Ok((bytes, block_size))
+}
+
+/// Bytes of the disk in a qcow2 image. Of the image, which may be a stranger's, the front reads just this number, and that
+/// it is one of the format; all else is read in the worker's sandbox.
+fn qcow2_size(image: &File, path: &Path) -> Result<u64, String> {
+    let mut space = AlignedBlock::new();
+    let header = space.first(LARGEST_BLOCK);
+    image.read_at(header, 0).map_err(unreadable(path))?;
+    // docs/interop/qcow2.txt: magic and version in front, the disk's size in bytes at 24; big-endian.
+    let size = header
+        .get(24..32)
+        .and_then(|bytes| bytes.first_chunk())
+        .map_or(0, |bytes| u64::from_be_bytes(*bytes));
+    let known = [2, 3].iter().any(|version| header.starts_with(&[b'Q', b'F', b'I', 0xfb, 0, 0, 0, *version]));
+    if !known {
+        return Err(format!("the disk image {} is no qcow2 image of version 2 or 3", path.display()));
+    }
+    if size == 0 || !size.is_multiple_of(SECTOR) || i64::try_from(size).is_err() {
+        return Err(format!(
+            "the disk image {} is of a disk of {size} bytes; it must be a multiple of {SECTOR}, and at least that",
+            path.display()
+        ));
+    }
+    Ok(size)
 }
 
 /// An open-file-description lock on the whole image: shared for readers, exclusive for a writer. It belongs to the open file,
@@ -104,12 +149,10 @@ fn lock(image: &File, shared: bool) -> Result<(), TryLockError> {
 
 /// The smallest block that `O_DIRECT` takes here, found by trying.
 fn direct_block(image: &File) -> io::Result<u64> {
-    let mut space = vec![0; 2 * LARGEST_BLOCK];
-    let start = space.as_ptr().align_offset(LARGEST_BLOCK).min(LARGEST_BLOCK);
+    let mut space = AlignedBlock::new();
     let mut refused = None;
     for size in [SECTOR as usize, LARGEST_BLOCK] {
-        let block = space.get_mut(start..start + size).unwrap_or_default();
-        match image.read_at(block, 0) {
+        match image.read_at(space.first(size), 0) {
             Ok(_) => return Ok(size as u64),
             Err(error) => refused = Some(error),
         }
@@ -117,15 +160,39 @@ fn direct_block(image: &File) -> io::Result<u64> {
     Err(refused.unwrap_or_else(|| io::ErrorKind::InvalidInput.into()))
 }
 
+/// A buffer at an address that `O_DIRECT` takes.
+struct AlignedBlock(Vec<u8>);
+
+impl AlignedBlock {
+    fn new() -> Self {
+        AlignedBlock(vec![0; 2 * LARGEST_BLOCK])
+    }
+
+    /// Its first `size` bytes, at most a block.
+    fn first(&mut self, size: usize) -> &mut [u8] {
+        let start = self.0.as_ptr().align_offset(LARGEST_BLOCK).min(LARGEST_BLOCK);
+        self.0.get_mut(start..start + size.min(LARGEST_BLOCK)).unwrap_or_default()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cellblock_wire::device::{Format, Limits};
+    use cellblock_wire::device::Limits;
 
     fn disk(path: &std::path::Path, read_only: bool) -> Disk {
         let limits = Limits::default();
         let (cache, format) = (CacheMode::Writeback, Format::Raw);
-        Disk { path: path.to_owned(), read_only, id: "a".into(), queues: 1, cache, format, limits }
+        Disk {
+            path: path.to_owned(),
+            read_only,
+            id: "a".into(),
+            queues: 1,
+            cache,
+            format,
+            backing: vec![],
+            limits,
+        }
     }
 
     #[test]
@@ -158,5 +225,37 @@ mod tests {
         assert!(refused(0).contains("has 0 bytes"));
         assert!(refused(513).contains("has 513 bytes"));
         assert!(open(&disk("/nonexistent".as_ref(), true)).is_err());
+    }
+
+    #[test]
+    fn of_a_qcow2_image_its_size_is_read_and_its_base_is_locked() {
+        let (image, base) =
+            (tempfile::NamedTempFile::new().unwrap(), tempfile::NamedTempFile::new().unwrap());
+        let mut header = b"QFI\xfb\0\0\0\x03".to_vec();
+        header.resize(24, 0);
+        header.extend((1u64 << 30).to_be_bytes());
+        std::fs::write(image.path(), &header).unwrap();
+        let backing = vec![base.path().to_owned()];
+        let qcow2 = Disk { format: Format::Qcow2, backing, ..disk(image.path(), false) };
+        let opened = open(&qcow2).unwrap();
+        assert_eq!((opened.config.sectors, opened.config.backing), (1 << 21, 1));
+        let refused = open(&disk(base.path(), false)).map(|_| ()).unwrap_err();
+        assert!(refused.contains("only readonly disks can be shared"), "nobody writes below: {refused}");
+        drop(opened);
+        for (at, bytes, why) in [
+            (7, &[4][..], "no qcow2 image"),
+            (0, b"KDMV", "no qcow2 image"),
+            (24, &[0xff; 8], "multiple of 512"),
+            (24, &[0x80, 0, 0, 0, 0, 0, 0, 0], "of 9223372036854775808 bytes"),
+            (24, &[0; 8], "of 0 bytes"),
+        ] {
+            let mut wrong = header.clone();
+            wrong[at..at + bytes.len()].copy_from_slice(bytes);
+            std::fs::write(image.path(), &wrong).unwrap();
+            let refused = open(&qcow2).map(|_| ()).unwrap_err();
+            assert!(refused.contains(why), "{refused}");
+        }
+        std::fs::write(image.path(), b"QFI").unwrap();
+        assert!(open(&qcow2).is_err(), "a header that is cut short");
     }
 }

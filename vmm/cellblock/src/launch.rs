@@ -138,8 +138,10 @@ fn virtio_devices(
 ) -> Result<Vec<Granted>, String> {
     let mut devices = Vec::new();
     for disk in &config.disks {
-        let disk::OpenDisk { config, image } = disk::open(disk)?;
-        devices.push(Granted { config: DeviceConfig::Block(config), resources: vec![(Role::Image, image)] });
+        let disk::OpenDisk { config, image, backing } = disk::open(disk)?;
+        let mut resources = vec![(Role::Image, image)];
+        resources.extend((0..).map(Role::Backing).zip(backing));
+        devices.push(Granted { config: DeviceConfig::Block(config), resources });
     }
     if let Some(limits) = config.rng {
         let config = DeviceConfig::Entropy(EntropyConfig { limits });

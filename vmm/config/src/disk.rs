@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use cellblock_wire::device::{CacheMode, Format, Limits};
+use cellblock_wire::device::{CacheMode, Format, Limits, MAX_BACKING};
 
 use crate::ConfigError;
 use crate::options::{Options, is_name};
@@ -22,12 +22,14 @@ pub struct Disk {
     pub cache: CacheMode,
     /// How the image holds the disk's bytes.
     pub format: Format,
+    /// The files that a qcow2 image is based on, from the image down: at most 8. Names in the image are never followed.
+    pub backing: Vec<PathBuf>,
     /// Of all queues together.
     pub limits: Limits,
 }
 
 const ALLOWED: &str = "path=PATH[,readonly][,id=NAME][,queues=1 to 16][,cache=writeback|direct|unsafe][,format=raw|qcow2]\
-                       [,rate=BYTES[+BURST]][,ops=N[+BURST]]";
+                       [,backing=PATH, up to 8 times, with qcow2][,rate=BYTES[+BURST]][,ops=N[+BURST]]";
 const ID_ALLOWED: &str = "1 to 20 letters, digits, '-', '_' and '.', another for each disk";
 
 /// The disks that `texts` describe. One without a name is `disk` and its number, from 0.
@@ -55,11 +57,24 @@ fn disk(text: &str, number: usize) -> Result<Disk, ConfigError> {
         format: options
             .choice("format", &[("raw", Format::Raw), ("qcow2", Format::Qcow2)])?
             .unwrap_or_default(),
+        backing: backing(&mut options)?,
         limits: options.limits()?,
         id,
     };
+    if !disk.backing.is_empty() && disk.format == Format::Raw {
+        return Err(options.refused());
+    }
     options.end()?;
     if is_name(&disk.id, 20) { Ok(disk) } else { Err(ConfigError::value("disk id", &disk.id, ID_ALLOWED)) }
+}
+
+fn backing(options: &mut Options) -> Result<Vec<PathBuf>, ConfigError> {
+    let mut files = Vec::new();
+    while files.len() < MAX_BACKING.into() {
+        let Some(path) = options.text("backing")? else { break };
+        files.push(path.into());
+    }
+    Ok(files)
 }
 
 #[cfg(test)]
@@ -83,6 +98,7 @@ mod tests {
                 queues: 1,
                 cache,
                 format: Format::Raw,
+                backing: vec![],
                 limits: Limits::default()
             }
         );
@@ -93,6 +109,16 @@ mod tests {
         let disk = one("path=/a,readonly,id=root.1,queues=4,cache=direct").unwrap();
         assert!(disk.read_only);
         assert_eq!((disk.id.as_str(), disk.queues, disk.cache), ("root.1", 4, CacheMode::Direct));
+    }
+
+    #[test]
+    fn backing_files_are_named_in_their_order() {
+        let disk = one("path=/a,format=qcow2,backing=/b,,c,rate=1K,backing=/d").unwrap();
+        assert_eq!(disk.format, Format::Qcow2);
+        assert_eq!(disk.backing, [PathBuf::from("/b,c"), PathBuf::from("/d")]);
+        let many = |count| one(&format!("path=/a,format=qcow2{}", ",backing=/b".repeat(count)));
+        assert_eq!(many(8).unwrap().backing.len(), 8);
+        assert!(many(9).is_err() && one("path=/a,backing=/b").is_err());
     }
 
     #[test]
@@ -109,6 +135,8 @@ mod tests {
             "path=/a,id=123456789012345678901",
             "path=/a,id=a b",
             "path=/a,size=3",
+            "path=/a,format=vmdk",
+            "path=/a,format=qcow2,backing=",
         ] {
             assert!(one(text).is_err(), "{text}");
         }

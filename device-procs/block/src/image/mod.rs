@@ -1,6 +1,10 @@
 //! What a disk's bytes are kept in: a [`raw`] file or block device, or a [`qcow2`] image with its backing files.
 
 use std::io;
+use std::os::fd::BorrowedFd;
+
+use cellblock_sdk::worker::{Parts, Refusal};
+use cellblock_wire::device::{BlockConfig, Format, SECTOR};
 
 pub mod qcow2;
 pub mod raw;
@@ -39,6 +43,12 @@ pub trait Image {
     /// # Errors
     /// The host's.
     fn zero(&self, offset: u64, length: u64, unmap: bool) -> io::Result<bool>;
+
+    /// The file in which all bytes lie as the disk has them, if there is one: the kernel then moves them between there and
+    /// the guest's buffers.
+    fn file(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 }
 
 /// The images that a worker is granted.
@@ -48,6 +58,26 @@ pub enum Stored {
     Raw(RawImage),
     /// See [`qcow2`].
     Qcow2(Qcow2Image),
+}
+
+impl Stored {
+    /// The image of the disk that `config` describes, as it was granted.
+    ///
+    /// # Errors
+    /// A descriptor is missing, or the image is not as it was announced.
+    pub fn granted(parts: &mut Parts, config: &BlockConfig) -> Result<Self, Refusal> {
+        let image = parts.image(!config.read_only)?;
+        let backing = parts.backing(config.backing)?;
+        match config.format {
+            Format::Raw if backing.is_empty() => Ok(Stored::Raw(RawImage::new(image))),
+            Format::Raw => Err(Refusal::Device("a raw image has no backing files".into())),
+            Format::Qcow2 => {
+                let bytes = config.sectors.saturating_mul(SECTOR);
+                let opened = Qcow2Image::open(image, backing, !config.read_only, bytes);
+                opened.map(Stored::Qcow2).map_err(|error| Refusal::Device(error.to_string()))
+            }
+        }
+    }
 }
 
 impl Image for Stored {
@@ -83,6 +113,13 @@ impl Image for Stored {
         match self {
             Stored::Raw(image) => image.zero(offset, length, unmap),
             Stored::Qcow2(image) => image.zero(offset, length, unmap),
+        }
+    }
+
+    fn file(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Stored::Raw(image) => image.file(),
+            Stored::Qcow2(image) => image.file(),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! A disk byte for byte.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::{FallocateFlags, fallocate, fdatasync};
@@ -81,5 +81,9 @@ impl Image for RawImage {
             return Ok(true);
         }
         self.deallocate(FallocateFlags::ZERO_RANGE, offset, length)
+    }
+
+    fn file(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.0.as_fd())
     }
 }

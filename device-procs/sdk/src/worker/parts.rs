@@ -132,6 +132,22 @@ impl Parts {
         }
     }
 
+    /// The files that the image is based on, in their order, for reading only.
+    ///
+    /// # Errors
+    /// One of `count` was not granted, or one that can be written.
+    pub fn backing(&mut self, count: u8) -> Result<Vec<OwnedFd>, Refusal> {
+        let file = |number| {
+            let role = Role::Backing(number);
+            let fd = self.take(role).ok_or(Refusal::Missing("a backing file"))?;
+            match fcntl_getfl(&fd) {
+                Ok(flags) if flags & OFlags::RWMODE == OFlags::RDONLY => Ok(fd),
+                _ => Err(Refusal::WrongEnd { role, used: "granted: it is not open for reading alone" }),
+            }
+        };
+        (0..count).map(file).collect()
+    }
+
     /// A thread for each of `servers`, which serve queues 0 and up.
     ///
     /// # Errors

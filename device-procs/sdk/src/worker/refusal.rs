@@ -63,6 +63,9 @@ pub enum Refusal {
     /// A role that the device cannot do without.
     #[error("the grant lacks {0}")]
     Missing(&'static str),
+    /// What was granted is not what the device was told of; in the device's words.
+    #[error("{0}")]
+    Device(String),
     /// Guest memory is not as it should be.
     #[error(transparent)]
     Ram(#[from] RamError),
