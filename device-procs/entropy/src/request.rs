@@ -2,7 +2,9 @@
 
 use std::io;
 
-use cellblock_sdk::virtio::{Chain, Serve};
+use cellblock_sdk::device::Clock;
+use cellblock_sdk::virtio::{Chain, Limiter, Serve};
+use cellblock_wire::device::Limits;
 use rustix::io::Errno;
 use rustix::rand::{GetRandomFlags, getrandom};
 
@@ -36,18 +38,26 @@ impl Random for HostRandom {
 }
 
 /// Serves the device's queue.
-#[derive(Debug, Default)]
-pub struct Requests<R>(R);
+#[derive(Debug)]
+pub struct Requests<R, C> {
+    source: R,
+    clock: C,
+    limiter: Limiter,
+}
 
-impl<R: Random> Requests<R> {
-    /// From `source`.
-    pub fn new(source: R) -> Self {
-        Requests(source)
+impl<R: Random, C: Clock> Requests<R, C> {
+    /// From `source`, within `limits` by `clock`.
+    pub fn new(source: R, clock: C, limits: &Limits) -> Self {
+        Requests { source, clock, limiter: Limiter::new(limits) }
     }
 }
 
-impl<R: Random> Serve for Requests<R> {
+impl<R: Random, C: Clock> Serve for Requests<R, C> {
     fn begin(&mut self, _features: u64) {}
+
+    fn not_before(&self) -> Option<u64> {
+        if self.limiter.is_unlimited() { None } else { self.limiter.ready_at(self.clock.monotonic()) }
+    }
 
     /// A source that fails, or buffers that are not there, end the request early: the driver sees how much it got.
     fn serve(&mut self, chain: &mut Chain<'_>) -> u32 {
@@ -56,12 +66,15 @@ impl<R: Random> Serve for Requests<R> {
         while left > 0 {
             let count = left.min(bytes.len() as u64) as usize;
             let Some(piece) = bytes.get_mut(..count) else { break };
-            if self.0.fill(piece).is_err() || chain.write(piece).is_err() {
+            if self.source.fill(piece).is_err() || chain.write(piece).is_err() {
                 break;
             }
             left -= count as u64;
         }
         bytes.fill(0);
+        if !self.limiter.is_unlimited() {
+            self.limiter.take(chain.written().into(), self.clock.monotonic());
+        }
         chain.written()
     }
 }

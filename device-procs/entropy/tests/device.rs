@@ -5,10 +5,12 @@ use std::io;
 
 use cellblock_entropy::spec::{MAX_BYTES, QUEUE_SIZE};
 use cellblock_entropy::{HostRandom, Random, Requests, identity};
+use cellblock_sdk::device::{Clock, SECOND};
 use cellblock_sdk::testing::virtio::{DATA, Driver, Edges, RAM_BYTES, Segment, shared_ram};
-use cellblock_sdk::testing::{Harness, Host};
+use cellblock_sdk::testing::{Harness, Host, ManualClock};
 use cellblock_sdk::virtio::spec::{feature, register};
-use cellblock_sdk::virtio::{Inline, Interrupt, Transport};
+use cellblock_sdk::virtio::{Inline, Interrupt, OneByOne, Transport};
+use cellblock_wire::device::{Bucket, Limits};
 
 /// 1, 2, 3, … and an error after so many bytes.
 struct Counting(u64, u64);
@@ -26,10 +28,16 @@ impl Random for Counting {
     }
 }
 
-fn device<R: Random>(source: R) -> Driver<impl Host> {
+type Model<R> = Harness<Transport<Inline<OneByOne<Requests<R, ManualClock>>>>>;
+
+fn device<R: Random>(source: R) -> Driver<Model<R>> {
+    limited(source, &ManualClock::default(), &Limits::default())
+}
+
+fn limited<R: Random>(source: R, clock: &ManualClock, limits: &Limits) -> Driver<Model<R>> {
     let interrupt = Interrupt::new(Edges::default());
     let ram = shared_ram().0;
-    let engine = Inline::servers(vec![Requests::new(source)], interrupt.clone());
+    let engine = Inline::servers(vec![Requests::new(source, clock.clone(), limits)], interrupt.clone());
     Driver::new(Harness::new(Transport::new(identity(), engine, ram.clone(), interrupt)), ram)
 }
 
@@ -89,4 +97,66 @@ fn a_loop_needs_a_reset() {
     driver.wait_needs_reset();
     driver.begin(u64::MAX, 1, 16);
     assert_eq!(ask(&mut driver, &[Segment::write(DATA, 16)]), 16);
+}
+
+/// Requests of `bytes` bytes, always four of them waiting, for ten seconds. How many are served.
+fn served_in_ten_seconds(limits: &Limits, bytes: u32) -> u64 {
+    let clock = ManualClock::default();
+    let mut driver = limited(Counting(0, u64::MAX), &clock, limits);
+    driver.begin(u64::MAX, 1, 16);
+    for _ in 0..4 {
+        driver.push(0, &[Segment::write(DATA, bytes)]);
+    }
+    driver.kick(0);
+    let mut served = 0;
+    loop {
+        while driver.used(0).is_some() {
+            served += 1;
+            driver.push(0, &[Segment::write(DATA, bytes)]);
+        }
+        let wait = driver.host.device.engine().wait(0);
+        match wait.until.map(|until| until.max(clock.monotonic())) {
+            Some(until) if until > 10 * SECOND => return served,
+            Some(until) => clock.advance(until - clock.monotonic() + 30_000),
+            None => {}
+        }
+        driver.host.device.engine().poll();
+    }
+}
+
+#[test]
+fn limits_are_kept() {
+    let bucket = |per_second, burst| Some(Bucket { per_second, burst });
+    for (per_second, burst, each) in [(1000, 64, 64), (100_000, 1, 256), (1 << 20, 1 << 20, 4096)] {
+        let limits = Limits { bytes: bucket(per_second, burst), operations: None };
+        let (bytes, wanted) =
+            (served_in_ten_seconds(&limits, each) * u64::from(each), 10 * per_second + burst);
+        assert!(bytes.abs_diff(wanted) <= wanted / 10, "{bytes} bytes, allowed are {wanted}");
+    }
+    for (per_second, burst) in [(10, 1), (500, 100)] {
+        let limits = Limits { bytes: None, operations: bucket(per_second, burst) };
+        let (served, wanted) = (served_in_ten_seconds(&limits, 16), 10 * per_second + burst);
+        assert!(served.abs_diff(wanted) <= wanted / 10, "{served} requests, allowed are {wanted}");
+    }
+    // The tighter of two counts.
+    let limits = Limits { bytes: bucket(1 << 30, 1), operations: bucket(10, 1) };
+    assert!(served_in_ten_seconds(&limits, 16).abs_diff(101) <= 10);
+}
+
+#[test]
+fn a_request_larger_than_the_burst_is_served_whole_and_paid_for() {
+    let clock = ManualClock::default();
+    let limits = Limits { bytes: Some(Bucket { per_second: 1000, burst: 10 }), operations: None };
+    let mut driver = limited(Counting(0, u64::MAX), &clock, &limits);
+    driver.begin(u64::MAX, 1, 16);
+    assert_eq!(ask(&mut driver, &[Segment::write(DATA, 5010)]), 5010);
+    driver.push(0, &[Segment::write(DATA, 1)]);
+    driver.kick(0);
+    assert_eq!(driver.host.device.engine().wait(0).until, Some(5 * SECOND));
+    clock.advance(5 * SECOND - 1);
+    driver.host.device.engine().poll();
+    assert_eq!(driver.used(0), None);
+    clock.advance(1);
+    driver.host.device.engine().poll();
+    assert_eq!(driver.wait_used(0).1, 1);
 }

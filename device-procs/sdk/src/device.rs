@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use cellblock_wire::control::BalloonReport;
 pub use cellblock_wire::slot::{Action, mask};
 
 use crate::state::{Encoder, StateError};
@@ -50,6 +51,8 @@ pub enum Event {
         /// In pages of 4 KiB.
         pages: u32,
     },
+    /// The supervisor asks how the balloon stands: [`Device::answer`] is to say it, soon.
+    ReportBalloon,
     /// The terminal behind a console port has another size.
     Resize {
         /// The port.
@@ -78,6 +81,11 @@ pub trait Device {
 
     /// Something happened that was no access.
     fn event(&mut self, _event: Event) {}
+
+    /// What the supervisor asked for, once, when it is known. Called after each event.
+    fn answer(&mut self) -> Option<BalloonReport> {
+        None
+    }
 
     /// The orderly end: waits at most `limit` for what is still on its way to the host. Whether all got there.
     fn finish(&mut self, _limit: Duration) -> bool {

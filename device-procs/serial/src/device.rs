@@ -5,6 +5,8 @@ use std::time::Duration;
 use cellblock_sdk::device::{Access, Action, Clock, Device, Event, SECOND, Trigger};
 use cellblock_sdk::host::Port;
 use cellblock_sdk::state::{Encoder, StateError};
+use cellblock_sdk::virtio::limit::Bucket;
+use cellblock_wire::device::Bucket as Rate;
 
 use crate::fifo::Fifo;
 use crate::spec::{CLOCK_PER_SECOND, FIFO_BYTES, fcr, ier, iir, lcr, lsr, mcr, msr, offset};
@@ -21,8 +23,8 @@ mod cause {
 
 /// A 16550A with an interrupt line, a clock for its receive timeout, and a far end.
 ///
-/// The transmitter is as fast as the guest: THRE and TEMT always read as set. The receiver takes from the far end only
-/// what its FIFO has room for.
+/// The transmitter is as fast as the guest, and THRE and TEMT read as set, unless it is [`limited`](Serial::limited). The
+/// receiver takes from the far end only what its FIFO has room for.
 ///
 /// The interrupt line is edge-triggered. It is pulsed when a cause becomes pending that was not (also by a mask or OUT2
 /// being opened), and when reading IIR leaves another cause pending, so that a driver that handles one cause per
@@ -33,6 +35,8 @@ pub struct Serial<T, C, P> {
     clock: C,
     port: P,
     state: State,
+    /// What the transmitter may send; `None` = all.
+    limit: Option<Bucket>,
     /// Causes that the interrupt line has told the guest of.
     told: u8,
 }
@@ -40,7 +44,15 @@ pub struct Serial<T, C, P> {
 impl<T: Trigger, C: Clock, P: Port> Serial<T, C, P> {
     /// A port as firmware leaves it: 115200 baud, 8N1, FIFOs and interrupts off.
     pub fn new(trigger: T, clock: C, port: P) -> Self {
-        Serial { trigger, clock, port, state: State::default(), told: 0 }
+        Serial { trigger, clock, port, state: State::default(), limit: None, told: 0 }
+    }
+
+    /// As a port whose line is slow: once `limit` is used up, the transmitter stays busy until it is paid for. Its FIFO
+    /// takes what a driver may still write then (§8.5: 16 characters, or one without FIFOs), so a driver that keeps to THRE
+    /// loses nothing. What one writes beyond that is lost, as on a real port, and counted.
+    #[must_use]
+    pub fn limited(self, limit: Option<&Rate>) -> Self {
+        Serial { limit: limit.map(Bucket::new), ..self }
     }
 
     fn read_register(&mut self, register: u64) -> u8 {
@@ -115,7 +127,7 @@ impl<T: Trigger, C: Clock, P: Port> Serial<T, C, P> {
         if self.looped() {
             return;
         }
-        let capacity = if self.fifos_on() { FIFO_BYTES } else { 1 };
+        let capacity = self.fifo_bytes();
         let mut fresh = false;
         while self.state.received.len() < capacity {
             let Some(byte) = self.port.take() else { break };
@@ -128,22 +140,43 @@ impl<T: Trigger, C: Clock, P: Port> Serial<T, C, P> {
         }
     }
 
-    /// THR (§8.2): the character leaves at once, so the register is empty again.
+    /// THR (§8.2): the character leaves at once. If the limit is not used up, the register is empty again.
     fn transmit(&mut self, byte: u8) {
+        self.expire();
         if self.looped() {
             self.loop_back(byte);
+        } else if self.state.sent_at.is_some() && usize::from(self.state.sending) >= self.fifo_bytes() {
+            self.port.lose();
+            return;
         } else {
             self.port.put(byte);
+            self.pay();
         }
-        self.state.thr_emptied = true;
+        self.state.thr_emptied = self.state.sent_at.is_none();
         self.told &= !cause::THR_EMPTY;
+    }
+
+    /// Takes the last character from what the limit allows.
+    fn pay(&mut self) {
+        let Some(limit) = &mut self.limit else { return };
+        let now = self.clock.monotonic();
+        limit.take(1, now);
+        let Some(at) = limit.ready_at(now) else { return };
+        if self.state.sent_at.is_none() {
+            self.port.hold();
+        }
+        self.state.sent_at = Some(at);
+        self.state.sending = self.state.sending.saturating_add(1);
+    }
+
+    fn fifo_bytes(&self) -> usize {
+        if self.fifos_on() { FIFO_BYTES } else { 1 }
     }
 
     /// Loopback (§8.8 bit 4): the character arrives at the receiver. Without room, the FIFO keeps what it has and
     /// RBR takes the newer (§8.4 bit 1).
     fn loop_back(&mut self, byte: u8) {
-        let capacity = if self.fifos_on() { FIFO_BYTES } else { 1 };
-        if self.state.received.len() >= capacity {
+        if self.state.received.len() >= self.fifo_bytes() {
             self.state.overrun = true;
             self.told &= !cause::LINE_STATUS;
             if self.fifos_on() {
@@ -156,10 +189,10 @@ impl<T: Trigger, C: Clock, P: Port> Serial<T, C, P> {
         self.state.timeout_at = None;
     }
 
-    /// IER (§8.7). Enabling the transmitter's interrupt while THR is empty, as it always is, makes it pending: drivers
-    /// start to send, and test for a well-known bug, by this.
+    /// IER (§8.7). Enabling the transmitter's interrupt while THR is empty makes it pending: drivers start to send, and test
+    /// for a well-known bug, by this.
     fn enable_interrupts(&mut self, enabled: u8) {
-        if enabled & !self.state.ier & ier::ETBEI != 0 {
+        if enabled & !self.state.ier & ier::ETBEI != 0 && self.state.sent_at.is_none() {
             self.state.thr_emptied = true;
         }
         self.state.ier = enabled;
@@ -205,7 +238,9 @@ impl<T: Trigger, C: Clock, P: Port> Serial<T, C, P> {
     fn line_status(&mut self) -> u8 {
         let ready = if !self.state.received.is_empty() { lsr::DR } else { 0 };
         let overrun = if std::mem::take(&mut self.state.overrun) { lsr::OE } else { 0 };
-        ready | overrun | lsr::THRE | lsr::TEMT
+        self.expire();
+        let sent = if self.state.sent_at.is_none() { lsr::THRE | lsr::TEMT } else { 0 };
+        ready | overrun | sent
     }
 
     fn modem_status(&mut self) -> u8 {
@@ -266,6 +301,11 @@ impl<T: Trigger, C: Clock, P: Port> Serial<T, C, P> {
             self.state.timeout_at = None;
             self.state.timeout = self.below_trigger();
         }
+        if self.state.sent_at.is_some_and(due) {
+            (self.state.sent_at, self.state.sending) = (None, 0);
+            self.state.thr_emptied = true;
+            self.told &= !cause::THR_EMPTY;
+        }
     }
 }
 
@@ -304,7 +344,7 @@ impl<T: Trigger, C: Clock, P: Port> Device for Serial<T, C, P> {
     }
 
     fn deadline(&self) -> Option<u64> {
-        self.state.timeout_at
+        [self.state.timeout_at, self.state.sent_at].into_iter().flatten().min()
     }
 
     fn save(&self, out: &mut Encoder<'_>) {

@@ -7,6 +7,8 @@
 //! 4. Across a restart each register access takes effect exactly once. The line's bytes are not registers: output bytes
 //!    whose reply was not yet given are sent again (at least once); bytes that wait in the worker's own buffer when it is
 //!    killed, and at most 16 bytes of input, are lost with it. An orderly end writes the buffer out first.
+//! 5. With a limit, output is as fast as that on average, after a burst; a driver that keeps to THRE loses no byte by it.
+//!    A successor begins with a full burst.
 
 pub mod device;
 pub mod fifo;

@@ -3,10 +3,14 @@
 
 use cellblock_sdk::worker;
 use cellblock_serial::Serial;
-use cellblock_wire::device::{DeviceConfig, DeviceKind};
+use cellblock_wire::device::{DeviceConfig, DeviceKind, Limits};
 
 worker!(DeviceKind::Serial, |parts| {
-    // The kind was checked; another configuration cannot come.
-    let buffer = if let DeviceConfig::Serial { buffer, .. } = *parts.config() { buffer } else { 1 };
-    Ok(Serial::new(parts.interrupt(0), parts.clock(), parts.pipes(buffer)?))
+    let (buffer, limits) = match parts.config() {
+        DeviceConfig::Serial { buffer, limits } => (*buffer, *limits),
+        // The kind was checked; another configuration cannot come.
+        _ => (1, Limits::default()),
+    };
+    let serial = Serial::new(parts.interrupt(0), parts.clock(), parts.pipes(buffer)?);
+    Ok(serial.limited(limits.bytes.as_ref()))
 });

@@ -6,7 +6,7 @@ use crate::fifo::Fifo;
 use crate::spec::{FIFO_BYTES, fcr, ier, lcr, mcr, msr};
 
 const TAG: u8 = 1;
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// The registers and what the receiver holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +35,10 @@ pub struct State {
     pub timeout: bool,
     /// When they will, in ns of the monotonic clock.
     pub timeout_at: Option<u64>,
+    /// Characters in the transmitter.
+    pub sending: u8,
+    /// When they are all sent, in ns of the monotonic clock; `None` = they are.
+    pub sent_at: Option<u64>,
 }
 
 impl Default for State {
@@ -52,6 +56,8 @@ impl Default for State {
             thr_emptied: true,
             timeout: false,
             timeout_at: None,
+            sending: 0,
+            sent_at: None,
         }
     }
 }
@@ -70,6 +76,9 @@ impl State {
         out.bool(self.timeout);
         out.bool(self.timeout_at.is_some());
         out.u64(self.timeout_at.unwrap_or(0));
+        out.u8(self.sending);
+        out.bool(self.sent_at.is_some());
+        out.u64(self.sent_at.unwrap_or(0));
     }
 
     /// The state in `saved`.
@@ -96,9 +105,11 @@ impl State {
         let thr_emptied = fields.bool("thr_emptied")?;
         let timeout = fields.bool("timeout")?;
         let armed = fields.bool("timeout_armed")?;
-        let at = fields.u64("timeout_at")?;
+        let timeout_at = fields.u64("timeout_at").map(|at| armed.then_some(at))?;
+        let sending = fields.u8_where("sending", "0 to 16", |value| usize::from(value) <= FIFO_BYTES)?;
+        let busy = fields.bool("sent_armed")?;
+        let sent_at = fields.u64("sent_at").map(|at| busy.then_some(at))?;
         fields.end()?;
-        let timeout_at = armed.then_some(at);
         Ok(State {
             ier,
             fcr,
@@ -112,6 +123,8 @@ impl State {
             thr_emptied,
             timeout,
             timeout_at,
+            sending,
+            sent_at,
         })
     }
 }

@@ -1,9 +1,10 @@
 //! The serial port in this process: probes, interrupts, state.
 #![allow(clippy::unwrap_used, unreachable_pub)] // Helpers beside the tests.
 
-use cellblock_sdk::device::{Clock, Device, Event};
+use cellblock_sdk::device::{Clock, Device, Event, SECOND};
 use cellblock_sdk::testing::{Desk, Harness, Host, ManualClock, Pulses};
 use cellblock_serial::Serial;
+use cellblock_wire::device::Bucket;
 use proptest::prelude::*;
 
 mod probes;
@@ -179,6 +180,107 @@ fn a_wide_access_is_two_narrow_ones() {
     assert_eq!(bench.port.read(0, 6, 4) & 0xffff_0000, 0xffff_0000, "past the end");
 }
 
+/// A port whose output is limited, as Linux's driver opens it.
+fn limited(per_second: u64, burst: u64) -> Bench {
+    let mut bench = Bench::open(0);
+    let (pulses, clock, desk) = (bench.pulses.clone(), bench.clock.clone(), bench.desk.clone());
+    let saved = bench.port.saved();
+    bench.port.device = Serial::new(pulses, clock, desk).limited(Some(&Bucket { per_second, burst }));
+    bench.port.device.restore(&saved).unwrap();
+    bench.pulses.take();
+    bench
+}
+
+/// Writes as a driver does that waits for each interrupt and then fills the FIFO, until `time` is over. Bytes written.
+fn write_by_interrupts(bench: &mut Bench, time: u64) -> u64 {
+    let (end, mut written) = (bench.clock.monotonic() + time, 0);
+    bench.port.outb(1, 0x02);
+    loop {
+        if bench.pulses.take() > 0 && bench.port.inb(2) == 0xc2 {
+            assert_eq!(bench.port.inb(5) & 0x60, 0x60);
+            (0..16).for_each(|_| bench.port.outb(0, b'x'));
+            written += 16;
+            continue;
+        }
+        assert_eq!(bench.port.inb(5) & 0x60, 0, "it has no room, or it would have said so");
+        let next = bench.port.device.deadline().unwrap();
+        if next > end {
+            return written;
+        }
+        // The host's timer is late, as it is.
+        bench.clock.advance(next - bench.clock.monotonic() + 50_000);
+        bench.port.run_timers(&bench.clock.clone(), 2);
+    }
+}
+
+#[test]
+fn a_limited_transmitter_keeps_to_its_limit_and_loses_nothing() {
+    for (per_second, burst) in [(100, 1), (1000, 16), (9600, 4096), (100_000, 100)] {
+        let mut bench = limited(per_second, burst);
+        let written = write_by_interrupts(&mut bench, 10 * SECOND);
+        let wanted = 10 * per_second + burst;
+        assert!(written.abs_diff(wanted) <= wanted / 10, "{written} bytes, allowed are {wanted}");
+        assert_eq!(bench.desk.output.borrow().len() as u64, written, "every byte arrives");
+    }
+}
+
+#[test]
+fn a_driver_that_polls_is_held_back_as_well() {
+    let mut bench = limited(1000, 10);
+    let mut written: u64 = 0;
+    while bench.clock.monotonic() < 10 * SECOND {
+        match bench.port.inb(5) & 0x60 {
+            0x60 => {
+                bench.port.outb(0, b'x');
+                written += 1;
+            }
+            other => assert_eq!(other, 0),
+        }
+        bench.clock.advance(100_000);
+    }
+    assert!(written.abs_diff(10_010) <= 1000, "{written}");
+    assert_eq!(bench.desk.output.borrow().len() as u64, written);
+}
+
+#[test]
+fn a_driver_that_does_not_wait_loses_what_the_fifo_does_not_hold() {
+    let mut bench = limited(1000, 10);
+    (0..100).for_each(|_| bench.port.outb(0, b'x'));
+    // The burst, and the FIFO's 16 bytes.
+    assert_eq!(bench.desk.output.borrow().len(), 26);
+    bench.port.outb(2, 0);
+    bench.clock.advance(SECOND);
+    bench.port.run_timers(&bench.clock.clone(), 2);
+    (0..100).for_each(|_| bench.port.outb(0, b'y'));
+    assert_eq!(bench.desk.output.borrow().len(), 26 + 11, "without FIFOs one character waits");
+}
+
+#[test]
+fn in_loopback_nothing_is_limited() {
+    let mut bench = limited(1, 1);
+    bench.port.outb(4, 0x18);
+    for byte in 0..100 {
+        bench.port.outb(0, byte);
+        assert_eq!((bench.port.inb(5), bench.port.inb(0)), (0x61, byte));
+    }
+}
+
+#[test]
+fn a_successor_lets_the_line_finish_first() {
+    let mut bench = limited(1000, 1);
+    bench.port.outb(1, 0x02);
+    (0..4).for_each(|_| bench.port.outb(0, b'x'));
+    let (pulses, clock, desk) = (bench.pulses.clone(), bench.clock.clone(), bench.desk.clone());
+    let fresh = Serial::new(pulses, clock, desk).limited(Some(&Bucket { per_second: 1000, burst: 1 }));
+    bench.port.replace(fresh).unwrap();
+    bench.pulses.take();
+    assert_eq!(bench.port.inb(5) & 0x60, 0);
+    assert_eq!(bench.port.device.deadline(), Some(3_000_000));
+    bench.clock.advance(3_000_000);
+    bench.port.run_timers(&bench.clock.clone(), 2);
+    assert_eq!((bench.pulses.take(), bench.port.inb(2), bench.port.inb(5) & 0x60), (1, 0xc2, 0x60));
+}
+
 /// Something that guest, host or time does.
 #[derive(Debug, Clone)]
 enum Step {
@@ -215,6 +317,23 @@ fn apply(bench: &mut Bench, step: &Step) -> u64 {
 }
 
 proptest! {
+    /// As below, with a transmitter that is busy now and then.
+    #[test]
+    fn a_limited_successor_answers_as_the_predecessor_would(steps in proptest::collection::vec(step(), 0..80)) {
+        let rate = Bucket { per_second: 100_000, burst: 1 };
+        let (mut one, mut other) = (bench(), bench());
+        for bench in [&mut one, &mut other] {
+            let fresh = Serial::new(bench.pulses.clone(), bench.clock.clone(), bench.desk.clone());
+            bench.port.device = fresh.limited(Some(&rate));
+        }
+        for step in &steps {
+            prop_assert_eq!(apply(&mut one, step), apply(&mut other, step));
+            let saved = other.port.saved();
+            other.port.device.restore(&saved).unwrap();
+            prop_assert_eq!(one.port.saved(), other.port.saved());
+        }
+    }
+
     /// One device lives through all; the other is replaced after each step. They answer alike.
     #[test]
     fn a_successor_answers_as_the_predecessor_would(steps in proptest::collection::vec(step(), 0..80)) {

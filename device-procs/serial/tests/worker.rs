@@ -1,12 +1,12 @@
 //! The serial port in a real worker process, behind the ring, with the worker's own part of the sandbox on.
-#![allow(clippy::unwrap_used, unreachable_pub)] // Helpers beside the tests.
+#![allow(clippy::unwrap_used, clippy::panic, unreachable_pub)] // Helpers beside the tests.
 
 use std::time::{Duration, Instant};
 
 use cellblock_sdk::testing::Host;
 use cellblock_sdk::testing::process::{Program, Supervised, Wanted};
 use cellblock_wire::control::ToWorker;
-use cellblock_wire::device::DeviceConfig;
+use cellblock_wire::device::{Bucket, DeviceConfig, Limits};
 
 mod probes;
 
@@ -97,6 +97,48 @@ fn a_blocked_sink_stalls_nobody() {
     worker.control.send_message(&ToWorker::Quit, &[]).unwrap();
     assert_eq!(worker.ended().unwrap().code(), Some(0));
     assert!(before.elapsed() < Duration::from_secs(2), "the flush is bounded");
+}
+
+/// A second's worth of output, and longer, through a real timer and clock: the rate while the bucket is empty.
+fn measured_rate(worker: &mut Supervised, time: Duration) -> f64 {
+    worker.outb(2, 0x81);
+    let wait = |worker: &mut Supervised| while worker.inb(5) & 0x20 == 0 {};
+    // The burst.
+    for _ in 0..2000 {
+        wait(worker);
+        (0..16).for_each(|_| worker.outb(0, b'x'));
+    }
+    wait(worker);
+    let (begin, mut written) = (Instant::now(), 0);
+    while begin.elapsed() < time {
+        (0..16).for_each(|_| worker.outb(0, b'x'));
+        written += 16;
+        wait(worker);
+    }
+    f64::from(written) / begin.elapsed().as_secs_f64()
+}
+
+#[test]
+fn limited_output_is_as_fast_as_it_may_be() {
+    let per_second = 20_000;
+    let limits = Limits { bytes: Some(Bucket { per_second, burst: 20_000 }), operations: None };
+    let config = DeviceConfig::Serial { buffer: 65536, limits };
+    let mut worker = Supervised::start(&program(), &Wanted { config, ..wanted() }).unwrap();
+    let output = worker.output.take().unwrap();
+    std::thread::spawn(move || while rustix::io::read(&output, &mut [0; 4096]).is_ok_and(|got| got > 0) {});
+    let wanted = per_second as f64;
+    // A busy machine makes it slower, never faster.
+    for _ in 0..3 {
+        let rate = measured_rate(&mut worker, Duration::from_secs(2));
+        eprintln!("{rate:.0} bytes a second, allowed are {wanted}");
+        assert!(rate < 1.1 * wanted, "{rate}");
+        if rate > 0.9 * wanted {
+            let counters = worker.counters().unwrap();
+            assert_eq!(counters.dropped, 0);
+            return;
+        }
+    }
+    panic!("it is too slow");
 }
 
 #[test]

@@ -18,7 +18,10 @@ use rustix::mm::{Advice, madvise};
 use rustix::param::page_size;
 use thiserror::Error;
 use vm_memory::mmap::MmapRegion;
-use vm_memory::{FileOffset, GuestAddress, GuestMemory, GuestMemoryMmap, GuestRegionMmap, Permissions};
+use vm_memory::{
+    FileOffset, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionMmap, Permissions,
+};
 
 /// The most pieces of guest memory that one call moves; what is left takes another.
 const MAX_VECTORS: usize = 256;
@@ -175,6 +178,17 @@ impl Ram {
             // SAFETY: as in `readv`; the kernel only reads them.
             unsafe { libc::pwritev2(fd.as_raw_fd(), vectors.as_ptr(), count, at, flags) }
         })
+    }
+
+    /// How many bytes there are.
+    pub fn bytes(&self) -> u64 {
+        self.memory().iter().map(GuestMemoryRegion::len).sum()
+    }
+
+    /// Whether all of a range of addresses is guest memory. No bytes are, anywhere.
+    pub fn holds(&self, address: u64, length: u64) -> bool {
+        let Ok(bytes) = usize::try_from(length) else { return false };
+        GuestMemory::check_range(self.memory(), GuestAddress(address), bytes, Permissions::Write)
     }
 
     /// Gives the host back what lies in whole pages of the guest memory from `address` on: it reads as zeroes next time.

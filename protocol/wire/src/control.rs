@@ -39,6 +39,9 @@ pub enum ToWorker {
         /// In pages of 4 KiB.
         pages: u32,
     },
+    /// Asks for [`FromWorker::Balloon`], with statistics that the guest tells now if it does in time (balloon only; others
+    /// ignore it).
+    ReportBalloon,
     /// A terminal's size has changed (console only; others ignore it).
     Resize {
         /// The console's port.
@@ -92,7 +95,7 @@ pub enum FromWorker {
     },
     /// The answer to [`ToWorker::ReportCounters`].
     Counters(Counters),
-    /// Beside that of a balloon, when the guest has told something new.
+    /// The answer to [`ToWorker::ReportBalloon`].
     Balloon(BalloonReport),
 }
 
@@ -103,6 +106,8 @@ pub struct BalloonReport {
     pub target: u32,
     /// The size that it has, as the guest says, in pages of 4 KiB.
     pub actual: u32,
+    /// The statistics were told because of the question; if not, they are the last ones, or none.
+    pub fresh: bool,
     /// The guest's statistics by their tag (Virtio 1.3 §5.5.6.3), as far as it told them.
     pub statistics: [Option<u64>; BALLOON_STATISTICS],
 }

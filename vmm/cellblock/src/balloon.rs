@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use anyhow::{Context, bail};
 use cellblock_config::ByteSize;
-use cellblock_supervisor::link::Balloon;
+use cellblock_wire::control::{BALLOON_STATISTICS, BalloonReport};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -16,7 +16,7 @@ use crate::ps;
 const PAGE: u64 = 4096;
 
 /// A statistic's name and whether it is in bytes, by its tag (§5.5.6.4; from 10 on Linux `include/uapi/linux/virtio_balloon.h`).
-const STATISTICS: [(&str, bool); 16] = [
+const STATISTICS: [(&str, bool); BALLOON_STATISTICS] = [
     ("swap-in", true),
     ("swap-out", true),
     ("major-faults", false),
@@ -70,7 +70,7 @@ fn pages(size: ByteSize) -> anyhow::Result<u32> {
     pages.with_context(|| format!("size is {size}; allowed is a multiple of 4K, less than 16T"))
 }
 
-fn print(id: &str, balloon: &Balloon, json: bool) -> anyhow::Result<()> {
+fn print(id: &str, balloon: &BalloonReport, json: bool) -> anyhow::Result<()> {
     if json {
         println!("{}", serde_json::to_string_pretty(&shown(id, balloon))?);
     } else {
@@ -79,12 +79,12 @@ fn print(id: &str, balloon: &Balloon, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn told(balloon: &Balloon) -> impl Iterator<Item = (&'static str, bool, u64)> {
+fn told(balloon: &BalloonReport) -> impl Iterator<Item = (&'static str, bool, u64)> {
     let named = STATISTICS.iter().zip(balloon.statistics);
     named.filter_map(|((name, bytes), value)| Some((*name, *bytes, value?)))
 }
 
-fn shown(id: &str, balloon: &Balloon) -> Shown {
+fn shown(id: &str, balloon: &BalloonReport) -> Shown {
     Shown {
         id: id.to_owned(),
         target: u64::from(balloon.target) * PAGE,
@@ -94,7 +94,7 @@ fn shown(id: &str, balloon: &Balloon) -> Shown {
     }
 }
 
-fn table(id: &str, balloon: &Balloon) -> String {
+fn table(id: &str, balloon: &BalloonReport) -> String {
     let [target, actual] = [balloon.target, balloon.actual].map(|pages| ByteSize(u64::from(pages) * PAGE));
     let mut text =
         format!("VM {id}: the balloon holds {actual} of the guest's memory; it is to hold {target}\n");
@@ -115,8 +115,9 @@ fn table(id: &str, balloon: &Balloon) -> String {
 mod tests {
     use super::*;
 
-    fn balloon_of(statistics: &[(usize, u64)]) -> Balloon {
-        let mut balloon = Balloon { target: 32768, actual: 256, fresh: true, ..Balloon::default() };
+    fn balloon_of(statistics: &[(usize, u64)]) -> BalloonReport {
+        let mut balloon =
+            BalloonReport { target: 32768, actual: 256, fresh: true, ..BalloonReport::default() };
         statistics.iter().for_each(|&(tag, value)| balloon.statistics[tag] = Some(value));
         balloon
     }

@@ -63,7 +63,7 @@ fn queues(config: &DeviceConfig) -> u16 {
         // Pairs; the control queue tells how many of several are used.
         DeviceConfig::Net(net) => 2 * net.pairs + u16::from(net.pairs > 1),
         DeviceConfig::Console(console) => console.queues(),
-        DeviceConfig::Balloon(balloon) => 2 + u16::from(balloon.statistics) + u16::from(balloon.reporting),
+        DeviceConfig::Balloon(balloon) => balloon.queues(),
         DeviceConfig::Vsock(_) => 3,
         _ => 0,
     }

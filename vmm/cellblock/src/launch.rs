@@ -22,7 +22,7 @@ use cellblock_memory::GuestRam;
 use cellblock_spawner::{Entry, Manifest};
 use cellblock_supervisor::link::{LoaderReport, cut};
 use cellblock_supervisor::{DevicePlan, Plan};
-use cellblock_wire::device::{ConsoleConfig, DeviceConfig, EntropyConfig, Role};
+use cellblock_wire::device::{BalloonConfig, ConsoleConfig, DeviceConfig, EntropyConfig, Role};
 
 use crate::board::Granted;
 use crate::front::relay::Process;
@@ -149,6 +149,16 @@ fn virtio_devices(
     }
     if !config.consoles.is_empty() {
         devices.push(console(&config.consoles, screen, pipes)?);
+    }
+    if let Some(balloon) = &config.balloon {
+        let config = DeviceConfig::Balloon(BalloonConfig {
+            pages: u32::try_from(balloon.size >> 12).unwrap_or(u32::MAX),
+            deflate_on_oom: balloon.deflate_on_oom,
+            statistics: balloon.statistics,
+            reporting: balloon.reporting,
+            huge_pages: config.hugepages,
+        });
+        devices.push(Granted { config, resources: Vec::new() });
     }
     Ok(devices)
 }

@@ -180,6 +180,11 @@ impl TryFrom<RawConfig> for VmConfig {
                 "stdio for one of serial port and console ports only",
             ));
         }
+        let balloon = raw.balloon.as_deref().map(devices::balloon).transpose()?;
+        if let Some(balloon) = balloon.filter(|balloon| balloon.size >= memory.0) {
+            let size = ByteSize(balloon.size);
+            return Err(ConfigError::value("balloon size", size, "less than the guest's memory"));
+        }
         Ok(VmConfig {
             id,
             kernel: raw.kernel.ok_or(ConfigError::Missing { field: "kernel" })?,
@@ -208,7 +213,7 @@ impl TryFrom<RawConfig> for VmConfig {
                 Some(Rng::Options(text)) => Some(devices::rng(&text)?),
             },
             consoles,
-            balloon: raw.balloon.as_deref().map(devices::balloon).transpose()?,
+            balloon,
             vsock: raw.vsock.as_deref().map(devices::vsock).transpose()?,
             on_reboot: choice(
                 "on-reboot",
@@ -254,6 +259,8 @@ mod tests {
         assert!(refused(RawConfig { id: Some("../x".into()), ..raw() }).starts_with("id is"));
         assert!(refused(RawConfig { on_reboot: Some("never".into()), ..raw() }).starts_with("on-reboot is"));
         assert!(refused(RawConfig::default()).starts_with("kernel is missing"));
+        let balloon = RawConfig { balloon: Some("size=256M".into()), ..raw() };
+        assert_eq!(refused(balloon), r#"balloon size is "256M"; allowed is less than the guest's memory"#);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! The front speaks for a person, so its commands are few and fixed; the supervisor reports what became of the VM.
 
 use cellblock_loader::Loaded;
-use cellblock_wire::control::{Checked, CodecError, Counters};
+use cellblock_wire::control::{BalloonReport, Checked, CodecError, Counters};
 use cellblock_wire::device::DeviceKind;
 use serde::{Deserialize, Serialize};
 
@@ -49,7 +49,7 @@ pub enum Event {
     /// How things stand; sent on demand.
     Status(Status),
     /// What is known of the balloon, if there is one; sent on demand.
-    Balloon(Option<Balloon>),
+    Balloon(Option<BalloonReport>),
     /// The VM has ended; the last message.
     Ended(End),
 }
@@ -101,19 +101,6 @@ pub struct Status {
     pub devices: Vec<DeviceStatus>,
     /// Returns from `KVM_RUN` for each vCPU.
     pub vcpu_exits: Vec<u64>,
-}
-
-/// A VM's balloon.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Balloon {
-    /// The size that it shall have, in pages of 4 KiB.
-    pub target: u32,
-    /// The size that it has, as the guest says, in pages of 4 KiB.
-    pub actual: u32,
-    /// The statistics were told because of this question; if not, they are the last ones, or none.
-    pub fresh: bool,
-    /// The guest's statistics by their tag (Virtio 1.3 §5.5.6.3), as far as it told them.
-    pub statistics: [Option<u64>; 16],
 }
 
 /// How a device stands.

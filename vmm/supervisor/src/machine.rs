@@ -149,8 +149,12 @@ impl Machine {
         }
     }
 
-    fn ask_balloon(&mut self, _set: Option<u32>) {
-        self.say(Event::Balloon(None));
+    fn ask_balloon(&mut self, set: Option<u32>) {
+        let balloon = self.workers.iter_mut().find(|worker| worker.kind() == DeviceKind::Balloon);
+        match balloon {
+            Some(worker) => worker.ask_balloon(set),
+            None => self.say(Event::Balloon(None)),
+        }
     }
 
     fn take_report(&mut self) -> Option<End> {
@@ -244,6 +248,7 @@ impl Machine {
                     };
                     self.say(Event::WorkerLog { device, text });
                 }
+                News::Balloon(report) => self.say(Event::Balloon(Some(report))),
                 // A process that ends: its cause is the better reason, if it comes.
                 News::Closed => {
                     self.note_death(index, death);

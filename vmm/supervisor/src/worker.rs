@@ -16,7 +16,9 @@ use cellblock_memory::GuestRam;
 use cellblock_ring::layout;
 use cellblock_ring::state_page::Shape;
 use cellblock_wire::Version;
-use cellblock_wire::control::{Counters, FIXED_DESCRIPTORS, FromWorker, Grant, LogLevel, ToWorker};
+use cellblock_wire::control::{
+    BalloonReport, Counters, FIXED_DESCRIPTORS, FromWorker, Grant, LogLevel, ToWorker,
+};
 use cellblock_wire::device::{DeviceConfig, DeviceKind, Role};
 
 use crate::error::BuildError;
@@ -45,6 +47,8 @@ pub(crate) struct Worker {
     process: Option<Process>,
     counters: Counters,
     log_lines: u32,
+    /// It was asked for a balloon's report, and has not given one.
+    balloon_asked: bool,
 }
 
 /// What only the start needs.
@@ -84,6 +88,8 @@ pub(crate) enum News {
     Ready,
     /// A line for the log.
     Log(LogLevel, String),
+    /// What was asked of the balloon.
+    Balloon(BalloonReport),
     /// It closed its socket: its process ends.
     Closed,
     /// It is not to be talked to any more: why.
@@ -139,6 +145,7 @@ impl Worker {
             process: None,
             counters: Counters::default(),
             log_lines: 0,
+            balloon_asked: false,
         };
         Ok((worker, Unstarted { theirs, bell, roles, wires }))
     }
@@ -210,6 +217,16 @@ impl Worker {
         let _ = self.control.send_message(message, &[]);
     }
 
+    /// Asks for a balloon's report, after setting its size; a successor will be told the same size.
+    pub(crate) fn ask_balloon(&mut self, set: Option<u32>) {
+        if let (Some(pages), DeviceConfig::Balloon(config)) = (set, &mut self.config) {
+            config.pages = pages;
+            self.tell(&ToWorker::SetBalloon { pages });
+        }
+        self.balloon_asked = true;
+        self.tell(&ToWorker::ReportBalloon);
+    }
+
     /// What the worker has sent, a bounded part of it.
     pub(crate) fn take_news(&mut self) -> Vec<News> {
         let mut news = Vec::new();
@@ -259,6 +276,10 @@ impl Worker {
             (FromWorker::Counters(counters), DeviceState::Serving) => {
                 self.counters = counters;
                 Ok(None)
+            }
+            // One that nobody asked for is let fall: the front is not to be flooded.
+            (FromWorker::Balloon(report), DeviceState::Serving) if self.kind() == DeviceKind::Balloon => {
+                Ok(std::mem::take(&mut self.balloon_asked).then_some(News::Balloon(report)))
             }
             (other, state) => Err(format!("it sent {other:?} while {}", state.name())),
         }

@@ -18,6 +18,12 @@ pub trait Port {
     /// The next byte that the host gave, if there is one. It is the device's from then on.
     fn take(&mut self) -> Option<u8>;
 
+    /// A byte of the guest was lost before it came here; to be counted.
+    fn lose(&mut self) {}
+
+    /// The guest was made to wait, for the sake of a limit; to be counted.
+    fn hold(&mut self) {}
+
     /// Called after the vCPU has its answer: passes on what `put` and `take` changed.
     fn settle(&mut self) {}
 
@@ -52,6 +58,8 @@ pub struct Tally {
     pub host_out: Count,
     /// Bytes that the host did not take in time.
     pub dropped: Count,
+    /// How often a limit was reached.
+    pub limited: Count,
     /// Interrupts raised.
     pub interrupts: Count,
 }

@@ -34,7 +34,8 @@ impl WakeLine {
         WakeLine(eventfd)
     }
 
-    pub(crate) fn wake(&self) {
+    /// Does it. Never blocks.
+    pub fn wake(&self) {
         // The counter cannot overflow in this life, and the eventfd does not block.
         let _ = rustix::io::write(&*self.0, &1u64.to_ne_bytes());
     }
@@ -114,6 +115,14 @@ impl Port for Pipes {
         }
         input.took = true;
         Some(byte[0])
+    }
+
+    fn lose(&mut self) {
+        self.tally.dropped.add(1);
+    }
+
+    fn hold(&mut self) {
+        self.tally.limited.add(1);
     }
 
     fn settle(&mut self) {

@@ -189,6 +189,18 @@ impl<'a> Chain<'a> {
         Ok(filled)
     }
 
+    /// Takes the next writable buffer, or what is left of it, and says where it lies: for a device to which the place is what
+    /// matters. Nothing is written.
+    pub fn next_writable(&mut self) -> Option<Buffer> {
+        let left = usize::try_from(self.writable.left).unwrap_or(usize::MAX);
+        if left == 0 {
+            return None;
+        }
+        let (address, length) = self.writable.next(left);
+        // No buffer is larger than 32 bits can say.
+        Some(Buffer { address, length: length as u32 })
+    }
+
     fn count_written(&mut self, bytes: u64) {
         // A chain has less than 2^32 bytes.
         self.written = self.written.saturating_add(bytes as u32);
@@ -337,6 +349,17 @@ mod tests {
             let last = chain.reserve_last().unwrap();
             assert!(matches!(chain.write_last(last, 0), Err(ChainError::Outside { .. })), "{address:#x}");
         }
+    }
+
+    #[test]
+    fn writable_buffers_are_told_one_by_one() {
+        let (ram, buffers) = (ram(), buffers(&[(5, 1)], &[(0x20, 4), (u64::MAX, 3)]));
+        let mut chain = Chain::new(&ram, &buffers);
+        chain.skip_writable(1).unwrap();
+        assert_eq!(chain.next_writable(), Some(Buffer { address: 0x21, length: 3 }));
+        chain.reserve_last().unwrap();
+        assert_eq!(chain.next_writable(), Some(Buffer { address: u64::MAX, length: 2 }));
+        assert_eq!((chain.next_writable(), chain.writable(), chain.written()), (None, 0, 1));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use cellblock_channel::ram::Ram;
+use cellblock_wire::control::BalloonReport;
 
 use super::config::Space;
 use super::engine::Engine;
@@ -44,6 +45,7 @@ pub struct Transport<E> {
     interrupt: Interrupt,
     registers: Registers,
     on_event: Option<Box<dyn FnMut(Event)>>,
+    on_question: Option<Box<dyn FnMut() -> Option<BalloonReport>>>,
     kept: Kept,
 }
 
@@ -67,7 +69,8 @@ impl<E: Engine> Transport<E> {
     pub fn new(identity: Identity, engine: E, ram: Ram, interrupt: Interrupt) -> Self {
         let registers = Registers::new(identity.queues, identity.queue_size);
         let identity = Identity { features: identity.features | OWN_FEATURES, ..identity };
-        Transport { identity, engine, ram, interrupt, registers, on_event: None, kept: Kept::default() }
+        let kept = Kept::default();
+        Transport { identity, engine, ram, interrupt, registers, on_event: None, on_question: None, kept }
     }
 
     /// Has `handler` told of what happens to the device without an access: what the supervisor says, and
@@ -75,6 +78,13 @@ impl<E: Engine> Transport<E> {
     #[must_use]
     pub fn on_event(mut self, handler: impl FnMut(Event) + 'static) -> Self {
         self.on_event = Some(Box::new(handler));
+        self
+    }
+
+    /// Has `handler` asked after each event for what the supervisor wants to know. Called on the register thread.
+    #[must_use]
+    pub fn on_question(mut self, handler: impl FnMut() -> Option<BalloonReport> + 'static) -> Self {
+        self.on_question = Some(Box::new(handler));
         self
     }
 
@@ -344,6 +354,10 @@ impl<E: Engine> Device for Transport<E> {
         if event != Event::Host {
             self.tell(event);
         }
+    }
+
+    fn answer(&mut self) -> Option<BalloonReport> {
+        self.on_question.as_mut().and_then(|handler| handler())
     }
 
     /// Requests in flight are finished; what is still in the rings is the driver's.

@@ -65,6 +65,11 @@ impl Parts {
         SystemClock
     }
 
+    /// Wakes the register thread: the device gets an [`Event::Host`](crate::device::Event::Host).
+    pub fn wake_line(&self) -> WakeLine {
+        WakeLine::new(Arc::clone(&self.wake))
+    }
+
     /// Interrupt line `line`; one that was not granted is connected to nothing.
     pub fn interrupt(&mut self, line: u8) -> IrqLine {
         let front_end = self.front_end.clone();
@@ -79,7 +84,7 @@ impl Parts {
     pub fn pipes(&mut self, buffer: u32) -> Result<Pipes, Refusal> {
         let input = self.take_open(Role::HostInput, OFlags::WRONLY, "read")?;
         let output = self.take_open(Role::HostOutput, OFlags::RDONLY, "written")?;
-        let wake = WakeLine::new(Arc::clone(&self.wake));
+        let wake = self.wake_line();
         Pipes::start(input, output, buffer as usize, wake, self.tally())
             .map_err(|source| Refusal::system("host I/O threads", source))
     }
@@ -176,7 +181,7 @@ impl Parts {
             let kicks: Result<Vec<_>, _> = post.queues.iter().map(kick).collect();
             staffed.push((post, kicks?));
         }
-        let wake = WakeLine::new(Arc::clone(&self.wake));
+        let wake = self.wake_line();
         Threads::start(staffed, interrupt, &wake).map_err(|source| Refusal::system("queue threads", source))
     }
 

@@ -235,10 +235,10 @@ impl<D: Device> Server<D> {
                 Source::Bell if !self.wiring.bell.silence() => return Err(End::Orphaned),
                 Source::Bell => {}
                 Source::Control => self.messages(control)?,
-                Source::Host => self.event(Event::Host),
+                Source::Host => self.event(control, Event::Host),
                 Source::Timer => {
                     self.timer.fired();
-                    self.event(Event::Timer);
+                    self.event(control, Event::Timer);
                 }
             }
         }
@@ -264,10 +264,14 @@ impl<D: Device> Server<D> {
         Ok(())
     }
 
-    fn event(&mut self, event: Event) {
+    fn event(&mut self, control: &Control, event: Event) {
         self.device.event(event);
         self.device.save(&mut self.state.start());
         let _ = self.wiring.page.commit(self.state.bytes(), None);
+        if let Some(report) = self.device.answer() {
+            // A supervisor that does not read its socket gets no answer.
+            let _ = control.send_message(&FromWorker::Balloon(report), &[]);
+        }
     }
 
     fn messages(&mut self, control: &Control) -> Result<(), End> {
@@ -284,10 +288,11 @@ impl<D: Device> Server<D> {
 
     fn message(&mut self, control: &Control, message: &ToWorker) -> Result<(), End> {
         match message {
-            ToWorker::PowerButton => self.event(Event::PowerButton),
-            ToWorker::SetBalloon { pages } => self.event(Event::Balloon { pages: *pages }),
+            ToWorker::PowerButton => self.event(control, Event::PowerButton),
+            ToWorker::SetBalloon { pages } => self.event(control, Event::Balloon { pages: *pages }),
+            ToWorker::ReportBalloon => self.event(control, Event::ReportBalloon),
             ToWorker::Resize { port, columns, rows } => {
-                self.event(Event::Resize { port: *port, columns: *columns, rows: *rows });
+                self.event(control, Event::Resize { port: *port, columns: *columns, rows: *rows });
             }
             ToWorker::ReportCounters => {
                 // A supervisor that does not read its socket gets no answer.

@@ -130,7 +130,7 @@ impl ConsoleConfig {
 }
 
 /// A memory balloon.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct BalloonConfig {
     /// How large it shall be at first, in pages of 4 KiB.
     pub pages: u32,
@@ -140,6 +140,20 @@ pub struct BalloonConfig {
     pub statistics: bool,
     /// The guest tells which pages it does not use.
     pub reporting: bool,
+    /// Guest memory is made of 2-MiB pages, which only as a whole can be given back.
+    pub huge_pages: bool,
+}
+
+impl BalloonConfig {
+    /// Its virtqueues. With reporting all numbers that a driver may count to are there: Virtio 1.3 §5.5.2 numbers the
+    /// reporting queue 4, Linux counts only the queues that exist.
+    pub const fn queues(&self) -> u16 {
+        match (self.reporting, self.statistics) {
+            (true, _) => 5,
+            (false, true) => 3,
+            (false, false) => 2,
+        }
+    }
 }
 
 /// A socket device.

@@ -13,7 +13,8 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
-use cellblock_supervisor::link::{Balloon, Status};
+use cellblock_supervisor::link::Status;
+use cellblock_wire::control::BalloonReport;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 use serde::{Deserialize, Serialize};
@@ -55,7 +56,7 @@ pub(crate) enum Answer {
     /// To [`What::Status`].
     Status(Report),
     /// To [`What::Balloon`].
-    Balloon(Balloon),
+    Balloon(BalloonReport),
     /// No: why.
     Refused(String),
 }
@@ -227,7 +228,7 @@ impl ControlSocket {
     }
 
     /// Answers everybody who asked for the balloon.
-    pub(crate) fn answer_balloon(&mut self, balloon: Option<Balloon>) {
+    pub(crate) fn answer_balloon(&mut self, balloon: Option<BalloonReport>) {
         let none =
             || Answer::Refused("it has no balloon; give it one with `cellblock run --balloon …`".into());
         let answer = balloon.map_or_else(none, Answer::Balloon);
@@ -340,8 +341,8 @@ mod tests {
         let set = What::Balloon { set: Some(7) };
         let balloon = thread::spawn(move || ask(uid, &other, set));
         assert_eq!(asked(&mut socket), set);
-        socket.answer_balloon(Some(Balloon { target: 7, ..Balloon::default() }));
-        assert!(matches!(balloon.join().unwrap().unwrap(), Answer::Balloon(Balloon { target: 7, .. })));
+        socket.answer_balloon(Some(BalloonReport { target: 7, ..BalloonReport::default() }));
+        assert!(matches!(balloon.join().unwrap().unwrap(), Answer::Balloon(BalloonReport { target: 7, .. })));
         socket.answer_status(&id, 1, 2, Status::default());
         assert!(matches!(status.join().unwrap().unwrap(), Answer::Status(report) if report.supervisor == 1));
         assert!(socket.clients.is_empty());
