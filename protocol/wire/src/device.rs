@@ -8,7 +8,8 @@ mod virtio;
 pub(crate) use check::check;
 pub use virtio::{
     BalloonConfig, BlockConfig, Bucket, CacheMode, ConsoleConfig, DISK_ID_BYTES, EntropyConfig, Format,
-    Limits, MAX_BACKING, MAX_PAIRS, MAX_PORTS, MAX_QUEUES, NetConfig, PORT_NAME_BYTES, SECTOR, VsockConfig,
+    IN_FLIGHT_BYTES, Limits, MAX_BACKING, MAX_PAIRS, MAX_PORTS, MAX_QUEUE_SIZE, MAX_QUEUES, NetConfig,
+    PORT_NAME_BYTES, SECTOR, VsockConfig,
 };
 
 /// Which device model a worker runs. The name is also its binary's.

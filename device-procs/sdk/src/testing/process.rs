@@ -16,7 +16,7 @@ use cellblock_ring::state_page::Shape;
 use cellblock_ring::{Access, Outcome, Succession, layout};
 use cellblock_wire::Version;
 use cellblock_wire::control::{Counters, FromWorker, Grant, ToWorker};
-use cellblock_wire::device::{DeviceConfig, Role};
+use cellblock_wire::device::{DeviceConfig, IN_FLIGHT_BYTES, Role};
 use cellblock_wire::slot::{Action, Op, Reply, Space};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::{Mode, OFlags, fcntl_setfl};
@@ -146,7 +146,8 @@ impl Supervised {
         Self::start_with(program, wanted, vec![])
     }
 
-    /// As [`start`](Self::start), with more roles: guest memory, an image, queues' kicks. A successor gets them too.
+    /// As [`start`](Self::start), with more roles: guest memory, an image, queues' kicks. A successor gets them too. With kicks
+    /// there is memory for requests in flight.
     ///
     /// # Errors
     /// As [`start`](Self::start).
@@ -156,6 +157,12 @@ impl Supervised {
         extras: Vec<(Role, OwnedFd)>,
     ) -> io::Result<Supervised> {
         let failed = io::Error::other::<Box<dyn std::error::Error + Send + Sync>>;
+        let mut extras = extras;
+        let kicks = extras.iter().filter(|(role, _)| matches!(role, Role::QueueKick(_))).count();
+        if kicks > 0 && !extras.iter().any(|(role, _)| *role == Role::InFlight) {
+            let pages = memory::create_replies("in flight", kicks * IN_FLIGHT_BYTES);
+            extras.push((Role::InFlight, pages.map_err(|e| failed(e.into()))?.fd));
+        }
         let shape = Shape::new(wanted.lanes, state::CAPACITY);
         let words = memory::bytes;
         let requests = memory::create_requests("requests", words(layout::request_words(wanted.lanes)))

@@ -190,6 +190,12 @@ impl<H: Host> Driver<H> {
         self.get(register::QUEUE_READY) == 1
     }
 
+    /// The driver's own view of queue `queue` is as new; its areas are the caller's affair.
+    pub fn rewind(&mut self, queue: u16) {
+        let ring = &mut self.rings[usize::from(queue)];
+        *ring = Ring { size: ring.size, ..Ring::default() };
+    }
+
     /// Lets the device go.
     pub fn run(&mut self) {
         let now = self.status();

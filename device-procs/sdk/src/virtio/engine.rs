@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::chain::Chain;
+use super::inflight::Region;
 use super::interrupt::Interrupt;
 use super::queue::{QueueError, Virtqueue};
 
@@ -180,6 +181,11 @@ pub trait Engine {
 
     /// Something happened that is not a queue's: every post gets a turn, where that is not their own affair.
     fn nudge(&mut self) {}
+
+    /// Where requests in flight in queue `index` are recorded, if they are.
+    fn record(&self, _index: usize) -> Option<Region> {
+        None
+    }
 }
 
 /// Serves the requests of one queue, one after the other: each is answered before the next is begun.

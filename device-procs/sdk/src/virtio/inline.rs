@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use super::engine::{Engine, OneByOne, Queues, Serve, Wait, Work};
+use super::inflight::{Pages, Region};
 use super::interrupt::Interrupt;
 use super::queue::Virtqueue;
 use super::threads::Kicker;
@@ -17,6 +18,7 @@ const TURNS: usize = 100_000;
 pub struct Inline<W> {
     posts: Vec<Post<W>>,
     interrupt: Interrupt,
+    pages: Option<Pages>,
 }
 
 #[derive(Debug)]
@@ -36,7 +38,14 @@ impl<W: Work> Inline<W> {
             let queues = Queues::new(stops, interrupt.clone());
             Post { work, numbers, queues, wait: Wait::default() }
         };
-        Inline { posts: posts.into_iter().map(post).collect(), interrupt }
+        Inline { posts: posts.into_iter().map(post).collect(), interrupt, pages: None }
+    }
+
+    /// Records requests in flight in `pages`.
+    #[must_use]
+    pub fn with_pages(mut self, pages: Pages) -> Self {
+        self.pages = Some(pages);
+        self
     }
 
     /// Gives every post its turns: a source is ready, the time has come, or for nothing.
@@ -136,5 +145,9 @@ impl<W: Work> Engine for Inline<W> {
 
     fn nudge(&mut self) {
         self.poll();
+    }
+
+    fn record(&self, index: usize) -> Option<Region> {
+        self.pages.as_ref()?.region(index)
     }
 }

@@ -18,6 +18,7 @@ pub mod chain;
 pub mod config;
 mod descriptors;
 pub mod engine;
+pub mod inflight;
 pub mod inline;
 pub mod interrupt;
 pub mod kept;

@@ -1,6 +1,7 @@
 //! A split virtqueue (Virtio 1.3 §2.7), the device's side. The available ring is walked by `virtio-queue`; chains
 //! ([`descriptors`](super::descriptors)) and the used ring are not, for there it knows no batches.
 
+use std::collections::VecDeque;
 use std::num::Wrapping;
 use std::sync::atomic::{Ordering, fence};
 
@@ -11,6 +12,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
 
 use super::chain::{Buffers, Chain};
 use super::descriptors::{Table, walk};
+use super::inflight::Region;
 use super::spec::{NO_INTERRUPT, feature};
 
 /// Where a queue is, as its registers say.
@@ -31,7 +33,8 @@ pub struct Layout {
 pub enum Position {
     /// At the first entry, as the driver has set it up.
     Start,
-    /// After the last entry in the used ring: what a predecessor had not finished is done again.
+    /// Where a predecessor was: what it had not finished is done again. That is what its record of requests in flight says, or
+    /// without one everything after the last entry in the used ring.
     Resume,
     /// At this available index, as a front end says; what is used is as the ring has it.
     At(u16),
@@ -68,6 +71,26 @@ pub enum QueueError {
         /// `QueueSize`.
         size: u16,
     },
+    /// The driver makes a chain available that it has not got back.
+    #[error("chain at descriptor {head} is available twice")]
+    Twice {
+        /// Its first descriptor.
+        head: u16,
+    },
+    /// The device gives a chain back that it does not have.
+    #[error("chain at descriptor {head} is given back, but was not taken")]
+    NotTaken {
+        /// Its first descriptor.
+        head: u16,
+    },
+    /// The record of requests in flight is none of this queue's.
+    #[error("the record of requests in flight has {field} {value:#x}")]
+    InFlight {
+        /// The field's name.
+        field: &'static str,
+        /// What it holds.
+        value: u64,
+    },
     /// A readable buffer after a writable one (§2.7.4.2).
     #[error("chain at descriptor {head} has a readable buffer after a writable one")]
     Order {
@@ -86,6 +109,20 @@ pub struct Virtqueue {
     used: Wrapping<u16>,
     /// The used index when the driver's wish for interrupts was last looked at.
     told: Wrapping<u16>,
+    /// For each descriptor: a chain that begins there was popped and not pushed.
+    held: Vec<bool>,
+    /// What was popped last, the latest last: as many as may have to be put back.
+    popped: VecDeque<Popped>,
+    /// Chains that a predecessor had begun, the first last.
+    redo: Vec<u16>,
+    record: Option<Region>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Popped {
+    head: u16,
+    /// It was a predecessor's.
+    redone: bool,
 }
 
 impl Virtqueue {
@@ -100,6 +137,21 @@ impl Virtqueue {
         features: u64,
         from: Position,
     ) -> Result<Self, QueueError> {
+        Self::recorded(layout, max_size, ram, features, from, None)
+    }
+
+    /// As [`new`](Self::new); which requests are in flight is written to `record`.
+    ///
+    /// # Errors
+    /// Also [`QueueError::InFlight`], if it is to go on where a predecessor was, which left no such record.
+    pub fn recorded(
+        layout: &Layout,
+        max_size: u16,
+        ram: Ram,
+        features: u64,
+        from: Position,
+        mut record: Option<Region>,
+    ) -> Result<Self, QueueError> {
         let wrong = |reason: String| QueueError::Layout { size: layout.size, reason };
         let refused = |error: virtio_queue::Error| wrong(error.to_string());
         let mut queue = Queue::new(max_size).map_err(refused)?;
@@ -110,13 +162,29 @@ impl Virtqueue {
         check_ranges(layout, ram.memory()).map_err(wrong)?;
         queue.set_event_idx(features & feature::EVENT_IDX != 0);
         queue.set_ready(true);
-        let mut used = Wrapping(0);
-        if from != Position::Start {
-            used = queue.used_idx(ram.memory(), Ordering::Acquire)?;
-            queue.set_next_avail(if let Position::At(index) = from { index } else { used.0 });
+        let (mut used, mut redo) = (Wrapping(0), Vec::new());
+        match (from, &mut record) {
+            (Position::Start, Some(record)) => record.start(layout.size)?,
+            (Position::Start, None) => {}
+            (Position::Resume, record) => {
+                used = queue.used_idx(ram.memory(), Ordering::Acquire)?;
+                if let Some(record) = record {
+                    redo = record.resume(layout.size, used.0)?;
+                }
+                // What was taken is in the used ring or in flight.
+                queue.set_next_avail(used.0.wrapping_add(redo.len() as u16));
+                redo.reverse();
+            }
+            (Position::At(index), record) => {
+                used = queue.used_idx(ram.memory(), Ordering::Acquire)?;
+                queue.set_next_avail(index);
+                record.as_mut().map_or(Ok(()), |record| record.start(layout.size))?;
+            }
         }
         let buffers = Buffers::for_chains_of(layout.size);
-        Ok(Virtqueue { queue, ram, buffers, used, told: used })
+        let held = vec![false; layout.size.into()];
+        let popped = VecDeque::with_capacity(layout.size.into());
+        Ok(Virtqueue { queue, ram, buffers, used, told: used, held, popped, redo, record })
     }
 
     /// Where it is.
@@ -153,10 +221,26 @@ impl Virtqueue {
     /// # Errors
     /// The ring or the chain makes no sense.
     pub fn pop_into(&mut self, buffers: &mut Buffers) -> Result<Option<u16>, QueueError> {
-        let Some(chain) = self.queue.iter(self.ram.memory())?.next() else { return Ok(None) };
-        let head = chain.head_index();
+        let (head, redone) = match self.redo.pop() {
+            Some(head) => (head, true),
+            None => match self.queue.iter(self.ram.memory())?.next() {
+                Some(chain) => (chain.head_index(), false),
+                None => return Ok(None),
+            },
+        };
         let table = Table { address: self.queue.desc_table(), size: self.queue.size().into() };
         walk(&self.ram, table, head, buffers)?;
+        match self.held.get_mut(usize::from(head)) {
+            Some(held) if !*held => *held = true,
+            _ => return Err(QueueError::Twice { head }),
+        }
+        if self.popped.len() == self.held.len() {
+            self.popped.pop_front();
+        }
+        self.popped.push_back(Popped { head, redone });
+        if let Some(record) = self.record.as_mut().filter(|_| !redone) {
+            record.mark(head);
+        }
         Ok(Some(head))
     }
 
@@ -168,14 +252,26 @@ impl Virtqueue {
     /// Puts the `count` chains that were popped last back: the next `pop` takes the first of them again. None of them may have
     /// been pushed.
     pub fn unpop(&mut self, count: u16) {
-        let Wrapping(next) = Wrapping(self.queue.next_avail()) - Wrapping(count);
-        self.queue.set_next_avail(next);
+        for _ in 0..count {
+            let Some(Popped { head, redone }) = self.popped.pop_back() else { return };
+            if let Some(held) = self.held.get_mut(usize::from(head)) {
+                *held = false;
+            }
+            if redone {
+                self.redo.push(head);
+                continue;
+            }
+            self.queue.go_to_previous_position();
+            if let Some(record) = &mut self.record {
+                record.clear(head);
+            }
+        }
     }
 
     /// Gives the chain `head` back, with `written` bytes written from its beginning on.
     ///
     /// # Errors
-    /// `head` is none.
+    /// `head` is none that was taken.
     pub fn push(&mut self, head: u16, written: u32) -> Result<(), QueueError> {
         self.push_all(&[(head, written)])
     }
@@ -183,13 +279,18 @@ impl Virtqueue {
     /// Gives several chains back, each with how many bytes were written: the driver sees all of them at once.
     ///
     /// # Errors
-    /// A head is none, or there are more than the queue has; nothing is given back.
+    /// A head is none that was taken; the driver sees nothing, and the queue is not to be touched again.
     pub fn push_all(&mut self, used: &[(u16, u32)]) -> Result<(), QueueError> {
-        let size = self.queue.size();
-        if used.len() > usize::from(size) || used.iter().any(|(head, _)| *head >= size) {
-            return Err(virtio_queue::Error::InvalidDescriptorIndex.into());
+        for (head, _) in used {
+            match self.held.get_mut(usize::from(*head)) {
+                Some(held) if *held => *held = false,
+                _ => return Err(QueueError::NotTaken { head: *head }),
+            }
+            if let Some(record) = &mut self.record {
+                record.batch(*head);
+            }
         }
-        let ring = self.queue.used_ring();
+        let (ring, size) = (self.queue.used_ring(), self.queue.size());
         let memory = self.ram.memory();
         let mut next = self.used;
         for (head, written) in used {
@@ -205,6 +306,9 @@ impl Virtqueue {
         let stored = memory.store(next.0.to_le(), GuestAddress(ring + 2), Ordering::Release);
         stored.map_err(virtio_queue::Error::GuestMemory)?;
         self.used = next;
+        if let Some(record) = &mut self.record {
+            record.finish(used.iter().map(|(head, _)| *head), next.0);
+        }
         Ok(())
     }
 

@@ -17,6 +17,7 @@ use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 
 use super::engine::{Engine, MAX_SOURCES, Queues, Wait, Work};
+use super::inflight::{Pages, Region};
 use super::interrupt::Interrupt;
 use super::queue::Virtqueue;
 use crate::device::SECOND;
@@ -117,6 +118,7 @@ impl Desk {
 #[derive(Debug)]
 pub struct Threads {
     seats: Vec<Seat>,
+    pages: Option<Pages>,
 }
 
 /// A post's thread, as the register thread sees it.
@@ -142,7 +144,14 @@ impl Threads {
     ) -> io::Result<Threads> {
         let seat = |(number, (post, kicks))| Self::start_one(number, post, kicks, interrupt, wake);
         let seats = posts.into_iter().enumerate().map(seat).collect::<io::Result<_>>()?;
-        Ok(Threads { seats })
+        Ok(Threads { seats, pages: None })
+    }
+
+    /// Records requests in flight in `pages`.
+    #[must_use]
+    pub fn with_pages(mut self, pages: Option<Pages>) -> Self {
+        self.pages = pages;
+        self
     }
 
     fn start_one<W: Work + Send + 'static>(
@@ -239,6 +248,10 @@ impl Engine for Threads {
             orders = woken.unwrap_or_else(PoisonError::into_inner).0;
         }
         true
+    }
+
+    fn record(&self, index: usize) -> Option<Region> {
+        self.pages.as_ref()?.region(index)
     }
 }
 

@@ -227,7 +227,7 @@ impl<E: Engine> Transport<E> {
         let Some(queue) = self.registers.queues.get(index) else { return };
         match (ready, queue.ready) {
             (true, false) if self.registers.has(status::FEATURES_OK) => {
-                match self.virtqueue(&queue.layout, Position::Start) {
+                match self.virtqueue(index, &queue.layout, Position::Start) {
                     Ok(virtqueue) => {
                         if let Some(queue) = self.registers.queues.get_mut(index) {
                             queue.ready = true;
@@ -253,9 +253,10 @@ impl<E: Engine> Transport<E> {
         self.settle();
     }
 
-    fn virtqueue(&self, layout: &Layout, from: Position) -> Result<Virtqueue, QueueError> {
-        let features = self.registers.driver_features;
-        Virtqueue::new(layout, self.identity.queue_size, self.ram.clone(), features, from)
+    fn virtqueue(&self, index: usize, layout: &Layout, from: Position) -> Result<Virtqueue, QueueError> {
+        let (max_size, features) = (self.identity.queue_size, self.registers.driver_features);
+        let record = self.engine.record(index);
+        Virtqueue::recorded(layout, max_size, self.ram.clone(), features, from, record)
     }
 
     fn start_all(&mut self, from: Position) {
@@ -263,7 +264,7 @@ impl<E: Engine> Transport<E> {
             if !queue.ready || queue.stopping {
                 continue;
             }
-            match self.virtqueue(&queue.layout, from) {
+            match self.virtqueue(index, &queue.layout, from) {
                 Ok(virtqueue) => self.engine.start(index, virtqueue, self.registers.driver_features),
                 Err(_) => self.interrupt.needs_reset(),
             }

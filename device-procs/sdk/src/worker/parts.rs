@@ -14,6 +14,7 @@ use super::refusal::Refusal;
 use crate::device::{Clock, SECOND, Trigger};
 use crate::host::{Pipes, Tally, WakeLine};
 use crate::vhost_user::Calls;
+use crate::virtio::inflight::Pages;
 use crate::virtio::threads::{Post, Threads};
 use crate::virtio::{Interrupt, Kept, OneByOne, Raise, Serve, Work};
 
@@ -166,10 +167,11 @@ impl Parts {
         self.posts(servers.into_iter().zip(0..).map(post).collect(), interrupt)
     }
 
-    /// A thread for each of `posts`.
+    /// A thread for each of `posts`. Requests in flight are recorded, if there is memory for it.
     ///
     /// # Errors
-    /// The kicks of a queue were not granted, or a thread cannot be made.
+    /// The kicks of a queue were not granted, the memory for requests in flight is not as large as it should be, or a thread
+    /// cannot be made.
     pub fn posts<W: Work + Send + 'static>(
         &mut self,
         posts: Vec<Post<W>>,
@@ -181,8 +183,16 @@ impl Parts {
             let kicks: Result<Vec<_>, _> = post.queues.iter().map(kick).collect();
             staffed.push((post, kicks?));
         }
+        // Before the memory, whose size goes by them.
+        let is_kick = |(role, _): &&(Role, OwnedFd)| matches!(role, Role::QueueKick(_));
+        self.roles.iter().find(is_kick).map_or(Ok(()), |(role, _)| Err(Refusal::Unused(*role)))?;
+        let queues = staffed.iter().flat_map(|(post, _)| &post.queues).max().map_or(0, |last| last + 1);
+        let pages = self.take(Role::InFlight).map(|fd| Pages::open(&fd, queues)).transpose();
+        let pages = pages.map_err(|source| Refusal::Memory { part: "requests in flight", source })?;
         let wake = self.wake_line();
-        Threads::start(staffed, interrupt, &wake).map_err(|source| Refusal::system("queue threads", source))
+        let threads = Threads::start(staffed, interrupt, &wake);
+        let threads = threads.map_err(|source| Refusal::system("queue threads", source))?;
+        Ok(threads.with_pages(pages))
     }
 
     /// The eventfd by which a queue's thread is kicked; another VMM's come later, beside it.

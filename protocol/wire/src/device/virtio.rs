@@ -22,6 +22,11 @@ pub struct Limits {
 
 /// The most virtqueues that one device may have.
 pub const MAX_QUEUES: u16 = 16;
+/// The most descriptors that one virtqueue may have.
+pub const MAX_QUEUE_SIZE: u16 = 1024;
+/// Bytes of one queue in the memory of [`Role::InFlight`](super::Role::InFlight): vhost-user's region of a split queue of
+/// [`MAX_QUEUE_SIZE`] descriptors, which is 16 bytes and 16 for each, in whole cache lines. Queue N's begins at N times this.
+pub const IN_FLIGHT_BYTES: usize = (16 + 16 * MAX_QUEUE_SIZE as usize).next_multiple_of(64);
 /// A disk's capacity is a multiple of this many bytes, whatever its blocks.
 pub const SECTOR: u64 = 512;
 /// The longest name of a disk, in bytes (Virtio 1.3 §5.2.6: VIRTIO_BLK_T_GET_ID).

@@ -1,6 +1,11 @@
 //! The transport on threads: what is in flight when the driver wants it gone.
 #![allow(clippy::unwrap_used, clippy::panic)] // All of this is test code.
 
+mod posts;
+mod recovery;
+mod rings;
+mod space;
+
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
