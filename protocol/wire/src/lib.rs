@@ -6,6 +6,7 @@
 pub mod control;
 pub mod device;
 pub mod slot;
+pub mod vsock;
 
 /// The protocol's version. Supervisor and worker must agree on `major`; a higher `minor` only adds messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

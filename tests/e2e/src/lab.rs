@@ -121,6 +121,14 @@ impl Lab {
         path
     }
 
+    /// A folder in the lab's, in which any user may make sockets.
+    pub fn sockets(&self, name: &str) -> PathBuf {
+        let path = self.folder.path().join(name);
+        fs::create_dir_all(&path).expect("the lab's folder");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).expect("the lab's folder");
+        path
+    }
+
     /// A VM that is told nothing but its name.
     pub fn plan(&self) -> Plan<'_> {
         let id = format!("{}-{}", self.scope().id, VMS.fetch_add(1, Ordering::Relaxed));
@@ -140,7 +148,13 @@ impl Plan<'_> {
     #[must_use]
     pub fn with_every_device(self) -> Self {
         let image = self.lab.image(&format!("{}.img", self.id), &[0; 4096]);
-        self.with(["--rng".to_owned(), "--disk".to_owned(), format!("path={}", image.display())])
+        let socket = self.lab.sockets("sockets").join(&self.id);
+        let options = [
+            ("--disk", format!("path={}", image.display())),
+            ("--vsock", format!("cid=3,path={}", socket.display())),
+        ];
+        let options = options.into_iter().flat_map(|(name, value)| [name.to_owned(), value]);
+        self.with(["--rng".to_owned()].into_iter().chain(options))
     }
 
     /// Starts it as `user`.

@@ -10,6 +10,7 @@ use cellblock_jail::cgroup::GroupLimits;
 use cellblock_supervisor::{DevicePlan, Kick};
 use cellblock_wire::device::{DeviceConfig, DeviceKind, Format, Limits as Rates, Role, SECTOR};
 use cellblock_wire::slot::Space;
+use cellblock_wire::vsock::{MAX_STREAMS, STREAM_BYTES};
 
 /// Output kept for a sink that does not take it, in bytes.
 const SERIAL_BUFFER: u32 = 16 << 10;
@@ -105,15 +106,17 @@ fn virtio(slot: u32, Granted { config, resources }: Granted) -> Result<DevicePla
     })
 }
 
-/// What the worker of a device may use: exact threads, and of files no more than the disk.
+/// What the worker of a device may use: exact threads, of files no more than the disk, and descriptors for a socket device's
+/// streams.
 pub(crate) fn limits(device: &DevicePlan, ram_bytes: u64) -> Limits {
     let guest = if device.memory { ram_bytes } else { 0 };
     let address_space = Limits::SMALL.address_space + guest + image_tables(device);
+    let streams = if device.config.kind() == DeviceKind::Vsock { MAX_STREAMS as u32 } else { 0 };
     Limits {
         threads: 1 + more_threads(&device.config),
         address_space,
+        files: Limits::SMALL.files + streams,
         file_size: file_size(device),
-        ..Limits::SMALL
     }
 }
 
@@ -156,10 +159,14 @@ fn image_tables(device: &DevicePlan) -> u64 {
 pub(crate) fn group_limits(device: &DevicePlan, ram_bytes: u64) -> GroupLimits {
     let limits = limits(device, ram_bytes);
     let guest = if device.memory { ram_bytes } else { 0 };
-    let cache = if device.config.kind() == DeviceKind::Block { DISK_CACHE } else { 0 };
+    let kept = match device.config.kind() {
+        DeviceKind::Block => DISK_CACHE,
+        DeviceKind::Vsock => MAX_STREAMS as u64 * u64::from(STREAM_BYTES),
+        _ => 0,
+    };
     let cpus = u64::from(limits.threads.min(4));
     GroupLimits {
-        memory: WORKER_MEMORY + guest + cache + image_tables(device),
+        memory: WORKER_MEMORY + guest + kept + image_tables(device),
         pids: limits.threads.into(),
         cpu_us: if device.memory { cpus * 100_000 } else { 100_000 },
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use cellblock_arch::AcpiConfig;
 use cellblock_channel::socket::{self, Control};
-use cellblock_config::{BootProtocol, ConsolePort, Serial, StreamSink, VmConfig};
+use cellblock_config::{BootProtocol, ConsolePort, Serial, StreamSink, VmConfig, Vsock};
 use cellblock_jail::cgroup::{CgroupError, GroupLimits, Hierarchy, VmGroup};
 use cellblock_jail::spawner::Ids;
 use cellblock_jail::supervisor::Confinement;
@@ -22,7 +22,7 @@ use cellblock_memory::GuestRam;
 use cellblock_spawner::{Entry, Manifest};
 use cellblock_supervisor::link::{LoaderReport, cut};
 use cellblock_supervisor::{DevicePlan, Plan};
-use cellblock_wire::device::{BalloonConfig, ConsoleConfig, DeviceConfig, EntropyConfig, Role};
+use cellblock_wire::device::{BalloonConfig, ConsoleConfig, DeviceConfig, EntropyConfig, Role, VsockConfig};
 
 use crate::board::Granted;
 use crate::front::relay::Process;
@@ -39,6 +39,8 @@ pub(crate) struct Launched {
     pub loader: process::Child,
     /// In the order of the sinks.
     pub pipes: Vec<StreamPipes>,
+    /// The front's end of the vsock worker's wishes.
+    pub vsock: Option<Control>,
     /// Holds the uid range until all processes are gone.
     pub uids: Option<UidRange>,
     /// Removed, with the workers' groups, on drop.
@@ -71,7 +73,9 @@ pub(crate) fn launch(config: &VmConfig, layers: LayerSet, screen: TerminalSize) 
     layers.check(privileged).map_err(|error| error.to_string())?;
     let (serial, serial_pipes) = serial(&config.serial)?;
     let mut pipes = vec![serial_pipes];
-    let devices = board::devices(serial, virtio_devices(config, screen, &mut pipes)?)?;
+    let mut virtio = virtio_devices(config, screen, &mut pipes)?;
+    let vsock = config.vsock.as_ref().map(|vsock| self::vsock(vsock, &mut virtio)).transpose()?;
+    let devices = board::devices(serial, virtio)?;
     let opened = open(config, &devices)?;
     let ram = GuestRam::create(config.memory, config.hugepages).map_err(|error| error.to_string())?;
     // Without the layer uid, too: then the workers share one uid of the range, as none below the spawner can be root.
@@ -117,7 +121,7 @@ pub(crate) fn launch(config: &VmConfig, layers: LayerSet, screen: TerminalSize) 
     };
     let supervisor = fork_supervisor(plan, opened.null.as_fd(), uids.as_ref())?;
     let spawner = Process { pidfd: spawner.pidfd, pid: spawner.pid };
-    Ok(Launched { link, supervisor, spawner, loader, pipes, uids, cgroup })
+    Ok(Launched { link, supervisor, spawner, loader, pipes, vsock, uids, cgroup })
 }
 
 /// The kernel command line: as told, or the default one with messages to where the user looks.
@@ -189,6 +193,15 @@ fn console(
     let TerminalSize { columns, rows } = screen;
     let ports = ports.iter().map(|port| port.name.clone().unwrap_or_default()).collect();
     Ok(Granted { config: DeviceConfig::Console(ConsoleConfig { ports, columns, rows }), resources })
+}
+
+/// The vsock device, and the front's end of its socket.
+fn vsock(vsock: &Vsock, devices: &mut Vec<Granted>) -> Result<Control, String> {
+    let failed = |error| format!("a socket for the vsock worker cannot be made: {error}");
+    let (own, worker) = socket::pair().map_err(failed)?;
+    let config = DeviceConfig::Vsock(VsockConfig { cid: vsock.cid });
+    devices.push(Granted { config, resources: vec![(Role::Broker, worker.into())] });
+    Ok(own)
 }
 
 fn open(config: &VmConfig, devices: &[DevicePlan]) -> Result<Opened, String> {

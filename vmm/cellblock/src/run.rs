@@ -13,6 +13,7 @@ use crate::front::signals::Signals;
 use crate::front::sink::Sink;
 use crate::front::stream::Stream;
 use crate::front::terminal::TerminalSize;
+use crate::front::vsock::{Listener, Vsock};
 use crate::launch::{self, Launched};
 use crate::status::{Status, of_end};
 
@@ -62,9 +63,11 @@ fn live(config: &VmConfig, layers: LayerSet, verbose: u8) -> Result<Refusal, Ref
             "cellblock: the keys are the guest's; Ctrl-A x ends the VM, Ctrl-A p presses its power button"
         );
     }
+    let listener = config.vsock.as_ref().map(|vsock| Listener::open(&vsock.path));
+    let listener = listener.transpose().map_err(refused)?;
     loop {
         let started = Instant::now();
-        let Launched { link, supervisor, spawner, loader, pipes, uids, cgroup } =
+        let Launched { link, supervisor, spawner, loader, pipes, vsock, uids, cgroup } =
             launch::launch(config, layers, screen(&sinks)).map_err(refused)?;
         let streams = pipes.into_iter().zip(&mut sinks).enumerate();
         let streams =
@@ -75,6 +78,7 @@ fn live(config: &VmConfig, layers: LayerSet, verbose: u8) -> Result<Refusal, Ref
             spawner,
             loader: loader.pid,
             streams,
+            vsock: listener.as_ref().zip(vsock).map(|(listener, socket)| Vsock::new(listener, socket)),
             signals: &signals,
             control: &mut control,
             stop_timeout: config.stop_timeout,

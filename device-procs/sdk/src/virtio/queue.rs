@@ -116,6 +116,8 @@ pub struct Virtqueue {
     /// Chains that a predecessor had begun, the first last.
     redo: Vec<u16>,
     record: Option<Region>,
+    /// See [`is_resumed`](Self::is_resumed).
+    resumed: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -184,7 +186,13 @@ impl Virtqueue {
         let buffers = Buffers::for_chains_of(layout.size);
         let held = vec![false; layout.size.into()];
         let popped = VecDeque::with_capacity(layout.size.into());
-        Ok(Virtqueue { queue, ram, buffers, used, told: used, held, popped, redo, record })
+        let resumed = !matches!(from, Position::Start | Position::At(0));
+        Ok(Virtqueue { queue, ram, buffers, used, told: used, held, popped, redo, record, resumed })
+    }
+
+    /// Whether it was served before: what that server knew, and the driver still relies on, may be lost.
+    pub fn is_resumed(&self) -> bool {
+        self.resumed
     }
 
     /// Where it is.

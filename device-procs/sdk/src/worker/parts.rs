@@ -154,6 +154,14 @@ impl Parts {
         (0..count).map(file).collect()
     }
 
+    /// The socket to the front, which makes a vsock device's connections.
+    ///
+    /// # Errors
+    /// None was granted.
+    pub fn broker(&mut self) -> Result<OwnedFd, Refusal> {
+        self.take(Role::Broker).ok_or(Refusal::Missing("the socket to the front"))
+    }
+
     /// A thread for each of `servers`, which serve queues 0 and up.
     ///
     /// # Errors

@@ -103,7 +103,8 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    pub(crate) fn system(what: &'static str, source: impl Into<io::Error>) -> Refusal {
+    /// What the kernel refuses to a worker that sets itself up.
+    pub fn system(what: &'static str, source: impl Into<io::Error>) -> Refusal {
         Refusal::System { what, source: source.into() }
     }
 }

@@ -6,3 +6,4 @@ pub(crate) mod signals;
 pub(crate) mod sink;
 pub(crate) mod stream;
 pub(crate) mod terminal;
+pub(crate) mod vsock;

@@ -14,6 +14,7 @@ use super::control_socket::{ControlSocket, What};
 use super::signals::Signals;
 use super::stream::{Side, Stream};
 use super::terminal::{Escape, TerminalSize};
+use super::vsock::{self, Vsock};
 
 /// How long the supervisor may take to end after it was told to, before it is killed.
 const STOP_GRACE: Duration = Duration::from_secs(3);
@@ -36,6 +37,7 @@ pub(crate) struct Relay<'a> {
     /// Ends by itself; reaped when the VM runs.
     pub loader: i32,
     pub streams: Vec<Stream<'a>>,
+    pub vsock: Option<Vsock<'a>>,
     pub signals: &'a Signals,
     pub control: &'a mut ControlSocket,
     pub stop_timeout: Duration,
@@ -75,6 +77,8 @@ enum Source {
     Control,
     /// A side of one of the streams.
     Stream(usize, Side),
+    /// A side of the vsock device.
+    Vsock(vsock::Side),
 }
 
 impl Relay<'_> {
@@ -104,7 +108,7 @@ impl Relay<'_> {
         self.streams.iter().all(Stream::is_drained) || Instant::now() >= deadline
     }
 
-    fn watched(&self, progress: &Progress) -> Vec<(Source, BorrowedFd<'_>, PollFlags)> {
+    fn watched(&self, progress: &Progress, now: Instant) -> Vec<(Source, BorrowedFd<'_>, PollFlags)> {
         let mut watched = vec![
             (Source::Signals, self.signals.as_fd(), PollFlags::IN),
             (Source::Control, self.control.as_fd(), PollFlags::IN),
@@ -119,17 +123,22 @@ impl Relay<'_> {
             watched
                 .extend(stream.watched().map(|(side, fd, flags)| (Source::Stream(number, side), fd, flags)));
         }
+        if let Some(vsock) = &self.vsock {
+            watched.extend(vsock.watched(now).map(|(side, fd, flags)| (Source::Vsock(side), fd, flags)));
+        }
         watched
     }
 
     /// What is ready.
     fn wait(&self, progress: &Progress) -> io::Result<Vec<Source>> {
-        let watched = self.watched(progress);
+        let now = Instant::now();
+        let watched = self.watched(progress, now);
         let mut fds: Vec<_> =
             watched.iter().map(|(_, fd, flags)| PollFd::from_borrowed_fd(*fd, *flags)).collect();
-        let deadlines = [progress.stopping.map(|(_, at)| at), progress.draining];
+        let rests = self.vsock.as_ref().and_then(|vsock| vsock.deadline(now));
+        let deadlines = [progress.stopping.map(|(_, at)| at), progress.draining, rests];
         let timeout = deadlines.into_iter().flatten().min().map(|at| {
-            let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+            let left = at.saturating_duration_since(now) + Duration::from_millis(1);
             Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() }
         });
         match poll(&mut fds, timeout.as_ref()) {
@@ -149,6 +158,7 @@ impl Relay<'_> {
                 self.take_events(progress);
             }
             Source::Control => self.take_requests(),
+            Source::Vsock(side) => self.vsock.iter_mut().for_each(|vsock| vsock.advance(side)),
             Source::Stream(number, side) => {
                 match self.streams.get_mut(number).and_then(|stream| stream.advance(side)) {
                     Some(Escape::Quit) => self.stop(progress),
