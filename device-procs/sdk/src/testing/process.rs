@@ -48,6 +48,11 @@ impl Program {
         }
     }
 
+    /// A test that is a worker by another name. It starts unfiltered.
+    pub fn own(path: &Path) -> Program {
+        Program { path: path.to_owned(), start: ALLOW_ALL.to_vec() }
+    }
+
     /// Starts the worker with `control` as descriptor 3 and nothing else open.
     ///
     /// # Errors

@@ -7,11 +7,12 @@ use proptest::prelude::*;
 use super::rings::{driver, pages, queue};
 use crate::device::Device;
 use crate::testing::Harness;
+use crate::testing::holder::{self, Holder};
 use crate::testing::virtio::{DATA, Driver, Edges, Segment, shared_ram};
 use crate::virtio::inflight::Pages;
 use crate::virtio::queue::Position;
 use crate::virtio::spec::status;
-use crate::virtio::{Buffers, Identity, Inline, Interrupt, QueueError, Queues, Space, Transport, Wait, Work};
+use crate::virtio::{Inline, Interrupt, QueueError, Ram, Transport};
 
 const SIZE: u16 = 8;
 
@@ -90,58 +91,13 @@ fn a_queue_that_is_too_large_for_the_record_is_refused() {
     assert!(queue(&driver, 2048, Position::Start, None).is_ok());
 }
 
-/// Holds all that comes; gives back the held ones that the driver names in queue 1, in that order.
-#[derive(Default)]
-pub(super) struct Holder(Vec<(u16, Buffers)>);
-
-impl Work for Holder {
-    fn begin(&mut self, _slot: usize, _features: u64) {}
-
-    fn end(&mut self, slot: usize) {
-        if slot == 0 {
-            self.0.clear();
-        }
-    }
-
-    fn work(&mut self, queues: &mut Queues) -> Result<Wait, QueueError> {
-        if let Some(queue) = queues.get(0) {
-            let mut buffers = Buffers::default();
-            while let Some(head) = queue.pop_into(&mut buffers)? {
-                self.0.push((head, std::mem::take(&mut buffers)));
-            }
-            queue.listen()?;
-        }
-        let mut named = vec![];
-        if let Some(queue) = queues.get(1) {
-            while let Some(head) = queue.pop()? {
-                let mut name = [0; 2];
-                let read = queue.chain().read(&mut name);
-                named.extend(read.is_ok().then(|| u16::from_le_bytes(name)));
-                queue.push(head, 0)?;
-            }
-            queue.listen()?;
-        }
-        queues.signal(1)?;
-        let Some(queue) = queues.get(0) else { return Ok(Wait::default()) };
-        for name in named {
-            let Some(at) = self.0.iter().position(|(head, _)| *head == name) else { continue };
-            let (head, buffers) = self.0.remove(at);
-            let written = queue.chain_of(&buffers).write(&[7]).map_or(0, |()| 1);
-            queue.push(head, written)?;
-        }
-        queues.signal(0)?;
-        Ok(Wait::default())
-    }
-}
-
 type Device0 = Transport<Inline<Holder>>;
 
-fn device(ram: &crate::virtio::Ram, pages: &Pages) -> Device0 {
+fn device(ram: &Ram, pages: &Pages) -> Device0 {
     let interrupt = Interrupt::new(Edges::default());
     let engine =
         Inline::new(vec![(Holder::default(), vec![0, 1])], interrupt.clone()).with_pages(pages.clone());
-    let identity = Identity { id: 42, features: 0, queues: 2, queue_size: 64, config: Space::fixed(vec![]) };
-    Transport::new(identity, engine, ram.clone(), interrupt)
+    holder::device(engine, ram.clone(), interrupt)
 }
 
 fn name(driver: &mut Driver<Harness<Device0>>, head: u16) {
