@@ -16,7 +16,7 @@ pub struct Row {
     pub process: String,
     /// Its pid in the host's pid namespace.
     pub pid: i32,
-    /// `starting`, `serving` or `gone`, of a worker.
+    /// `starting`, `serving`, `dying` or `gone`, of a worker; `running`, of the others.
     pub state: String,
     /// Accesses served, of a worker.
     #[serde(default)]
@@ -55,7 +55,7 @@ impl Tree {
 
     /// Whether every worker serves: a guest runs, and writes, while those that it has not asked for yet still start.
     pub fn serves(&self) -> bool {
-        self.processes.iter().all(|row| row.state != "starting")
+        self.processes.iter().all(|row| matches!(&*row.state, "serving" | "running"))
     }
 
     /// The pid of the process called `name`.

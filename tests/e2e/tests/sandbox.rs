@@ -196,16 +196,25 @@ fn as_root_every_worker_has_a_uid_of_its_own() {
 }
 
 #[test]
-fn a_killed_worker_ends_the_vm_and_is_named() {
+fn a_killed_worker_is_replaced_in_the_same_jail_and_the_vm_runs_on() {
     let Some(lab) = Lab::with_guests("killed") else { return };
     for user in lab.users() {
+        let plan = lab.guest("echo").with_every_device().as_user(&user);
+        let (mut vm, tree) = idle(&plan);
         for name in lab.places().workers() {
-            let plan = lab.guest("hello").with_every_device().as_user(&user);
-            let (vm, tree) = idle(&plan);
-            kill(tree.pid(&name).unwrap());
-            let ended = vm.wait().unwrap();
-            ended.assert(6, &format!("device {name}"));
+            let before = Process(tree.pid(&name).unwrap());
+            let bounding = before.status("CapBnd").unwrap();
+            kill(before.0);
+            vm.expect_message(&format!("device {name}: its successor serves (generation 2")).unwrap();
+            let after = Process(vm.processes(plan.id()).unwrap().pid(&name).unwrap());
+            assert_ne!(after.0, before.0, "{name}");
+            assert_eq!(after.status("Seccomp").unwrap(), "2", "{name}");
+            assert_eq!(after.status("CapBnd").unwrap(), bounding, "{name}");
         }
+        vm.type_in("still there\n").unwrap();
+        vm.expect("still there").unwrap();
+        vm.type_in("\u{4}").unwrap();
+        vm.wait().unwrap().assert(0, "guest powered off");
     }
 }
 

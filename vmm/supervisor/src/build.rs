@@ -3,6 +3,7 @@
 //! The order is that of the wait: the spawner is asked for the workers first, KVM is set up while they start, and the
 //! vCPUs run as soon as the loader is done; each then waits only for the worker that it needs.
 
+use std::collections::VecDeque;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread;
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use cellblock_arch::{boot_state, cpuid, msrs};
 use cellblock_bus::{Bus, Target};
-use cellblock_channel::doorbell::{self, Ringer};
+use cellblock_channel::doorbell;
 use cellblock_channel::socket::Control;
 use cellblock_hypervisor::UnboundVcpu as _;
 use cellblock_hypervisor::x86_64::CpuidLeaf;
@@ -19,19 +20,24 @@ use cellblock_jail::supervisor::{self as jail, Confinement};
 use cellblock_loader::Loaded;
 use cellblock_memory::GuestRam;
 use cellblock_spawner::client::Client;
-use crossbeam_channel::{Sender, bounded};
+use crossbeam_channel::bounded;
 
 use crate::error::BuildError;
 use crate::link::LoaderReport;
-use crate::machine::{Machine, Report, VcpuHandle};
+use crate::machine::{Machine, VcpuHandle};
 use crate::plan::{DevicePlan, Plan};
 use crate::poller::{Poller, Token};
 use crate::proxy::Proxy;
-use crate::vcpu::{Ended, VcpuActor};
+use crate::vcpu::{Ended, Mouth, VcpuActor};
 use crate::worker::{Wires, Worker};
 
 /// Stack of a vCPU's thread, in bytes: its loop needs a few kB, error texts a little more.
 const VCPU_STACK: usize = 128 << 10;
+
+/// Commands on their way to a vCPU; more wait in its handle.
+const COMMANDS: usize = 8;
+/// What one vCPU may say before it is answered: its trouble with a worker, requests that were poison, its end.
+const REPORTS: usize = 4;
 
 /// Builds the machine and starts its vCPUs; on return the calling thread is the jailed loop thread.
 pub(crate) fn build(plan: Plan) -> Result<Machine, BuildError> {
@@ -72,13 +78,13 @@ pub(crate) fn build(plan: Plan) -> Result<Machine, BuildError> {
             .map_err(system("a worker's socket cannot be watched"))?;
     }
 
-    let (reporter, reports) = bounded(plan.cpus as usize);
+    let (reporter, reports) = bounded(plan.cpus as usize * REPORTS);
     let ringer = Arc::new(ringer);
     let bus = Arc::new(bus);
     let mut handles = Vec::with_capacity(vcpus.len());
     for (id, vcpu) in vcpus.into_iter().enumerate() {
         let id = id as u32;
-        let proxies = workers.iter().map(|worker| worker.proxy(id, spin)).collect::<Result<Vec<_>, _>>()?;
+        let proxies = workers.iter().map(|worker| worker.proxy(id)).collect::<Result<Vec<_>, _>>()?;
         let mouth = Mouth { id, reporter: reporter.clone(), ringer: Arc::clone(&ringer) };
         handles.push(start_vcpu(vcpu, Arc::clone(&bus), proxies, mouth, plan.confinement)?);
     }
@@ -109,9 +115,8 @@ fn start_devices(
         for (region, range) in plan.regions.iter().enumerate() {
             board.bus.insert(*range, Target { device, region: region as u32 })?;
         }
-        let (worker, mut unstarted) = Worker::new(plan, lanes, ram)?;
-        board.wires.append(std::mem::take(&mut unstarted.wires));
-        let theirs = worker.grant(unstarted, spin)?;
+        let (worker, wires, theirs) = Worker::new(plan, lanes, ram, spin)?;
+        board.wires.append(wires);
         spawner
             .start(device as u32, theirs.as_fd())
             .map_err(|error| BuildError::Start { device: worker.kind(), reason: error.to_string() })?;
@@ -176,21 +181,6 @@ fn refuse_emulated_linux(kvm: &Kvm, loaded: &Loaded) -> Result<(), BuildError> {
     Ok(())
 }
 
-/// How a vCPU's thread is heard.
-struct Mouth {
-    id: u32,
-    reporter: Sender<Report>,
-    ringer: Arc<Ringer>,
-}
-
-impl Mouth {
-    fn report(&self, ended: Ended) {
-        // There is room for one report of each vCPU.
-        let _ = self.reporter.try_send(Report { vcpu: self.id, ended });
-        self.ringer.ring();
-    }
-}
-
 fn start_vcpu(
     vcpu: UnboundKvmVcpu,
     bus: Arc<Bus>,
@@ -198,19 +188,25 @@ fn start_vcpu(
     mouth: Mouth,
     confinement: Confinement,
 ) -> Result<VcpuHandle, BuildError> {
-    let (commands, mailbox) = bounded(1);
+    let (commands, mailbox) = bounded(COMMANDS);
     let (wait_kick, kicks) = cellblock_channel::kick();
     let exits = Arc::default();
-    let handle =
-        VcpuHandle { commands, entry_kick: vcpu.kick_handle(), wait_kick, exits: Arc::clone(&exits) };
+    let handle = VcpuHandle {
+        commands,
+        undelivered: VecDeque::new(),
+        entry_kick: vcpu.kick_handle(),
+        wait_kick,
+        exits: Arc::clone(&exits),
+    };
     let name = format!("vcpu{}", mouth.id);
     let run = move || match vcpu.bind() {
-        Err(error) => mouth.report(Ended::Internal(error.to_string())),
+        Err(error) => mouth.ended(Ended::Internal(error.to_string())),
         Ok(vcpu) => match jail::confine_vcpu(&confinement) {
-            Err(error) => mouth.report(Ended::Internal(format!("its sandbox cannot be closed: {error}"))),
+            Err(error) => mouth.ended(Ended::Internal(format!("its sandbox cannot be closed: {error}"))),
             Ok(()) => {
-                let actor = VcpuActor { vcpu, bus, proxies, kicks, commands: mailbox, exits };
-                mouth.report(actor.run());
+                let ears = mouth.clone();
+                let actor = VcpuActor { vcpu, bus, proxies, kicks, commands: mailbox, mouth, exits };
+                ears.ended(actor.run());
             }
         },
     };

@@ -7,6 +7,7 @@
 //! last message is [`link::End`].
 
 mod build;
+mod deaths;
 mod error;
 pub mod link;
 mod machine;

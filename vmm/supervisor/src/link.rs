@@ -37,6 +37,8 @@ pub enum Command {
 pub enum Event {
     /// Something the user may want to know; the VM goes on.
     Note(String),
+    /// A device lost its worker, or has a new one; the VM goes on.
+    Warning(String),
     /// A worker's own line for the log.
     WorkerLog {
         /// Which device.
@@ -114,6 +116,8 @@ pub struct DeviceStatus {
     pub state: DeviceState,
     /// The worker's incarnation, from 1.
     pub generation: u32,
+    /// How often it had to be replaced.
+    pub restarts: u32,
     /// Exits that it answered.
     pub exits: u64,
     /// What the worker counted, as of the last report.
@@ -128,6 +132,8 @@ pub enum DeviceState {
     Starting,
     /// The worker is jailed and answers.
     Serving,
+    /// The worker is being killed, or was seen to end.
+    Dying,
     /// The worker is gone.
     Gone,
 }
@@ -138,6 +144,7 @@ impl DeviceState {
         match self {
             DeviceState::Starting => "starting",
             DeviceState::Serving => "serving",
+            DeviceState::Dying => "dying",
             DeviceState::Gone => "gone",
         }
     }
@@ -194,6 +201,7 @@ mod tests {
             pid: i32::MAX,
             state: DeviceState::Serving,
             generation: u32::MAX,
+            restarts: u32::MAX,
             exits: u64::MAX,
             counters: Counters {
                 served: u64::MAX,

@@ -3,7 +3,7 @@
 //! States: *starting* (vCPUs may run already; each waits only for the worker that it needs), *running* (all workers
 //! serve), *ending* (vCPUs stop, workers flush and go). It ends once, for the first reason that comes.
 
-use std::os::fd::OwnedFd;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -13,38 +13,33 @@ use cellblock_channel::doorbell::Bell;
 use cellblock_channel::socket::{Control, SocketError};
 use cellblock_hypervisor::KickHandle;
 use cellblock_spawner::client::Client;
-use cellblock_spawner::protocol::Event as SpawnerEvent;
-use cellblock_wire::control::{LogLevel, ToWorker};
+use cellblock_wire::control::ToWorker;
 use cellblock_wire::device::DeviceKind;
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, Sender, TrySendError};
+
+mod succession;
 
 use crate::error::BuildError;
 use crate::link::{Command, DeviceState, End, Event, Status, cut};
 use crate::poller::{Poller, Token};
-use crate::vcpu::{self, Ended};
-use crate::worker::{News, Worker};
+use crate::vcpu::{self, Ended, Report};
+use crate::worker::Worker;
 
-/// How long all workers may take to serve.
-const START_PATIENCE: Duration = Duration::from_secs(20);
 /// How long vCPUs may take to stop, and then workers to flush and go.
 const STOP_PATIENCE: Duration = Duration::from_millis(1000);
-/// How long the spawner may take to say why a worker died.
-const CAUSE_PATIENCE: Duration = Duration::from_millis(200);
+/// When a vCPU that takes no commands is tried again.
+const RETRY: Duration = Duration::from_millis(5);
 
 /// The loop's view of one vCPU.
 pub(crate) struct VcpuHandle {
     pub commands: Sender<vcpu::Command>,
+    /// What its mailbox had no room for: at most one command for each device, and the stop.
+    pub undelivered: VecDeque<vcpu::Command>,
     /// Out of the guest.
     pub entry_kick: KickHandle,
     /// Out of a wait for a worker.
     pub wait_kick: Kick,
     pub exits: Arc<AtomicU64>,
-}
-
-/// A vCPU's last word.
-pub(crate) struct Report {
-    pub vcpu: u32,
-    pub ended: Ended,
 }
 
 /// The machine, built.
@@ -59,10 +54,27 @@ pub(crate) struct Machine {
     pub notes: Vec<String>,
 }
 
-/// A worker's death whose cause is not known yet.
-struct Death {
-    index: usize,
-    tell_by: Instant,
+impl VcpuHandle {
+    /// Tells it, out of whatever it does.
+    pub(crate) fn tell(&mut self, command: vcpu::Command) {
+        self.undelivered.push_back(command);
+        self.deliver();
+    }
+
+    /// Gives it what it has room for. A vCPU that has ended has closed its mailbox, and needs nothing.
+    fn deliver(&mut self) {
+        let before = self.undelivered.len();
+        while let Some(command) = self.undelivered.pop_front() {
+            if let Err(TrySendError::Full(command)) = self.commands.try_send(command) {
+                self.undelivered.push_front(command);
+                break;
+            }
+        }
+        if self.undelivered.len() < before {
+            self.wait_kick.bump();
+            self.entry_kick.kick();
+        }
+    }
 }
 
 impl Machine {
@@ -78,35 +90,29 @@ impl Machine {
     }
 
     fn until_the_end(&mut self) -> Result<End, BuildError> {
-        let mut serve_by = Some(Instant::now() + START_PATIENCE);
-        let mut death: Option<Death> = None;
+        let mut running = false;
         loop {
-            let deadline = death.as_ref().map(|death| death.tell_by).or(serve_by);
-            for token in self.wait(deadline)? {
-                if let Some(end) = self.take(token, &mut death) {
+            for token in self.wait(self.next_look())? {
+                if let Some(end) = self.take(token) {
                     return Ok(end);
                 }
             }
-            let now = Instant::now();
-            if let Some(death) = death.as_ref().filter(|death| death.tell_by <= now) {
-                return Ok(self.device_end(death.index, "its worker process ended".into()));
+            if let Some(end) = self.take_the_late() {
+                return Ok(end);
             }
-            if serve_by.is_some() {
-                match self.workers.iter().position(|worker| worker.state() == DeviceState::Starting) {
-                    None => {
-                        serve_by = None;
-                        self.say(Event::Running);
-                    }
-                    Some(late) if serve_by.is_some_and(|at| at <= now) => {
-                        let seconds = START_PATIENCE.as_secs();
-                        return Ok(
-                            self.device_end(late, format!("its worker did not serve within {seconds} s"))
-                        );
-                    }
-                    Some(_) => {}
-                }
+            self.vcpus.iter_mut().for_each(VcpuHandle::deliver);
+            if !running && self.workers.iter().all(|worker| worker.state() == DeviceState::Serving) {
+                running = true;
+                self.say(Event::Running);
             }
         }
+    }
+
+    /// When something is to be done although nothing happens.
+    fn next_look(&self) -> Option<Instant> {
+        let undelivered = self.vcpus.iter().any(|vcpu| !vcpu.undelivered.is_empty());
+        let retry = undelivered.then(|| Instant::now() + RETRY);
+        self.workers.iter().filter_map(Worker::serve_by).chain(retry).min()
     }
 
     fn wait(&self, deadline: Option<Instant>) -> Result<Vec<Token>, BuildError> {
@@ -115,14 +121,13 @@ impl Machine {
             .map_err(|source| BuildError::System { what: "the supervisor's loop", source })
     }
 
-    fn take(&mut self, token: Token, death: &mut Option<Death>) -> Option<End> {
+    fn take(&mut self, token: Token) -> Option<End> {
         match token {
             Token::Link => self.take_commands(),
             Token::Mailbox => self.take_report(),
-            Token::Spawner => self.take_spawner_message(death),
-            Token::Control(index) => self.take_news(index, death),
-            Token::Death(index) => {
-                self.note_death(index, death);
+            Token::Spawner => self.take_spawner_message(),
+            Token::Control(index) => {
+                self.take_news(index);
                 None
             }
         }
@@ -159,145 +164,52 @@ impl Machine {
 
     fn take_report(&mut self) -> Option<End> {
         self.bell.silence();
-        while let Ok(Report { vcpu, ended }) = self.reports.try_recv() {
+        while let Ok(report) = self.reports.try_recv() {
+            let (vcpu, ended) = match report {
+                Report::Ended { vcpu, ended } => (vcpu, ended),
+                Report::Trouble { device, generation, reason } => {
+                    self.condemn(device, Some(generation), Some(reason));
+                    continue;
+                }
+                Report::Poison { device, request } => {
+                    let text = format!(
+                        "two of its workers ended on {request}; it is dropped, and reads as all ones"
+                    );
+                    self.warn(device, &text);
+                    continue;
+                }
+            };
             return Some(match ended {
                 Ended::PowerOff => End::PowerOff,
                 Ended::Reset => End::Reset,
                 Ended::TripleFault => End::TripleFault { vcpu },
                 Ended::Internal(text) => End::Internal { vcpu, text: cut(text) },
-                Ended::Device { index, reason } => self.device_end(index, reason),
                 Ended::Stopped => continue,
             });
         }
         None
     }
 
-    fn take_spawner_message(&mut self, death: &mut Option<Death>) -> Option<End> {
-        loop {
-            let (event, pidfd) = match self.spawner.next() {
-                Ok(None) => return None,
-                Ok(Some(event)) => event,
-                Err(error) => {
-                    let reason = cut(format!("the VM's spawner is gone, and every worker with it: {error}"));
-                    return Some(End::Lost { reason });
-                }
-            };
-            let end = match event {
-                SpawnerEvent::Started { worker, host_pid } => self.started(worker as usize, host_pid, pidfd),
-                SpawnerEvent::Failed { worker, error } => {
-                    Some(self.refused(worker as usize, &error.to_string()))
-                }
-                SpawnerEvent::Refused { worker, reason } => {
-                    Some(self.refused(worker as usize, &reason.to_string()))
-                }
-                SpawnerEvent::Unable(error) => Some(End::Refused {
-                    reason: cut(format!("the spawner's sandbox cannot be closed: {error}")),
-                }),
-                SpawnerEvent::Ended { worker, cause } => {
-                    let index = worker as usize;
-                    self.note_death(index, death);
-                    let words = self.last_words(index);
-                    Some(self.device_end(index, format!("its worker process {cause}{words}")))
-                }
-                _ => None,
-            };
-            if end.is_some() {
-                return end;
-            }
-        }
-    }
-
-    fn started(&mut self, index: usize, pid: i32, pidfd: Option<OwnedFd>) -> Option<End> {
-        let (Some(worker), Some(pidfd)) = (self.workers.get_mut(index), pidfd) else {
-            return Some(self.refused(index, "the spawner sent no descriptor for its process"));
-        };
-        if let Err(error) = self.poller.watch(&pidfd, Token::Death(index)) {
-            return Some(self.refused(index, &format!("its process cannot be watched: {error}")));
-        }
-        worker.started(pid, pidfd);
-        None
-    }
-
-    fn refused(&self, index: usize, reason: &str) -> End {
-        let device = self.workers.get(index).map_or("?", |worker| worker.kind().name());
-        End::Refused { reason: cut(format!("the worker of device {device} cannot be started: {reason}")) }
-    }
-
-    /// A reason that a worker gave before its end.
-    fn last_words(&mut self, index: usize) -> String {
-        let Some(worker) = self.workers.get_mut(index) else { return String::new() };
-        let words = worker.take_news().into_iter().find_map(|news| match news {
-            News::Broken(reason) => Some(format!(" ({reason})")),
-            _ => None,
-        });
-        words.unwrap_or_default()
-    }
-
-    fn take_news(&mut self, index: usize, death: &mut Option<Death>) -> Option<End> {
-        let (device, news) = match self.workers.get_mut(index) {
-            Some(worker) => (worker.kind(), worker.take_news()),
-            None => return None,
-        };
-        for one in news {
-            match one {
-                News::Ready => {}
-                News::Log(level, text) => {
-                    let text = match level {
-                        LogLevel::Warn => format!("warning: {text}"),
-                        LogLevel::Info | LogLevel::Debug => text,
-                    };
-                    self.say(Event::WorkerLog { device, text });
-                }
-                News::Balloon(report) => self.say(Event::Balloon(Some(report))),
-                // A process that ends: its cause is the better reason, if it comes.
-                News::Closed => {
-                    self.note_death(index, death);
-                    if let Some(worker) = self.workers.get(index) {
-                        self.poller.forget(worker.control());
-                    }
-                }
-                News::Broken(reason) => return Some(self.device_end(index, reason)),
-            }
-        }
-        None
-    }
-
-    fn note_death(&mut self, index: usize, death: &mut Option<Death>) {
-        if let Some(worker) = self.workers.get_mut(index) {
-            if let Some(pidfd) = worker.pidfd() {
-                self.poller.forget(pidfd);
-            }
-            worker.gone();
-        }
-        death.get_or_insert(Death { index, tell_by: Instant::now() + CAUSE_PATIENCE });
-    }
-
-    fn device_end(&self, index: usize, reason: String) -> End {
+    fn device_end(&self, index: usize, reason: &str) -> End {
         match self.workers.get(index) {
-            Some(worker) => End::Device { device: worker.kind(), reason: cut(reason) },
-            None => End::Refused { reason: cut(reason) },
+            Some(worker) => End::Device { device: worker.kind(), reason: cut(reason.to_owned()) },
+            None => End::Refused { reason: cut(reason.to_owned()) },
         }
     }
 
     /// Stops the vCPUs, then lets the workers flush and end.
     fn wind_down(&mut self) {
-        for vcpu in &self.vcpus {
-            // A vCPU that has ended has closed its mailbox.
-            let _ = vcpu.commands.try_send(vcpu::Command::Stop);
-            vcpu.wait_kick.bump();
-            vcpu.entry_kick.kick();
+        for vcpu in &mut self.vcpus {
+            vcpu.undelivered.clear();
+            vcpu.tell(vcpu::Command::Stop);
         }
         self.workers.iter().for_each(|worker| worker.tell(&ToWorker::Quit));
         let stop_by = Instant::now() + STOP_PATIENCE;
-        while self
-            .workers
-            .iter()
-            .any(|worker| worker.state() != DeviceState::Gone && worker.pidfd().is_some())
+        while self.workers.iter().any(|worker| worker.state() != DeviceState::Gone)
+            && Instant::now() < stop_by
         {
-            if Instant::now() >= stop_by {
-                break;
-            }
-            let Ok(tokens) = self.wait(Some(stop_by)) else { break };
+            self.vcpus.iter_mut().for_each(VcpuHandle::deliver);
+            let Ok(tokens) = self.wait(Some(stop_by.min(Instant::now() + STOP_PATIENCE / 20))) else { break };
             for token in tokens {
                 self.see_off(token);
             }
@@ -307,10 +219,9 @@ impl Machine {
     /// While ending, only deaths count; whatever else speaks is no longer listened to.
     fn see_off(&mut self, token: Token) {
         match token {
-            Token::Death(index) => self.note_death(index, &mut None),
             Token::Mailbox => drop(self.bell.silence()),
             Token::Link => self.poller.forget(&self.link),
-            Token::Spawner => self.poller.forget(&self.spawner),
+            Token::Spawner => self.see_off_workers(),
             Token::Control(index) => {
                 if let Some(worker) = self.workers.get(index) {
                     self.poller.forget(worker.control());

@@ -18,12 +18,9 @@ pub(crate) enum Token {
     Mailbox,
     /// A worker's control socket, by the device's index.
     Control(usize),
-    /// A worker's end, by the device's index.
-    Death(usize),
 }
 
 const CONTROL: u64 = 1 << 32;
-const DEATH: u64 = 2 << 32;
 
 impl Token {
     fn number(self) -> u64 {
@@ -32,7 +29,6 @@ impl Token {
             Token::Spawner => 1,
             Token::Mailbox => 2,
             Token::Control(index) => CONTROL | index as u64,
-            Token::Death(index) => DEATH | index as u64,
         }
     }
 
@@ -43,7 +39,6 @@ impl Token {
             (0, 1) => Some(Token::Spawner),
             (0, 2) => Some(Token::Mailbox),
             (CONTROL, index) => Some(Token::Control(index)),
-            (DEATH, index) => Some(Token::Death(index)),
             _ => None,
         }
     }
@@ -91,7 +86,7 @@ mod tests {
 
     #[test]
     fn tokens_survive_the_kernel() {
-        for token in [Token::Link, Token::Spawner, Token::Mailbox, Token::Control(0), Token::Death(7)] {
+        for token in [Token::Link, Token::Spawner, Token::Mailbox, Token::Control(0), Token::Control(7)] {
             assert_eq!(Token::from_number(token.number()), Some(token));
         }
         assert_eq!(Token::from_number(9), None);

@@ -1,25 +1,40 @@
 //! The vCPU actor: one thread that enters the guest, hands each exit to a device's worker, and re-enters with the reply.
 //!
-//! States: *running* until it meets its end, which it reports once. It owns its vCPU, its lanes and its mailbox; it
-//! shares the bus, which never changes while it runs. There is no lock on its path.
+//! States: *running* until it meets its end, which it reports once; *stranded* while the worker that it waits for is being
+//! replaced. It owns its vCPU, its lanes and its mailbox; it shares the bus, which never changes while it runs. There is no
+//! lock on its path.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use cellblock_bus::Bus;
 use cellblock_channel::KickWatch;
+use cellblock_channel::doorbell::Ringer;
 use cellblock_hypervisor::{ExitData, Vcpu, VmEntry, VmExit};
 use cellblock_ring::Access;
-use cellblock_wire::slot::{Action, Op, Space};
-use crossbeam_channel::Receiver;
+use cellblock_wire::slot::{Action, Op, Reply, Space};
+use crossbeam_channel::{Receiver, Sender, TryRecvError};
 
-use crate::proxy::{NoAnswer, Proxy};
+use crate::proxy::{Proxy, Successor};
 
 /// What the VM actor tells a vCPU; a kick goes with it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(crate) enum Command {
     /// End, without finishing the open exit.
     Stop,
+    /// The device of this index has a new worker.
+    Succeed { device: usize, successor: Successor },
+}
+
+/// What a vCPU tells the VM actor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Report {
+    /// Its last word.
+    Ended { vcpu: u32, ended: Ended },
+    /// The worker of this device and incarnation gave no usable answer. The vCPU waits for its successor.
+    Trouble { device: usize, generation: u32, reason: String },
+    /// Two workers died on one request, which is now settled without an answer.
+    Poison { device: usize, request: String },
 }
 
 /// How a vCPU ended.
@@ -29,12 +44,27 @@ pub(crate) enum Ended {
     Reset,
     TripleFault,
     Internal(String),
-    /// The device of this index gave no usable answer.
-    Device {
-        index: usize,
-        reason: String,
-    },
     Stopped,
+}
+
+/// How a vCPU's thread is heard.
+#[derive(Debug, Clone)]
+pub(crate) struct Mouth {
+    pub id: u32,
+    pub reporter: Sender<Report>,
+    pub ringer: Arc<Ringer>,
+}
+
+impl Mouth {
+    pub(crate) fn ended(&self, ended: Ended) {
+        self.say(Report::Ended { vcpu: self.id, ended });
+    }
+
+    fn say(&self, report: Report) {
+        // There is room for all that a vCPU says before it is answered.
+        let _ = self.reporter.try_send(report);
+        self.ringer.ring();
+    }
 }
 
 /// One vCPU's thread.
@@ -45,6 +75,7 @@ pub(crate) struct VcpuActor<V> {
     pub proxies: Vec<Proxy>,
     pub kicks: KickWatch,
     pub commands: Receiver<Command>,
+    pub mouth: Mouth,
     pub exits: Arc<AtomicU64>,
 }
 
@@ -72,8 +103,7 @@ impl<V: Vcpu> VcpuActor<V> {
             VmExit::Pio { port, write, data } => self.access(Space::Pio, port.into(), write, data),
             // No hypercall reaches user space by design of the board: -KVM_ENOSYS, as the kernel itself answers.
             VmExit::Hypercall { .. } => Ok(VmEntry::Reply(ExitData::from((-1000i64).to_le_bytes()))),
-            VmExit::Kicked if told_to_stop(&self.commands) => Err(Ended::Stopped),
-            VmExit::Kicked => Ok(VmEntry::Resume),
+            VmExit::Kicked => self.obey().map(|()| VmEntry::Resume),
             VmExit::Shutdown => Err(Ended::PowerOff),
             VmExit::Reset => Err(Ended::Reset),
             VmExit::TripleFault => Err(Ended::TripleFault),
@@ -85,8 +115,7 @@ impl<V: Vcpu> VcpuActor<V> {
     fn access(&mut self, space: Space, addr: u64, write: bool, mut data: ExitData) -> Result<VmEntry, Ended> {
         let size = data.len();
         let hit = self.bus.find(space, addr, size).filter(|_| matches!(size, 1 | 2 | 4 | 8));
-        let Some((hit, proxy)) = hit.and_then(|hit| Some((hit, self.proxies.get_mut(hit.target.device)?)))
-        else {
+        let Some(hit) = hit.filter(|hit| hit.target.device < self.proxies.len()) else {
             return Ok(unclaimed(write, data));
         };
         let op = if write { Op::Write } else { Op::Read };
@@ -98,12 +127,7 @@ impl<V: Vcpu> VcpuActor<V> {
             offset: hit.offset,
             data: if write { number(&data) } else { 0 },
         };
-        let commands = &self.commands;
-        let stopped = || told_to_stop(commands);
-        let reply = proxy.access(&access, &mut self.kicks, stopped).map_err(|error| match error {
-            NoAnswer::Stopped => Ended::Stopped,
-            other => Ended::Device { index: hit.target.device, reason: other.to_string() },
-        })?;
+        let reply = self.ask(hit.target.device, &access)?;
         match reply.action {
             Action::None => {}
             Action::PowerOff => return Err(Ended::PowerOff),
@@ -115,11 +139,46 @@ impl<V: Vcpu> VcpuActor<V> {
         data.copy_from_slice(&reply.data.to_le_bytes()[..size]);
         Ok(VmEntry::Reply(data))
     }
-}
 
-/// A supervisor whose loop is gone has no use for this vCPU either.
-fn told_to_stop(commands: &Receiver<Command>) -> bool {
-    !matches!(commands.try_recv(), Err(crossbeam_channel::TryRecvError::Empty))
+    /// Sends `access` to `device`, and waits for the answer: of the worker that it has, or of as many successors as it takes.
+    fn ask(&mut self, device: usize, access: &Access) -> Result<Reply, Ended> {
+        self.proxies[device].post(access);
+        loop {
+            match self.proxies[device].wait(&mut self.kicks) {
+                Ok(Some(reply)) => return Ok(reply),
+                Ok(None) => self.obey()?,
+                Err(trouble) => {
+                    let generation = self.proxies[device].generation();
+                    self.mouth.say(Report::Trouble { device, generation, reason: trouble.to_string() });
+                    while self.proxies[device].generation() == generation {
+                        // A supervisor whose loop is gone has no use for this vCPU either.
+                        self.follow(self.commands.recv().unwrap_or(Command::Stop))?;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Does what the VM actor has told it.
+    fn obey(&mut self) -> Result<(), Ended> {
+        loop {
+            match self.commands.try_recv() {
+                Ok(command) => self.follow(command)?,
+                Err(TryRecvError::Empty) => return Ok(()),
+                Err(TryRecvError::Disconnected) => return Err(Ended::Stopped),
+            }
+        }
+    }
+
+    fn follow(&mut self, command: Command) -> Result<(), Ended> {
+        let Command::Succeed { device, successor } = command else { return Err(Ended::Stopped) };
+        let Some(proxy) = self.proxies.get_mut(device) else { return Ok(()) };
+        let request = proxy.outstanding();
+        if proxy.succeed(successor) {
+            self.mouth.say(Report::Poison { device, request });
+        }
+        Ok(())
+    }
 }
 
 /// Nobody is there: the bus floats high, and a write goes nowhere.

@@ -6,7 +6,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cellblock_channel::Requester;
 use cellblock_channel::doorbell::{self, Bell, Ringer};
@@ -21,11 +21,14 @@ use cellblock_wire::control::{
 };
 use cellblock_wire::device::{DeviceConfig, DeviceKind, IN_FLIGHT_BYTES, Role};
 
+use crate::deaths::{Deaths, Verdict};
 use crate::error::BuildError;
 use crate::link::{DeviceState, DeviceStatus};
 use crate::plan::{DevicePlan, Kick};
-use crate::proxy::Proxy;
+use crate::proxy::{Proxy, Successor};
 
+/// How long a worker may take to serve.
+const START_PATIENCE: Duration = Duration::from_secs(20);
 /// Messages taken from one worker before the loop looks at the others.
 const MESSAGES_PER_TURN: usize = 16;
 /// Log lines taken from one worker in its life; a chatty one is cut off, not obeyed.
@@ -45,21 +48,27 @@ pub(crate) struct Worker {
     ringer: Arc<Ringer>,
     served: Vec<Arc<AtomicU64>>,
     deadline: Duration,
+    /// The longest spin for a request.
+    spin: Duration,
+    /// What each incarnation is granted beside its rings.
+    bell: Bell,
+    roles: Vec<(Role, OwnedFd)>,
     state: DeviceState,
-    process: Option<Process>,
+    /// As the host numbers it, once the spawner has said so.
+    pid: Option<i32>,
+    /// When it is to serve at the latest, if it does not yet.
+    serve_by: Option<Instant>,
+    /// When it began to serve.
+    serves_since: Option<Instant>,
+    /// When the one before it was given up.
+    given_up: Option<Instant>,
+    /// Why it is not used any more, if that is known before its end is.
+    verdict: Option<String>,
+    deaths: Deaths,
     counters: Counters,
     log_lines: u32,
     /// It was asked for a balloon's report, and has not given one.
     balloon_asked: bool,
-}
-
-/// What only the start needs.
-pub(crate) struct Unstarted {
-    theirs: Control,
-    bell: Bell,
-    roles: Vec<(Role, OwnedFd)>,
-    /// What KVM is to be told of the device.
-    pub wires: Wires,
 }
 
 /// A device's events that go between KVM and its worker, past the supervisor.
@@ -76,11 +85,6 @@ impl Wires {
         self.interrupts.extend(more.interrupts);
         self.kicks.extend(more.kicks);
     }
-}
-
-struct Process {
-    pid: i32,
-    pidfd: OwnedFd,
 }
 
 /// What came from a worker.
@@ -100,7 +104,12 @@ pub(crate) enum News {
 
 impl Worker {
     /// The shared memory, doorbell, control socket and interrupts of one device, for `lanes` vCPUs.
-    pub(crate) fn new(plan: DevicePlan, lanes: u32, ram: &GuestRam) -> Result<(Self, Unstarted), BuildError> {
+    pub(crate) fn new(
+        plan: DevicePlan,
+        lanes: u32,
+        ram: &GuestRam,
+        spin: Duration,
+    ) -> Result<(Self, Wires, Control), BuildError> {
         let kind = plan.config.kind();
         let failed = |what| move |source| BuildError::Worker { device: kind, what, source };
         let failed_memory = |memory| move |source| BuildError::Memory { device: kind, memory, source };
@@ -154,13 +163,52 @@ impl Worker {
             ringer: Arc::new(ringer),
             served: (0..lanes).map(|_| Arc::default()).collect(),
             deadline: plan.deadline,
+            spin,
+            bell,
+            roles,
             state: DeviceState::Starting,
-            process: None,
+            pid: None,
+            serve_by: Some(Instant::now() + START_PATIENCE),
+            serves_since: None,
+            given_up: None,
+            verdict: None,
+            deaths: Deaths::default(),
             counters: Counters::default(),
             log_lines: 0,
             balloon_asked: false,
         };
-        Ok((worker, Unstarted { theirs, bell, roles, wires }))
+        worker.grant()?;
+        Ok((worker, wires, theirs))
+    }
+
+    /// A new incarnation: rings and control socket are new, for the old ones may hold anything; all else is as it was. Returns
+    /// the worker's end of the socket. Only when the old process is gone.
+    pub(crate) fn succeed(&mut self) -> Result<Control, BuildError> {
+        let device = self.kind();
+        let (control, theirs) =
+            socket::pair().map_err(|source| BuildError::Worker { device, what: "control socket", source })?;
+        let bytes = memory::bytes(layout::reply_words(self.lanes));
+        self.replies = memory::create_replies(device.name(), bytes).map_err(|source| BuildError::Memory {
+            device,
+            memory: "replies",
+            source,
+        })?;
+        self.control = control;
+        self.generation += 1;
+        (self.state, self.pid) = (DeviceState::Starting, None);
+        self.balloon_asked = false;
+        (self.serve_by, self.serves_since) = (Some(Instant::now() + START_PATIENCE), None);
+        self.grant()?;
+        Ok(theirs)
+    }
+
+    /// Its rings, as the vCPUs are told of them.
+    pub(crate) fn successor(&self) -> Successor {
+        Successor {
+            requests: self.requests.map.clone(),
+            replies: self.replies.map.clone(),
+            generation: self.generation,
+        }
     }
 
     pub(crate) fn kind(&self) -> DeviceKind {
@@ -170,59 +218,101 @@ impl Worker {
     /// The state; a worker may say that it serves before the spawner says which process it is, and counts as starting until
     /// both are known.
     pub(crate) fn state(&self) -> DeviceState {
-        match (self.state, &self.process) {
+        match (self.state, self.pid) {
             (DeviceState::Serving, None) => DeviceState::Starting,
             (state, _) => state,
         }
     }
 
+    /// How long there was no worker, once the successor serves.
+    pub(crate) fn pause(&self) -> Duration {
+        match (self.given_up, self.serves_since) {
+            (Some(then), Some(now)) => now.saturating_duration_since(then),
+            _ => Duration::ZERO,
+        }
+    }
+
+    pub(crate) fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    /// When it is to serve at the latest, if it does not yet.
+    pub(crate) fn serve_by(&self) -> Option<Instant> {
+        self.serve_by
+    }
+
     /// The way of vCPU `lane` to this worker.
-    pub(crate) fn proxy(&self, lane: u32, spin: Duration) -> Result<Proxy, BuildError> {
+    pub(crate) fn proxy(&self, lane: u32) -> Result<Proxy, BuildError> {
         let requester =
             Requester::new(self.requests.map.clone(), self.replies.map.clone(), lane, self.generation)
                 .map_err(|error| BuildError::Ring { device: self.kind(), source: error })?;
         let served = Arc::clone(&self.served[lane as usize]);
-        Ok(Proxy::new(requester, Arc::clone(&self.ringer), served, spin, self.deadline))
+        Ok(Proxy::new(requester, Arc::clone(&self.ringer), served, self.spin, self.deadline))
     }
 
-    /// Sends the grant; the process may not exist yet, the socket keeps it. Returns the worker's end of the socket.
-    pub(crate) fn grant(&self, unstarted: Unstarted, spin: Duration) -> Result<Control, BuildError> {
-        let Unstarted { theirs, bell, roles, .. } = unstarted;
-        let (names, granted): (Vec<Role>, Vec<OwnedFd>) = roles.into_iter().unzip();
+    /// Sends the grant; the process may not exist yet, the socket keeps it.
+    fn grant(&self) -> Result<(), BuildError> {
         let message = ToWorker::Grant(Grant {
             version: Version::CURRENT,
             generation: self.generation,
             lanes: self.lanes,
-            poll_max_us: u32::try_from(spin.as_micros()).unwrap_or(u32::MAX),
-            roles: names,
+            poll_max_us: u32::try_from(self.spin.as_micros()).unwrap_or(u32::MAX),
+            roles: self.roles.iter().map(|(role, _)| *role).collect(),
             config: self.config.clone(),
         });
-        let fixed: [BorrowedFd<'_>; FIXED_DESCRIPTORS] =
-            [self.requests.fd.as_fd(), self.replies.fd.as_fd(), self.state_page.fd.as_fd(), bell.as_fd()];
+        let fixed: [BorrowedFd<'_>; FIXED_DESCRIPTORS] = [
+            self.requests.fd.as_fd(),
+            self.replies.fd.as_fd(),
+            self.state_page.fd.as_fd(),
+            self.bell.as_fd(),
+        ];
         let descriptors: Vec<BorrowedFd<'_>> =
-            fixed.into_iter().chain(granted.iter().map(AsFd::as_fd)).collect();
+            fixed.into_iter().chain(self.roles.iter().map(|(_, fd)| fd.as_fd())).collect();
         self.control
             .send_message(&message, &descriptors)
-            .map_err(|source| BuildError::Grant { device: self.kind(), reason: source.to_string() })?;
-        Ok(theirs)
+            .map_err(|source| BuildError::Grant { device: self.kind(), reason: source.to_string() })
     }
 
     /// The spawner has started it.
-    pub(crate) fn started(&mut self, pid: i32, pidfd: OwnedFd) {
-        self.process = Some(Process { pid, pidfd });
+    pub(crate) fn started(&mut self, pid: i32) {
+        self.pid = Some(pid);
     }
 
     pub(crate) fn control(&self) -> BorrowedFd<'_> {
         self.control.as_fd()
     }
 
-    pub(crate) fn pidfd(&self) -> Option<BorrowedFd<'_>> {
-        self.process.as_ref().map(|process| process.pidfd.as_fd())
+    /// It is not to be used any more, because of `reason`, and is to be killed. `false` = that was known.
+    pub(crate) fn condemn(&mut self, reason: Option<String>) -> bool {
+        if self.state == DeviceState::Gone {
+            return false;
+        }
+        if self.state == DeviceState::Dying {
+            // The first reason is the best one, but any is better than none.
+            self.verdict = self.verdict.take().or(reason);
+            return false;
+        }
+        (self.state, self.serve_by, self.verdict) = (DeviceState::Dying, None, reason);
+        self.given_up = Some(Instant::now());
+        true
     }
 
-    /// The process is gone.
-    pub(crate) fn gone(&mut self) {
-        self.state = DeviceState::Gone;
+    /// The process is gone, as `cause` says: what became of it in one sentence, and what that leads to.
+    pub(crate) fn gone(&mut self, cause: &str) -> (String, Verdict) {
+        let reason = match self.verdict.take() {
+            Some(verdict) => verdict,
+            None => format!("its worker process {cause}"),
+        };
+        (self.state, self.serve_by, self.pid) = (DeviceState::Gone, None, None);
+        let served = self.serves_since.take();
+        let verdict = self.deaths.note(self.exits(), served, Instant::now());
+        // One that never served will not serve the next time either.
+        let first = self.generation == 1 && served.is_none();
+        (reason, if first { Verdict::Failed(1) } else { verdict })
+    }
+
+    fn exits(&self) -> u64 {
+        self.served.iter().map(|lane| lane.load(Ordering::Relaxed)).sum()
     }
 
     /// Sends `message`; a worker that does not read loses it.
@@ -277,6 +367,7 @@ impl Worker {
                     return Err(format!("it runs the device {device}"));
                 }
                 self.state = DeviceState::Serving;
+                (self.serve_by, self.serves_since) = (None, Some(Instant::now()));
                 Ok(Some(News::Ready))
             }
             (FromWorker::Refused { reason }, DeviceState::Starting) => {
@@ -301,10 +392,11 @@ impl Worker {
     pub(crate) fn status(&self) -> DeviceStatus {
         DeviceStatus {
             device: self.kind(),
-            pid: self.process.as_ref().map_or(0, |process| process.pid),
+            pid: self.pid.unwrap_or(0),
             state: self.state(),
             generation: self.generation,
-            exits: self.served.iter().map(|lane| lane.load(Ordering::Relaxed)).sum(),
+            exits: self.exits(),
+            restarts: self.generation - 1,
             counters: self.counters,
         }
     }

@@ -259,6 +259,7 @@ impl Relay<'_> {
     fn take_event(&mut self, event: Event, progress: &mut Progress) {
         match event {
             Event::Note(text) => self.say(1, &text),
+            Event::Warning(text) => self.say(0, &text),
             Event::WorkerLog { device, text } => self.say(2, &format!("{device}: {text}")),
             Event::Running => {
                 // Guest memory is written, so the loader has ended.

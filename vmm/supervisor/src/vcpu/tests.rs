@@ -12,10 +12,10 @@ use cellblock_hypervisor::mock::{Mock, MockVm, Step};
 use cellblock_hypervisor::{ExitData, Hypervisor, UnboundVcpu, Vm, VmExit};
 use cellblock_ring::layout;
 use cellblock_wire::slot::{Action, Op, Reply, Request, Space};
-use crossbeam_channel::{Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 
-use super::{Command, Ended, VcpuActor};
-use crate::proxy::Proxy;
+use super::{Command, Ended, Mouth, Report, VcpuActor};
+use crate::proxy::{Proxy, Successor};
 
 const PORT: u16 = 0x3f8;
 
@@ -32,24 +32,27 @@ struct Rig {
     vm: MockVm,
     kick: Kick,
     commands: Sender<Command>,
+    reports: Receiver<Report>,
+    requests: memory::Sealed<memory::Writable>,
     served: Arc<AtomicU64>,
     exits: Arc<AtomicU64>,
     actor: thread::JoinHandle<Ended>,
     done: Arc<AtomicBool>,
-    worker: thread::JoinHandle<()>,
+    workers: Vec<thread::JoinHandle<()>>,
 }
 
-/// An actor that runs `script` against a worker that answers with `answer`.
-fn rig(script: Vec<Step>, answer: Answer, deadline: Duration) -> Rig {
-    let requests = memory::create_requests("test", memory::bytes(layout::request_words(1))).unwrap();
+/// A worker of incarnation `generation` that answers with `answer`; its replies' memory.
+fn worker(
+    requests: &memory::Sealed<memory::Writable>,
+    generation: u32,
+    answer: Answer,
+    stop: Arc<AtomicBool>,
+) -> (memory::Sealed<memory::ReadOnly>, thread::JoinHandle<()>) {
     let replies = memory::create_replies("test", memory::bytes(layout::reply_words(1))).unwrap();
     let requests_there = memory::open_read(&requests.fd, memory::bytes(layout::request_words(1))).unwrap();
     let replies_there = memory::open_write(&replies.fd, memory::bytes(layout::reply_words(1))).unwrap();
-    let mut responder = Responder::new(requests_there, replies_there, 1, 1).unwrap();
-    let (ringer, _bell): (Ringer, _) = doorbell::pair().unwrap();
-    let done = Arc::new(AtomicBool::new(false));
-    let stop = Arc::clone(&done);
-    let worker = thread::spawn(move || {
+    let mut responder = Responder::new(requests_there, replies_there, 1, generation).unwrap();
+    let work = move || {
         while !stop.load(Ordering::Relaxed) {
             while let Some(Ok((lane, request))) = responder.next() {
                 if let Some(reply) = answer(&request) {
@@ -58,33 +61,61 @@ fn rig(script: Vec<Step>, answer: Answer, deadline: Duration) -> Rig {
             }
             thread::yield_now();
         }
-    });
+    };
+    (replies, thread::spawn(work))
+}
+
+/// An actor that runs `script` against a worker that answers with `answer`.
+fn rig(script: Vec<Step>, answer: Answer, patience: Duration) -> Rig {
+    let requests = memory::create_requests("test", memory::bytes(layout::request_words(1))).unwrap();
+    let done = Arc::new(AtomicBool::new(false));
+    let (replies, first) = worker(&requests, 1, answer, Arc::clone(&done));
+    let (ringer, _bell): (Ringer, _) = doorbell::pair().unwrap();
+    let ringer = Arc::new(ringer);
 
     let mut bus = Bus::default();
     bus.insert(Range { space: Space::Pio, base: PORT.into(), length: 8 }, Target { device: 0, region: 0 })
         .unwrap();
     let (served, exits): (Arc<AtomicU64>, Arc<AtomicU64>) = Default::default();
-    let requester = Requester::new(requests.map, replies.map, 0, 1).unwrap();
-    let proxy = Proxy::new(requester, Arc::new(ringer), Arc::clone(&served), Duration::ZERO, deadline);
+    let requester = Requester::new(requests.map.clone(), replies.map, 0, 1).unwrap();
+    let proxy = Proxy::new(requester, Arc::clone(&ringer), Arc::clone(&served), Duration::ZERO, patience);
     let vm = Mock::new([script]).create_vm(&()).unwrap();
     let unbound = vm.create_vcpu(0).unwrap();
     let (kick, kicks) = cellblock_channel::kick();
-    let (commands, mailbox) = bounded(1);
+    let (commands, mailbox) = bounded(8);
+    let (reporter, reports) = bounded(8);
+    let mouth = Mouth { id: 0, reporter, ringer };
     let counted = Arc::clone(&exits);
     let actor = thread::spawn(move || {
         let vcpu = unbound.bind().unwrap();
-        VcpuActor { vcpu, bus: Arc::new(bus), proxies: vec![proxy], kicks, commands: mailbox, exits: counted }
-            .run()
+        let (bus, proxies) = (Arc::new(bus), vec![proxy]);
+        VcpuActor { vcpu, bus, proxies, kicks, commands: mailbox, mouth, exits: counted }.run()
     });
-    Rig { vm, kick, commands, served, exits, actor, done, worker }
+    Rig { vm, kick, commands, reports, requests, served, exits, actor, done, workers: vec![first] }
 }
 
 impl Rig {
     fn end(self) -> (Ended, MockVm) {
         let ended = self.actor.join().unwrap();
         self.done.store(true, Ordering::Relaxed);
-        self.worker.join().unwrap();
+        self.workers.into_iter().for_each(|worker| worker.join().unwrap());
         (ended, self.vm)
+    }
+
+    /// The worker is taken as dead, and one that answers with `answer` succeeds it.
+    fn succeed(&mut self, generation: u32, answer: Answer) {
+        let (replies, worker) = worker(&self.requests, generation, answer, Arc::clone(&self.done));
+        self.workers.push(worker);
+        let successor = Successor { requests: self.requests.map.clone(), replies: replies.map, generation };
+        self.commands.send(Command::Succeed { device: 0, successor }).unwrap();
+        self.kick.bump();
+    }
+
+    fn trouble(&self) -> String {
+        match self.reports.recv_timeout(LONG).unwrap() {
+            Report::Trouble { device: 0, generation: 1, reason } => reason,
+            other => panic!("{other:?}"),
+        }
     }
 }
 
@@ -131,19 +162,54 @@ fn an_action_takes_effect_before_the_guest_is_entered_again() {
 }
 
 #[test]
-fn a_silent_worker_ends_at_the_deadline_with_the_access_named() {
-    let (ended, vm) = rig(vec![pio(PORT + 2, false, &[0])], |_| None, Duration::from_millis(50)).end();
-    let Ended::Device { index: 0, reason } = ended else { panic!("{ended:?}") };
+fn a_silent_worker_is_told_of_at_the_deadline_and_its_successor_answers() {
+    let mut rig = rig(vec![pio(PORT + 2, false, &[0]), off()], |_| None, Duration::from_millis(50));
+    let reason = rig.trouble();
     assert!(reason.contains("a read of 1 bytes at offset 0x2 of region 0"), "{reason}");
-    assert!(vm.replies(0).is_empty(), "no invented data");
+    assert!(rig.vm.replies(0).is_empty(), "no invented data");
+    rig.succeed(2, honest);
+    let (ended, vm) = rig.end();
+    assert_eq!((ended, vm.replies(0)), (Ended::PowerOff, vec![ExitData::from_slice(&[0xa2])]));
 }
 
 #[test]
-fn a_lie_ends_with_the_field_named() {
+fn a_lie_is_told_of_with_the_field_named_and_the_successor_answers() {
     let future: Answer = |request| Some(Reply { sequence: request.sequence + 1, ..honest(request)? });
-    let (ended, _) = rig(vec![pio(PORT, false, &[0])], future, LONG).end();
-    let Ended::Device { index: 0, reason } = ended else { panic!("{ended:?}") };
+    let mut rig = rig(vec![pio(PORT, false, &[0]), off()], future, LONG);
+    let reason = rig.trouble();
     assert!(reason.contains("protocol violation") && reason.contains("sequence"), "{reason}");
+    rig.succeed(2, honest);
+    let (ended, vm) = rig.end();
+    assert_eq!((ended, vm.replies(0)), (Ended::PowerOff, vec![ExitData::from_slice(&[0xa0])]));
+}
+
+#[test]
+fn a_successor_takes_over_from_a_vcpu_that_waits() {
+    let mut rig = rig(vec![pio(PORT + 1, false, &[0]), off()], |_| None, LONG);
+    thread::sleep(Duration::from_millis(20));
+    rig.succeed(2, honest);
+    let reports = rig.reports.clone();
+    let (ended, vm) = rig.end();
+    assert_eq!((ended, vm.replies(0)), (Ended::PowerOff, vec![ExitData::from_slice(&[0xa1])]));
+    assert!(reports.try_recv().is_err(), "nothing to complain of");
+}
+
+#[test]
+fn a_request_on_which_two_workers_died_reads_all_ones_and_the_next_is_answered() {
+    let mut rig = rig(
+        vec![pio(PORT, false, &[0; 2]), pio(PORT + 3, false, &[0]), off()],
+        |request| if request.offset == 0 { None } else { honest(request) },
+        LONG,
+    );
+    thread::sleep(Duration::from_millis(20));
+    rig.succeed(2, |_| None);
+    rig.succeed(3, honest);
+    let reports = rig.reports.clone();
+    let (ended, vm) = rig.end();
+    assert_eq!(ended, Ended::PowerOff);
+    assert_eq!(vm.replies(0), [ExitData::from_slice(&[0xff; 2]), ExitData::from_slice(&[0xa3])]);
+    let Ok(Report::Poison { device: 0, request }) = reports.try_recv() else { panic!("not told") };
+    assert_eq!(request, "a read of 2 bytes at offset 0x0 of region 0");
 }
 
 #[test]

@@ -1,0 +1,185 @@
+//! What becomes of a device when its worker ends, or is ended.
+//!
+//! A worker that has broken a rule, is silent, or has closed its socket is *condemned*: it is killed. Once the spawner has
+//! reaped it, so that nothing of it can write any more, a successor is started over the same resources and state page, and
+//! every vCPU is given the new rings; an access that was waiting is sent again. Too many deaths without progress in between,
+//! and the device has failed, and the VM ends.
+
+use std::time::Instant;
+
+use cellblock_channel::socket::SocketError;
+use cellblock_spawner::protocol::Event as SpawnerEvent;
+use cellblock_wire::control::LogLevel;
+use std::os::fd::AsFd;
+
+use super::Machine;
+use crate::deaths::Verdict;
+use crate::link::{DeviceState, End, Event, cut};
+use crate::poller::Token;
+use crate::vcpu;
+use crate::worker::News;
+
+impl Machine {
+    pub(super) fn take_spawner_message(&mut self) -> Option<End> {
+        loop {
+            let end = match self.spawner.next() {
+                Ok(None) => return None,
+                Ok(Some((event, _))) => self.take_spawner_event(event),
+                Err(error) => Some(spawner_lost(&error)),
+            };
+            if end.is_some() {
+                return end;
+            }
+        }
+    }
+
+    fn take_spawner_event(&mut self, event: SpawnerEvent) -> Option<End> {
+        match event {
+            SpawnerEvent::Started { worker, host_pid } => {
+                if let Some(worker) = self.workers.get_mut(worker as usize) {
+                    worker.started(host_pid);
+                }
+                None
+            }
+            SpawnerEvent::Failed { worker, error } => self.unstarted(worker as usize, &error.to_string()),
+            SpawnerEvent::Refused { worker, reason } => self.unstarted(worker as usize, &reason.to_string()),
+            SpawnerEvent::Unable(error) => {
+                Some(End::Refused { reason: cut(format!("the spawner's sandbox cannot be closed: {error}")) })
+            }
+            SpawnerEvent::Ended { worker, cause } => {
+                // Its last words are the better reason.
+                self.take_news(worker as usize);
+                self.gone(worker as usize, &cause.to_string())
+            }
+            _ => None,
+        }
+    }
+
+    /// The spawner could not start it.
+    fn unstarted(&mut self, index: usize, reason: &str) -> Option<End> {
+        let worker = self.workers.get_mut(index)?;
+        if worker.generation() == 1 {
+            let device = worker.kind();
+            let reason = cut(format!("the worker of device {device} cannot be started: {reason}"));
+            return Some(End::Refused { reason });
+        }
+        self.condemn(index, None, Some(format!("its successor cannot be started: {reason}")));
+        self.gone(index, "did not start")
+    }
+
+    /// The workers that did not serve in time.
+    pub(super) fn take_the_late(&mut self) -> Option<End> {
+        let now = Instant::now();
+        let late = self.workers.iter().position(|worker| worker.serve_by().is_some_and(|at| at <= now))?;
+        let reason = "its worker did not serve in time";
+        if self.workers.get(late).is_some_and(|worker| worker.generation() == 1) {
+            return Some(self.device_end(late, reason));
+        }
+        self.condemn(late, None, Some(reason.to_owned()));
+        None
+    }
+
+    /// What a worker has sent.
+    pub(super) fn take_news(&mut self, index: usize) {
+        let Some(worker) = self.workers.get_mut(index) else { return };
+        let device = worker.kind();
+        for one in worker.take_news() {
+            match one {
+                News::Ready => self.serves(index),
+                News::Log(level, text) => {
+                    let text = match level {
+                        LogLevel::Warn => format!("warning: {text}"),
+                        LogLevel::Info | LogLevel::Debug => text,
+                    };
+                    self.say(Event::WorkerLog { device, text });
+                }
+                News::Balloon(report) => self.say(Event::Balloon(Some(report))),
+                News::Closed => self.condemn(index, None, None),
+                News::Broken(reason) => self.condemn(index, None, Some(reason)),
+            }
+        }
+    }
+
+    fn serves(&mut self, index: usize) {
+        let Some(worker) = self.workers.get(index).filter(|worker| worker.generation() > 1) else { return };
+        let (generation, pause) = (worker.generation(), worker.pause().as_secs_f64() * 1e3);
+        self.warn(index, &format!("its successor serves (generation {generation}, after {pause:.1} ms)"));
+    }
+
+    /// The worker of `index`, if it still is of that `generation`, is not to be used any more.
+    pub(super) fn condemn(&mut self, index: usize, generation: Option<u32>, reason: Option<String>) {
+        let Some(worker) = self.workers.get_mut(index) else { return };
+        if generation.is_some_and(|generation| generation != worker.generation()) || !worker.condemn(reason) {
+            return;
+        }
+        self.poller.forget(worker.control());
+        // One that has ended already is reported all the same. A spawner that is gone is seen by its socket.
+        let _ = self.spawner.kill(index as u32);
+    }
+
+    /// The process is gone: nothing of it can write any more.
+    fn gone(&mut self, index: usize, cause: &str) -> Option<End> {
+        self.condemn(index, None, None);
+        let (reason, verdict) = self.workers.get_mut(index)?.gone(cause);
+        match verdict {
+            Verdict::Failed(1) => Some(self.device_end(index, &reason)),
+            Verdict::Failed(deaths) => {
+                let text = format!("{reason}; {deaths} of its workers ended without having got any further");
+                Some(self.device_end(index, &text))
+            }
+            Verdict::Replace => {
+                self.warn(index, &format!("{reason}; it is replaced"));
+                self.replace(index).err().map(|reason| self.device_end(index, &reason))
+            }
+        }
+    }
+
+    /// Starts a successor, and gives its rings to the vCPUs. The error says why that failed.
+    fn replace(&mut self, index: usize) -> Result<(), String> {
+        let Some(worker) = self.workers.get_mut(index) else { return Ok(()) };
+        let theirs = worker.succeed().map_err(|error| error.to_string())?;
+        self.spawner.start(index as u32, theirs.as_fd()).map_err(|error| error.to_string())?;
+        self.poller.watch(worker.control(), Token::Control(index)).map_err(|error| error.to_string())?;
+        let successor = worker.successor();
+        for vcpu in &mut self.vcpus {
+            // A vCPU that has not heard of the one before needs to know of this one only.
+            vcpu.undelivered.retain(
+                |command| !matches!(command, vcpu::Command::Succeed { device, .. } if *device == index),
+            );
+            vcpu.tell(vcpu::Command::Succeed { device: index, successor: successor.clone() });
+        }
+        Ok(())
+    }
+
+    /// While ending, only the workers' ends count.
+    pub(super) fn see_off_workers(&mut self) {
+        loop {
+            match self.spawner.next() {
+                Ok(None) => return,
+                Ok(Some((SpawnerEvent::Ended { worker, .. } | SpawnerEvent::Failed { worker, .. }, _))) => {
+                    if let Some(worker) = self.workers.get_mut(worker as usize) {
+                        let _ = worker.gone("");
+                    }
+                }
+                Ok(Some(_)) => {}
+                Err(_) => {
+                    // With it every worker is gone.
+                    self.poller.forget(&self.spawner);
+                    let workers =
+                        self.workers.iter_mut().filter(|worker| worker.state() != DeviceState::Gone);
+                    workers.for_each(|worker| drop(worker.gone("")));
+                    return;
+                }
+            }
+        }
+    }
+
+    pub(super) fn warn(&self, index: usize, text: &str) {
+        let device = self.workers.get(index).map_or("?", |worker| worker.kind().name());
+        self.say(Event::Warning(cut(format!("device {device}: {text}"))));
+    }
+}
+
+fn spawner_lost(error: &SocketError) -> End {
+    End::Lost { reason: cut(format!("the VM's spawner is gone, and every worker with it: {error}")) }
+}
