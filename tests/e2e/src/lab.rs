@@ -154,7 +154,8 @@ impl Plan<'_> {
             ("--vsock", format!("cid=3,path={}", socket.display())),
         ];
         let options = options.into_iter().flat_map(|(name, value)| [name.to_owned(), value]);
-        self.with(["--rng".to_owned()].into_iter().chain(options))
+        let plain = ["--rng", "--balloon", "--console=null"].map(String::from);
+        self.with(plain.into_iter().chain(options))
     }
 
     /// Starts it as `user`.
