@@ -128,7 +128,7 @@ fn a_worker_holds_only_what_it_was_granted() {
         "anon_inode:[timerfd]",
     ];
     // Those that do DMA have guest memory, and a disk has its image: exactly one file of the host.
-    const DMA: [&str; 3] = ["block", "entropy", "vsock"];
+    const DMA: [&str; 5] = ["balloon", "block", "console", "entropy", "vsock"];
     if !rustix::process::geteuid().is_root() {
         return cellblock_e2e::skip("only root may look into processes that have made themselves undumpable");
     }

@@ -13,7 +13,7 @@ Exit status:
   3  the VM was refused a start: a missing file, host feature or sandbox layer
   4  the guest triple-faulted
   5  the hypervisor could not run the guest any further (RIP and instruction bytes are printed)
-  6  a device failed
+  6  a device failed for good: its workers ended again and again
   7  the VM was ended from outside, by a signal or the escape sequence";
 
 const RUN_EXAMPLES: &str = "\
