@@ -5,6 +5,7 @@ use cellblock_balloon::device::PATIENCE;
 use cellblock_balloon::spec::PAGE;
 use cellblock_balloon::{Balloon, Desk, Front, Pages, identity, space};
 use cellblock_sdk::device::{Action, Device, Event};
+use cellblock_sdk::testing::conformance::conforms;
 use cellblock_sdk::testing::virtio::{DATA, Driver, Edges, Segment, shared_ram};
 use cellblock_sdk::testing::{Harness, Host, ManualClock};
 use cellblock_sdk::virtio::{Inline, Interrupt, Kicker, Ram, Transport};
@@ -74,6 +75,11 @@ fn bench(config: &BalloonConfig) -> Bench<InProcess> {
     let clock = ManualClock::default();
     let harness = Harness::new(model(config, ram.clone(), clock.clone()));
     Bench { driver: Driver::new(InProcess { harness, clock }, ram), memory }
+}
+
+#[test]
+fn it_conforms() {
+    conforms(&mut bench(&EVERYTHING).driver, &probes::conforming());
 }
 
 #[test]

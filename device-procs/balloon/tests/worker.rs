@@ -1,6 +1,7 @@
 //! The balloon in a real worker process, under its serve program.
 #![allow(clippy::unwrap_used, clippy::panic, unreachable_pub)] // Helpers beside the tests.
 
+use cellblock_sdk::testing::conformance::conforms;
 use cellblock_sdk::testing::process::{Program, Supervised as Worker, Wanted};
 use cellblock_sdk::testing::virtio::{Driver, shared_ram};
 use cellblock_wire::control::{BalloonReport, FromWorker, ToWorker};
@@ -47,6 +48,11 @@ fn start(config: &BalloonConfig) -> Bench<Worker> {
         extras.push((Role::QueueKick(queue), eventfd(0, EventfdFlags::CLOEXEC).unwrap()));
     }
     Bench { driver: Driver::new(Worker::start_with(&program, &wanted, extras).unwrap(), ram), memory }
+}
+
+#[test]
+fn it_conforms() {
+    conforms(&mut start(&EVERYTHING).driver, &probes::conforming());
 }
 
 #[test]

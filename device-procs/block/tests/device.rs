@@ -9,6 +9,7 @@ use cellblock_block::Disk;
 use cellblock_block::image::{Image, RawImage};
 use cellblock_block::request::Requests;
 use cellblock_block::spec::{WRITEBACK, feature as block, request, status};
+use cellblock_sdk::testing::conformance::conforms;
 use cellblock_sdk::testing::virtio::{DATA, Driver, Edges, RAM_BYTES, Segment, shared_ram};
 use cellblock_sdk::testing::{Harness, Host, ManualClock};
 use cellblock_sdk::virtio::spec::{feature, register};
@@ -43,6 +44,11 @@ fn file() -> RawImage {
 
 fn fresh() -> Rig<RawImage> {
     disk(&config(), &file()).0
+}
+
+#[test]
+fn it_conforms() {
+    conforms(&mut fresh(), &conforming());
 }
 
 #[test]

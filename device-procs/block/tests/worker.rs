@@ -8,6 +8,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::time::{Duration, Instant};
 
 use cellblock_block::spec::{feature as block, request, status};
+use cellblock_sdk::testing::conformance::conforms;
 use cellblock_sdk::testing::process::{Program, Supervised, Wanted};
 use cellblock_sdk::testing::virtio::{DATA, Driver, Segment, shared_ram};
 use cellblock_sdk::virtio::spec::register;
@@ -77,6 +78,11 @@ impl Disk {
         self.image.read_exact_at(&mut bytes, sector * 512).unwrap();
         bytes
     }
+}
+
+#[test]
+fn it_conforms() {
+    conforms(&mut fresh(), &conforming());
 }
 
 #[test]

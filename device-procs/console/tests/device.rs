@@ -12,6 +12,7 @@ use cellblock_console::{Console, Screen, handler, identity};
 use cellblock_sdk::device::Event;
 use cellblock_sdk::host::Tally;
 use cellblock_sdk::testing::Harness;
+use cellblock_sdk::testing::conformance::conforms;
 use cellblock_sdk::testing::virtio::{Driver, Edges, shared_ram};
 use cellblock_sdk::virtio::{Inline, Interrupt, Kept, Transport};
 use cellblock_wire::device::ConsoleConfig;
@@ -46,6 +47,11 @@ fn rig(config: &ConsoleConfig) -> (Rig<Inside>, Arc<Tally>) {
     let turn = |host: &mut Inside| host.device.engine().poll();
     let resize = |host: &mut Inside, port, columns, rows| host.event(Event::Resize { port, columns, rows });
     (Rig::new(Driver::new(Harness::new(device), ram), far, turn, resize), tally)
+}
+
+#[test]
+fn it_conforms() {
+    conforms(&mut rig(&three_ports()).0.driver, &probes::conforming());
 }
 
 macro_rules! probes {

@@ -6,6 +6,7 @@ mod probes;
 use std::os::fd::OwnedFd;
 
 use cellblock_console::spec::{event, queue};
+use cellblock_sdk::testing::conformance::conforms;
 use cellblock_sdk::testing::process::{Program, Supervised, Wanted};
 use cellblock_sdk::testing::virtio::{Driver, shared_ram};
 use cellblock_wire::control::ToWorker;
@@ -47,6 +48,11 @@ fn rig(config: &ConsoleConfig) -> Rig<Supervised> {
         host.control.send_message(&ToWorker::Resize { port, columns, rows }, &[]).unwrap();
     };
     Rig::new(start(config, roles).unwrap(), far, |_| (), resize)
+}
+
+#[test]
+fn it_conforms() {
+    conforms(&mut rig(&three_ports()).driver, &probes::conforming());
 }
 
 macro_rules! probes {

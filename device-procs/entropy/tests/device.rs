@@ -6,6 +6,7 @@ use std::io;
 use cellblock_entropy::spec::{MAX_BYTES, QUEUE_SIZE};
 use cellblock_entropy::{HostRandom, Random, Requests, identity};
 use cellblock_sdk::device::{Clock, SECOND};
+use cellblock_sdk::testing::conformance::{self, conforms};
 use cellblock_sdk::testing::virtio::{DATA, Driver, Edges, RAM_BYTES, Segment, shared_ram};
 use cellblock_sdk::testing::{Harness, Host, ManualClock};
 use cellblock_sdk::virtio::spec::{feature, register};
@@ -47,6 +48,12 @@ fn ask(driver: &mut Driver<impl Host>, chain: &[Segment]) -> u32 {
     let (id, length) = driver.wait_used(0);
     assert_eq!(id, u32::from(head));
     length
+}
+
+#[test]
+fn it_conforms() {
+    let wanted = conformance::Device { id: 4, features: 0, queues: 1, queue_size: QUEUE_SIZE, eager: &[0] };
+    conforms(&mut device(HostRandom), &wanted);
 }
 
 #[test]

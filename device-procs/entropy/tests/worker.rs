@@ -3,6 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use cellblock_entropy::spec::QUEUE_SIZE;
+use cellblock_sdk::testing::conformance::{self, conforms};
 use cellblock_sdk::testing::process::{Program, Supervised, Wanted};
 use cellblock_sdk::testing::virtio::{DATA, Driver, Segment, shared_ram};
 use cellblock_wire::device::{Bucket, DeviceConfig, EntropyConfig, Limits, Role};
@@ -37,6 +39,12 @@ fn bytes(driver: &mut Driver<Supervised>) -> Vec<u8> {
     driver.kick(0);
     assert_eq!(driver.wait_used(0).1, 256);
     driver.peek(DATA, 256)
+}
+
+#[test]
+fn it_conforms() {
+    let wanted = conformance::Device { id: 4, features: 0, queues: 1, queue_size: QUEUE_SIZE, eager: &[0] };
+    conforms(&mut start(), &wanted);
 }
 
 #[test]

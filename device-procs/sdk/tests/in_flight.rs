@@ -9,6 +9,7 @@ use std::path::Path;
 
 use cellblock_channel::memory;
 use cellblock_policy::{Arch, Section, compile_file};
+use cellblock_sdk::testing::conformance::conforms;
 use cellblock_sdk::testing::holder::{self, FILLED, Holder};
 use cellblock_sdk::testing::process::{Program, Supervised, Wanted};
 use cellblock_sdk::testing::virtio::{DATA, Driver, Segment, shared_ram};
@@ -27,7 +28,8 @@ extern "C" fn main() -> i32 {
     if std::env::args().next().as_deref() == Some(WORKER) {
         return work();
     }
-    let tests: [(&str, fn()); 3] = [
+    let tests: [(&str, fn()); 4] = [
+        ("it_conforms", it_conforms),
         ("what_was_held_is_given_back_once", what_was_held_is_given_back_once),
         ("killed_at_any_time_it_loses_nothing", killed_at_any_time_it_loses_nothing),
         ("a_poisoned_record_costs_a_reset", a_poisoned_record_costs_a_reset),
@@ -107,6 +109,10 @@ impl Bench {
         self.driver.push(1, &[Segment::read(at, 2)]);
         self.kick(1);
     }
+}
+
+fn it_conforms() {
+    conforms(&mut bench().driver, &holder::CONFORMS);
 }
 
 fn what_was_held_is_given_back_once() {

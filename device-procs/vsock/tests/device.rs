@@ -4,6 +4,7 @@
 use std::io::Write;
 
 use cellblock_sdk::device::SECOND;
+use cellblock_sdk::testing::conformance::conforms;
 use cellblock_sdk::testing::virtio::{Driver, Edges, shared_ram};
 use cellblock_sdk::testing::{Harness, ManualClock};
 use cellblock_sdk::virtio::{Inline, Interrupt, Transport};
@@ -31,6 +32,11 @@ fn ready() -> InProcess {
     let mut guest = device().0;
     guest.begin(ALL);
     guest
+}
+
+#[test]
+fn it_conforms() {
+    conforms(&mut device().0.driver, &CONFORMING);
 }
 
 #[test]

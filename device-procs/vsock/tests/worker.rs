@@ -4,6 +4,7 @@
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 
+use cellblock_sdk::testing::conformance::conforms;
 use cellblock_sdk::testing::process::{Program, Supervised, Wanted};
 use cellblock_sdk::testing::virtio::{DATA, Driver, Segment, shared_ram};
 use cellblock_vsock::spec::{HEADER_BYTES, TRANSPORT_RESET, op, shutdown};
@@ -49,6 +50,11 @@ fn ready() -> InWorker {
     let mut guest = start();
     guest.begin(ALL);
     guest
+}
+
+#[test]
+fn it_conforms() {
+    conforms(&mut start().driver, &CONFORMING);
 }
 
 #[test]

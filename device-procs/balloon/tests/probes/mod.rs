@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 
 use cellblock_balloon::spec::{PAGE, QUEUE_SIZE, feature};
 use cellblock_sdk::testing::Host;
+use cellblock_sdk::testing::conformance;
 use cellblock_sdk::testing::virtio::{DATA, Driver, RAM_BYTES, Segment};
 use cellblock_sdk::virtio::spec::{interrupt, register};
 use cellblock_wire::control::BalloonReport;
@@ -23,6 +24,18 @@ pub const PAGES: u32 = (RAM_BYTES / PAGE) as u32;
 
 pub const EVERYTHING: BalloonConfig =
     BalloonConfig { pages: 0, deflate_on_oom: true, statistics: true, reporting: true, huge_pages: false };
+
+/// What a driver finds of `EVERYTHING`.
+pub fn conforming() -> conformance::Device<'static> {
+    let features = feature::STATS_VQ | feature::DEFLATE_ON_OOM | feature::PAGE_REPORTING;
+    conformance::Device {
+        id: 5,
+        features,
+        queues: EVERYTHING.queues(),
+        queue_size: QUEUE_SIZE,
+        eager: &[0, 1, 2],
+    }
+}
 
 /// A host whose supervisor can speak.
 pub trait Supervised: Host {

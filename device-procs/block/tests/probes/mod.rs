@@ -5,6 +5,7 @@ pub mod images;
 
 use cellblock_block::spec::{HEADER_BYTES, QUEUE_SIZE, feature as block, request, status};
 use cellblock_sdk::testing::Host;
+use cellblock_sdk::testing::conformance;
 use cellblock_sdk::testing::virtio::{DATA, Driver, INDIRECT, NEXT, RAM_BYTES, Segment};
 use cellblock_sdk::virtio::spec::{feature, register, status as device_status};
 use cellblock_wire::device::{BlockConfig, CacheMode, Format, Limits};
@@ -30,6 +31,18 @@ pub fn config() -> BlockConfig {
         backing: 0,
         limits: Limits::default(),
     }
+}
+
+/// What a driver finds of `config`.
+pub fn conforming() -> conformance::Device<'static> {
+    let features = block::SEG_MAX
+        | block::BLK_SIZE
+        | block::FLUSH
+        | block::TOPOLOGY
+        | block::CONFIG_WCE
+        | block::DISCARD
+        | block::WRITE_ZEROES;
+    conformance::Device { id: 2, features, queues: 1, queue_size: QUEUE_SIZE, eager: &[0] }
 }
 
 pub fn pattern(seed: u8, length: usize) -> Vec<u8> {

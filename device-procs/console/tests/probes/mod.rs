@@ -9,8 +9,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use cellblock_console::control::Message;
-use cellblock_console::spec::{event, queue};
+use cellblock_console::spec::{QUEUE_SIZE, event, feature, queue};
 use cellblock_sdk::testing::Host;
+use cellblock_sdk::testing::conformance;
 use cellblock_sdk::testing::virtio::{Driver, RAM_BYTES, Segment};
 use cellblock_wire::device::ConsoleConfig;
 use rustix::io::Errno;
@@ -48,6 +49,18 @@ pub(crate) struct Rig<H> {
 pub(crate) fn three_ports() -> ConsoleConfig {
     let ports = vec![String::new(), "org.cellblock.1".into(), "second".into()];
     ConsoleConfig { ports, columns: 80, rows: 25 }
+}
+
+/// What a driver finds of `three_ports`.
+pub(crate) fn conforming() -> conformance::Device<'static> {
+    let features = feature::SIZE | feature::MULTIPORT;
+    conformance::Device {
+        id: 3,
+        features,
+        queues: three_ports().queues(),
+        queue_size: QUEUE_SIZE,
+        eager: &[1, 3],
+    }
 }
 
 /// A lone console.

@@ -1,11 +1,16 @@
 //! A device for tests whose requests end in whatever order the driver says.
 
+use super::conformance::Device;
 use crate::virtio::{
     Buffers, Identity, Interrupt, QueueError, Queues, Ram, Space, Transport, Wait, Work, engine::Engine,
 };
 
 /// Its number, which no device has.
 pub const ID: u32 = 42;
+
+/// What a driver finds.
+pub const CONFORMS: Device<'static> =
+    Device { id: ID, features: 0, queues: 2, queue_size: 64, eager: &[0, 1] };
 
 /// What the first byte of a chain is once it was given back.
 pub const FILLED: u8 = 7;

@@ -2,6 +2,7 @@
 //!
 //! The pieces are handles on shared cells, so that a test keeps one while the device owns the other.
 
+pub mod conformance;
 pub mod holder;
 pub mod process;
 pub mod vhost_user;

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use cellblock_channel::socket::{Control, pair};
 use cellblock_sdk::testing::Host;
+use cellblock_sdk::testing::conformance;
 use cellblock_sdk::testing::virtio::{DATA, Driver, Segment};
-use cellblock_vsock::spec::{HEADER_BYTES, HOST_CID, Header, STREAM, op, shutdown};
+use cellblock_vsock::spec::{HEADER_BYTES, HOST_CID, Header, QUEUE_SIZE, STREAM, feature, op, shutdown};
 use cellblock_wire::device::VsockConfig;
 use cellblock_wire::vsock::{Stream, Wanted};
 
@@ -29,6 +30,15 @@ pub const GUEST_BUFFER: u32 = 1 << 20;
 const BUFFER_STRIDE: u64 = 0x2000;
 const SENDING: u64 = DATA + BUFFERS * BUFFER_STRIDE;
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What a driver finds.
+pub const CONFORMING: conformance::Device<'static> = conformance::Device {
+    id: 19,
+    features: feature::STREAM | feature::NO_IMPLIED_STREAM,
+    queues: 3,
+    queue_size: QUEUE_SIZE,
+    eager: &[1],
+};
 
 /// A guest's driver with its buffers, and the front's end of the worker's socket.
 pub struct Guest<H> {

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use super::rings::{driver, pages, queue};
 use crate::device::Device;
 use crate::testing::Harness;
+use crate::testing::conformance::conforms;
 use crate::testing::holder::{self, Holder};
 use crate::testing::virtio::{DATA, Driver, Edges, Segment, shared_ram};
 use crate::virtio::inflight::Pages;
@@ -105,6 +106,12 @@ fn name(driver: &mut Driver<Harness<Device0>>, head: u16) {
     driver.push(1, &[Segment::read(DATA + 0x1000, 2)]);
     driver.kick(1);
     driver.wait_used(1);
+}
+
+#[test]
+fn the_device_of_these_tests_conforms() {
+    let (ram, (_fd, pages)) = (shared_ram().0, pages(2));
+    conforms(&mut Driver::new(Harness::new(device(&ram, &pages)), ram.clone()), &holder::CONFORMS);
 }
 
 #[test]
