@@ -9,7 +9,7 @@ use super::{HEAP, ROOM, Rig, content, pair, three_ports};
 pub(crate) fn bytes_leave_in_order<H: Host>(mut rig: Rig<H>) {
     rig.begin(u64::MAX, 8);
     rig.introduce(&three_ports());
-    let mut sent = [vec![], vec![]];
+    let mut sent: [Vec<u8>; 2] = [vec![], vec![]];
     for length in [1, 2, 0, 255, 4096, 3] {
         for (port, sent) in sent.iter_mut().enumerate() {
             let bytes = content(length + port);
