@@ -56,6 +56,16 @@ impl Lab {
         Some(Self::new(name, places).expect("the test's folder"))
     }
 
+    /// A lab for `cellblock vhost-user`, which needs no KVM; `None`, and a line that says why, where there is no program.
+    pub fn with_program(name: &str) -> Option<Self> {
+        let places = Places::find();
+        if !places.program().exists() {
+            skip(&format!("{} is not built (scripts/build)", places.program().display()));
+            return None;
+        }
+        Some(Self::new(name, places).expect("the test's folder"))
+    }
+
     fn new(name: &str, found: Places) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix(&format!("cellblock-{name}-")).tempdir()?;
         let mut places = found.clone();
@@ -127,6 +137,13 @@ impl Lab {
         fs::create_dir_all(&path).expect("the lab's folder");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).expect("the lab's folder");
         path
+    }
+
+    /// A device for other VMMs, at `socket`: `cellblock vhost-user`.
+    pub fn back_end(&self, socket: &Path) -> Plan<'_> {
+        let mut plan = self.plan();
+        "vhost-user".clone_into(&mut plan.arguments[0]);
+        plan.with(["--socket".to_owned(), socket.display().to_string(), "-vv".to_owned()])
     }
 
     /// A VM that is told nothing but its name.

@@ -8,12 +8,13 @@
 //! |---|---|---|
 //! | `CELLBLOCK_DIST` | the folder with `bin/` and `libexec/` | `dist/x86_64-linux`, in the emulated host `/opt/cellblock` |
 //! | `CELLBLOCK_GUESTS` | the bare-metal guests | `.cache/guests` |
-//! | `CELLBLOCK_IMAGES` | Debian's kernel and the initrd | `/boot` in the emulated host, else none |
+//! | `CELLBLOCK_IMAGES` | Debian's kernel and the initrd | `/boot` in the emulated host, else none (QEMU's guests: `.cache/images/x86_64`) |
 
 pub mod lab;
 pub mod leftovers;
 pub mod places;
 pub mod processes;
+pub mod qemu;
 pub mod user;
 pub mod vm;
 

@@ -28,6 +28,12 @@ impl Places {
         }
     }
 
+    /// Debian's kernel and the initrd for QEMU, which needs no KVM here.
+    pub fn images_for_qemu(&self) -> PathBuf {
+        let made = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.cache/images/x86_64");
+        self.images.clone().unwrap_or(made)
+    }
+
     /// The program under test.
     pub fn program(&self) -> PathBuf {
         self.dist.join("bin/cellblock")

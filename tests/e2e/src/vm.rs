@@ -120,6 +120,7 @@ pub struct Vm {
     read_to: usize,
     started: Instant,
     program: std::path::PathBuf,
+    patience: Duration,
 }
 
 impl Vm {
@@ -145,7 +146,23 @@ impl Vm {
         let stdin = child.stdin.take();
         let output = Heard::listen(child.stdout.take().context("no stdout")?);
         let messages = Heard::listen(child.stderr.take().context("no stderr")?);
-        Ok(Vm { child, stdin, output, messages, read_to: 0, started, program: program.to_owned() })
+        Ok(Vm {
+            child,
+            stdin,
+            output,
+            messages,
+            read_to: 0,
+            started,
+            program: program.to_owned(),
+            patience: patience(),
+        })
+    }
+
+    /// Waits `patience` for each step from now on.
+    #[must_use]
+    pub fn patient(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
     }
 
     /// The pid of the process, which is the VM's front process.
@@ -165,7 +182,7 @@ impl Vm {
     pub fn expect(&mut self, text: &str) -> Result<()> {
         let (from, wanted) = (self.read_to, text.as_bytes());
         let found = |bytes: &[u8]| position(&bytes[from.min(bytes.len())..], wanted);
-        if self.output.wait(Instant::now() + patience(), |bytes| found(bytes).is_some()) {
+        if self.output.wait(Instant::now() + self.patience, |bytes| found(bytes).is_some()) {
             let bytes = self.output.bytes.lock().unwrap_or_else(PoisonError::into_inner);
             self.read_to = from + found(&bytes.0).unwrap_or(0) + wanted.len();
             return Ok(());
@@ -196,7 +213,7 @@ impl Vm {
     /// # Errors
     /// None came within [`patience`].
     pub fn expect_any(&self) -> Result<Duration> {
-        if self.output.wait(Instant::now() + patience(), |bytes| !bytes.is_empty()) {
+        if self.output.wait(Instant::now() + self.patience, |bytes| !bytes.is_empty()) {
             return Ok(self.started.elapsed());
         }
         bail!("the guest wrote nothing\n--- messages\n{}", self.messages.text())
@@ -207,7 +224,9 @@ impl Vm {
     /// # Errors
     /// It has not within [`patience`].
     pub fn expect_message(&self, text: &str) -> Result<()> {
-        if self.messages.wait(Instant::now() + patience(), |bytes| position(bytes, text.as_bytes()).is_some())
+        if self
+            .messages
+            .wait(Instant::now() + self.patience, |bytes| position(bytes, text.as_bytes()).is_some())
         {
             return Ok(());
         }
@@ -242,7 +261,7 @@ impl Vm {
     /// # Errors
     /// `ps` fails, or does not know this VM; a worker does not serve within [`patience`].
     pub fn processes(&self, id: &str) -> Result<Tree> {
-        let deadline = Instant::now() + patience();
+        let deadline = Instant::now() + self.patience;
         loop {
             let tree = Tree::of_vm(&self.program, id)?;
             if tree.serves() {
@@ -265,7 +284,8 @@ impl Vm {
     /// # Errors
     /// It goes on; it is then killed.
     pub fn wait(self) -> Result<Ended> {
-        self.wait_for(patience())
+        let patience = self.patience;
+        self.wait_for(patience)
     }
 
     /// Waits for the end for at most `time`.

@@ -24,6 +24,11 @@ const WORKER_MEMORY: u64 = 32 << 20;
 /// Page cache that a disk's worker may fill on top, in bytes.
 const DISK_CACHE: u64 = 224 << 20;
 
+/// The most memory that a front end can lend, in bytes of address space.
+const FRONT_END_MEMORY: u64 = 1 << 40;
+/// Descriptors of a worker that a front end drives: three for each queue, one for each piece of memory, and its own.
+const FRONT_END_FILES: u32 = 192;
+
 /// A device and what its worker gets from the host.
 pub(crate) struct Granted {
     pub config: DeviceConfig,
@@ -44,11 +49,11 @@ pub(crate) fn devices(serial: Granted, virtio_devices: Vec<Granted>) -> Result<V
     let mut devices = vec![
         DevicePlan {
             resources: serial.resources,
-            ..device(serial.config, &[(layout::SERIAL_PORT, 8)], layout::SERIAL_GSI)
+            ..device(serial.config, &[(layout::SERIAL_PORT, 8)], Some(layout::SERIAL_GSI))
         },
-        device(DeviceConfig::Rtc, &[(layout::RTC_PORT, 2)], layout::RTC_GSI),
-        device(DeviceConfig::I8042, &i8042_ports, layout::I8042_GSI),
-        device(DeviceConfig::AcpiPower, &[(layout::POWER_PORT, 8)], layout::POWER_GSI),
+        device(DeviceConfig::Rtc, &[(layout::RTC_PORT, 2)], Some(layout::RTC_GSI)),
+        device(DeviceConfig::I8042, &i8042_ports, Some(layout::I8042_GSI)),
+        device(DeviceConfig::AcpiPower, &[(layout::POWER_PORT, 8)], Some(layout::POWER_GSI)),
     ];
     for (slot, granted) in (0..).zip(virtio_devices) {
         devices.push(virtio(slot, granted)?);
@@ -104,6 +109,21 @@ fn virtio(slot: u32, Granted { config, resources }: Granted) -> Result<DevicePla
         memory: true,
         deadline: DEADLINE,
     })
+}
+
+/// A device whose registers, memory, kicks and interrupts are another VMM's.
+pub(crate) fn back_end(Granted { config, resources }: Granted) -> DevicePlan {
+    DevicePlan { resources, memory: true, ..device(config, &[], None) }
+}
+
+/// As [`limits`], where the memory of the guest, unknown yet, is another VMM's.
+pub(crate) fn back_end_limits(device: &DevicePlan) -> Limits {
+    Limits { files: FRONT_END_FILES, ..limits(device, FRONT_END_MEMORY) }
+}
+
+/// As [`group_limits`]. Memory of the front end that nobody had touched before counts as the worker's.
+pub(crate) fn back_end_group_limits(device: &DevicePlan) -> GroupLimits {
+    group_limits(device, FRONT_END_MEMORY)
 }
 
 /// What the worker of a device may use: exact threads, of files no more than the disk, and descriptors for a socket device's
@@ -180,13 +200,13 @@ pub(crate) fn has_virtualization() -> bool {
     flags.split_whitespace().any(|flag| flag == "vmx" || flag == "svm")
 }
 
-fn device(config: DeviceConfig, ports: &[(u16, u64)], gsi: u32) -> DevicePlan {
+fn device(config: DeviceConfig, ports: &[(u16, u64)], gsi: Option<u32>) -> DevicePlan {
     let regions =
         ports.iter().map(|(port, length)| Range { space: Space::Pio, base: (*port).into(), length: *length });
     DevicePlan {
         config,
         regions: regions.collect(),
-        gsis: vec![gsi],
+        gsis: gsi.into_iter().collect(),
         resources: Vec::new(),
         kicks: Vec::new(),
         memory: false,

@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use cellblock_config::{ByteSize, ConfigError, RawConfig, Rng, VmConfig};
-use clap::{ArgAction, Args, Parser, Subcommand};
+use cellblock_config::{BackEnd, BackEndDevice, ByteSize, ConfigError, RawConfig, Rng, VmConfig, VmId};
+use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand};
 
 const STATUSES: &str = "\
 Exit status:
@@ -28,6 +28,25 @@ button, Ctrl-A Ctrl-A sends one Ctrl-A.
 
 A configuration file has the same names: kernel = \"vmlinuz\", cpus = 2, memory = \"512M\", on-reboot = \"restart\".";
 
+const VHOST_USER_EXAMPLES: &str = "\
+Examples:
+  cellblock vhost-user --socket disk.sock --disk path=root.img,queues=2
+  cellblock vhost-user --socket rng.sock --rng --once
+
+With QEMU as the front end, whose guest memory must be shared:
+  qemu-system-x86_64 … -object memory-backend-memfd,id=mem,size=512M,share=on -machine q35,memory-backend=mem \\
+    -chardev socket,id=disk,path=disk.sock -device vhost-user-blk-pci,chardev=disk,num-queues=2
+
+Front ends are served one after the other, each by a worker of its own in the same sandbox as a VM's; the next one waits until
+the last is gone. Who may connect is who may open the socket: it is made for this user alone.
+
+Exit status:
+  0  told to end by a signal, or with --once the front end is gone
+  1  something else failed
+  2  wrong usage
+  3  refused a start: a missing file, host feature or sandbox layer
+  6  with --once: the worker failed, or the front end broke the protocol";
+
 /// A virtual machine monitor that runs every device model in its own sandboxed process.
 #[derive(Debug, Parser)]
 #[command(name = "cellblock", version, after_help = STATUSES, max_term_width = 110)]
@@ -40,6 +59,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Boot a guest and stay with it until it ends.
     Run(Box<RunArgs>),
+    /// Be a device of other VMMs' guests, over vhost-user.
+    VhostUser(Box<VhostUserArgs>),
     /// Show the running VMs, or one VM's processes.
     Ps(PsArgs),
     /// Show a VM's balloon and its guest's memory, or set the balloon's size.
@@ -160,6 +181,69 @@ pub(crate) struct RunArgs {
     /// Say more: -v for what happens, -vv for what the workers say.
     #[arg(short, long, action = ArgAction::Count)]
     pub verbose: u8,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = VHOST_USER_EXAMPLES)]
+#[command(group = ArgGroup::new("device").required(true).args(["disk", "net", "rng", "vsock"]))]
+pub(crate) struct VhostUserArgs {
+    /// Where front ends connect: a Unix socket, made for this user alone and removed at the end.
+    #[arg(long, value_name = "PATH")]
+    socket: PathBuf,
+
+    /// A disk, as for `cellblock run`.
+    #[arg(long, value_name = "DISK")]
+    disk: Option<String>,
+
+    /// A network device, as for `cellblock run`.
+    #[arg(long, value_name = "NET")]
+    net: Option<String>,
+
+    /// An entropy device, as for `cellblock run`.
+    #[arg(long, value_name = "OPTIONS", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    rng: Option<String>,
+
+    /// A socket device, as for `cellblock run`.
+    #[arg(long, value_name = "VSOCK")]
+    vsock: Option<String>,
+
+    /// End with the first front end.
+    #[arg(long)]
+    once: bool,
+
+    /// The name for `cellblock ps` [default: vhost-user-PID].
+    #[arg(long, value_name = "NAME")]
+    id: Option<String>,
+
+    /// Where the device workers are [default: ../libexec/cellblock beside this program].
+    #[arg(long, value_name = "DIR")]
+    worker_dir: Option<PathBuf>,
+
+    /// Do without a sandbox layer that this host lacks (`cellblock doctor` lists them); may be repeated.
+    #[arg(long, value_name = "LAYER")]
+    without_layer: Vec<String>,
+
+    /// Say more: -v for what happens, -vv for what the worker says.
+    #[arg(short, long, action = ArgAction::Count)]
+    pub verbose: u8,
+}
+
+impl VhostUserArgs {
+    /// What this command line describes.
+    ///
+    /// # Errors
+    /// A value is out of bounds.
+    pub(crate) fn config(self) -> Result<BackEnd, ConfigError> {
+        let id = self.id.unwrap_or_else(|| format!("vhost-user-{}", std::process::id()));
+        Ok(BackEnd {
+            id: VmId::new(&id)?,
+            socket: self.socket,
+            once: self.once,
+            device: BackEndDevice::new(self.disk, self.net, self.rng, self.vsock)?,
+            worker_dir: self.worker_dir,
+            without_layers: self.without_layer,
+        })
+    }
 }
 
 #[derive(Debug, Args)]

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use cellblock_arch::AcpiConfig;
 use cellblock_channel::socket::{self, Control};
-use cellblock_config::{BootProtocol, ConsolePort, Serial, StreamSink, VmConfig, Vsock};
+use cellblock_config::{BootProtocol, ConsolePort, Disk, Serial, StreamSink, VmConfig, Vsock};
 use cellblock_jail::cgroup::{CgroupError, GroupLimits, Hierarchy, VmGroup};
 use cellblock_jail::spawner::Ids;
 use cellblock_jail::supervisor::Confinement;
@@ -22,13 +22,19 @@ use cellblock_memory::GuestRam;
 use cellblock_spawner::{Entry, Manifest};
 use cellblock_supervisor::link::{LoaderReport, cut};
 use cellblock_supervisor::{DevicePlan, Plan};
-use cellblock_wire::device::{BalloonConfig, ConsoleConfig, DeviceConfig, EntropyConfig, Role, VsockConfig};
+use cellblock_wire::device::{
+    BalloonConfig, ConsoleConfig, DeviceConfig, DeviceKind, EntropyConfig, Limits as Rates, Role, VsockConfig,
+};
 
 use crate::board::Granted;
 use crate::front::relay::Process;
 use crate::front::stream::{self, StreamPipes, WorkerEnds};
 use crate::front::terminal::TerminalSize;
 use crate::{board, disk};
+
+mod back_end;
+
+pub(crate) use back_end::{BackEnd, back_end};
 
 /// A VM's processes, seen from the front.
 pub(crate) struct Launched {
@@ -69,8 +75,7 @@ struct WorkerFiles {
 /// # Errors
 /// What was refused, in a sentence.
 pub(crate) fn launch(config: &VmConfig, layers: LayerSet, screen: TerminalSize) -> Result<Launched, String> {
-    let privileged = rustix::process::geteuid().is_root();
-    layers.check(privileged).map_err(|error| error.to_string())?;
+    layers.check(rustix::process::geteuid().is_root()).map_err(|error| error.to_string())?;
     let (serial, serial_pipes) = serial(&config.serial)?;
     let mut pipes = vec![serial_pipes];
     let mut virtio = virtio_devices(config, screen, &mut pipes)?;
@@ -78,13 +83,7 @@ pub(crate) fn launch(config: &VmConfig, layers: LayerSet, screen: TerminalSize) 
     let devices = board::devices(serial, virtio)?;
     let opened = open(config, &devices)?;
     let ram = GuestRam::create(config.memory, config.hugepages).map_err(|error| error.to_string())?;
-    // Without the layer uid, too: then the workers share one uid of the range, as none below the spawner can be root.
-    let range = privileged.then(UidRange::take).transpose();
-    let uids = range.map_err(|error| error.to_string())?;
-    let ids = uids.as_ref().map_or(Ids::Own, |range| Ids::Root { base: range.base, count: range.count });
-    let confinement = Confinement { layers, privileged, id: ids.supervisor(layers), refusal: Refusal::Kill };
-
-    let cgroup = cgroup(config, layers, ids)?;
+    let Ground { uids, ids, confinement, cgroup } = ground(config.id.as_str(), layers)?;
     let manifest = manifest(opened.workers, &confinement, ids, uids.as_ref(), cgroup.as_ref())?;
     let spawner = cellblock_spawner::start(manifest).map_err(|error| error.to_string())?;
     let channel =
@@ -124,6 +123,26 @@ pub(crate) fn launch(config: &VmConfig, layers: LayerSet, screen: TerminalSize) 
     Ok(Launched { link, supervisor, spawner, loader, pipes, vsock, uids, cgroup })
 }
 
+/// Who the processes of one VM are, and what they are held by.
+struct Ground {
+    uids: Option<UidRange>,
+    ids: Ids,
+    confinement: Confinement,
+    cgroup: Option<VmGroup>,
+}
+
+/// For the VM named `id`.
+fn ground(id: &str, layers: LayerSet) -> Result<Ground, String> {
+    let privileged = rustix::process::geteuid().is_root();
+    // Without the layer uid, too: then the workers share one uid of the range, as none below the spawner can be root.
+    let range = privileged.then(UidRange::take).transpose();
+    let uids = range.map_err(|error| error.to_string())?;
+    let ids = uids.as_ref().map_or(Ids::Own, |range| Ids::Root { base: range.base, count: range.count });
+    let confinement = Confinement { layers, privileged, id: ids.supervisor(layers), refusal: Refusal::Kill };
+    let cgroup = cgroup(id, layers, ids)?;
+    Ok(Ground { uids, ids, confinement, cgroup })
+}
+
 /// The kernel command line: as told, or the default one with messages to where the user looks.
 fn cmdline(config: &VmConfig) -> Cow<'_, str> {
     let on_stdio = config.consoles.first().is_some_and(|port| port.sink == StreamSink::Stdio);
@@ -142,14 +161,10 @@ fn virtio_devices(
 ) -> Result<Vec<Granted>, String> {
     let mut devices = Vec::new();
     for disk in &config.disks {
-        let disk::OpenDisk { config, image, backing } = disk::open(disk)?;
-        let mut resources = vec![(Role::Image, image)];
-        resources.extend((0..).map(Role::Backing).zip(backing));
-        devices.push(Granted { config: DeviceConfig::Block(config), resources });
+        devices.push(granted_disk(disk)?);
     }
     if let Some(limits) = config.rng {
-        let config = DeviceConfig::Entropy(EntropyConfig { limits });
-        devices.push(Granted { config, resources: Vec::new() });
+        devices.push(granted_rng(limits));
     }
     if !config.consoles.is_empty() {
         devices.push(console(&config.consoles, screen, pipes)?);
@@ -165,6 +180,17 @@ fn virtio_devices(
         devices.push(Granted { config, resources: Vec::new() });
     }
     Ok(devices)
+}
+
+fn granted_disk(disk: &Disk) -> Result<Granted, String> {
+    let disk::OpenDisk { config, image, backing } = disk::open(disk)?;
+    let mut resources = vec![(Role::Image, image)];
+    resources.extend((0..).map(Role::Backing).zip(backing));
+    Ok(Granted { config: DeviceConfig::Block(config), resources })
+}
+
+fn granted_rng(limits: Rates) -> Granted {
+    Granted { config: DeviceConfig::Entropy(EntropyConfig { limits }), resources: Vec::new() }
 }
 
 /// The serial port, and the front's ends of its pipes.
@@ -218,14 +244,15 @@ fn open(config: &VmConfig, devices: &[DevicePlan]) -> Result<Opened, String> {
     })?;
     let null = Path::new("/dev/null");
     let null = File::options().read(true).write(true).open(null).map_err(named("the null device", null))?;
-    let directory = worker_directory(config)?;
+    let directory = worker_directory(config.worker_dir.as_deref())?;
     let workers = devices
         .iter()
         .enumerate()
         .map(|(number, device)| {
             let kind = device.config.kind();
             let before = devices.iter().take(number).filter(|other| other.config.kind() == kind).count();
-            open_worker(&directory, device, before, config.memory)
+            let limits = (board::limits(device, config.memory), board::group_limits(device, config.memory));
+            open_worker(&directory, kind, before, limits)
         })
         .collect::<Result<_, _>>()?;
     Ok(Opened { kvm: kvm.into(), kernel, initrd, null, workers })
@@ -234,11 +261,10 @@ fn open(config: &VmConfig, devices: &[DevicePlan]) -> Result<Opened, String> {
 /// `before` is how many devices of its kind come before it: workers have names of their own.
 fn open_worker(
     directory: &Path,
-    device: &DevicePlan,
+    kind: DeviceKind,
     before: usize,
-    ram_bytes: u64,
+    (limits, group_limits): (Limits, GroupLimits),
 ) -> Result<WorkerFiles, String> {
-    let kind = device.config.kind();
     let path = directory.join(kind.name());
     let failed = |path: &Path, error: std::io::Error| {
         format!(
@@ -251,14 +277,13 @@ fn open_worker(
     let path = directory.join(format!("{}.bpf", kind.name()));
     let start_filter = fs::read(&path).map_err(|error| failed(&path, error))?;
     let name = if before == 0 { kind.name().to_owned() } else { format!("{kind}-{}", before + 1) };
-    let (limits, group_limits) = (board::limits(device, ram_bytes), board::group_limits(device, ram_bytes));
     Ok(WorkerFiles { name, limits, group_limits, binary, start_filter })
 }
 
 /// `--worker-dir`, or `../libexec/cellblock` beside this program.
-fn worker_directory(config: &VmConfig) -> Result<PathBuf, String> {
-    if let Some(directory) = &config.worker_dir {
-        return Ok(directory.clone());
+fn worker_directory(told: Option<&Path>) -> Result<PathBuf, String> {
+    if let Some(directory) = told {
+        return Ok(directory.to_owned());
     }
     let program =
         std::env::current_exe().map_err(|error| format!("this program's own path is unknown: {error}"))?;
@@ -267,13 +292,13 @@ fn worker_directory(config: &VmConfig) -> Result<PathBuf, String> {
 }
 
 /// The VM's cgroup, where the host delegates one; it is removed on drop.
-fn cgroup(config: &VmConfig, layers: LayerSet, ids: Ids) -> Result<Option<VmGroup>, String> {
+fn cgroup(id: &str, layers: LayerSet, ids: Ids) -> Result<Option<VmGroup>, String> {
     if !layers.has(Layer::Cgroup) {
         return Ok(None);
     }
     match Hierarchy::find() {
         Ok(hierarchy) => {
-            let group = hierarchy.vm(config.id.as_str(), ids.spawner(layers));
+            let group = hierarchy.vm(id, ids.spawner(layers));
             group.map(Some).map_err(|error| format!("layer cgroup: {error}"))
         }
         Err(CgroupError::Absent(_)) => Ok(None),
@@ -360,11 +385,16 @@ fn load_in_jail(load: &mut Load<'_>, how: &Confinement) -> Result<Loaded, String
 fn fork_supervisor(plan: Plan, null: BorrowedFd<'_>, uids: Option<&UidRange>) -> Result<Process, String> {
     let fixed =
         [plan.link.as_fd(), plan.spawner.as_fd(), plan.loader.as_fd(), plan.kvm.as_fd(), plan.ram.fd()];
-    let resources = plan.devices.iter().flat_map(|device| device.resources.iter().map(|(_, fd)| fd.as_fd()));
-    // The lock file, so that the range stays taken while any process of it lives.
-    let lock = uids.map(|range| range.lock.as_fd());
-    let kept: Vec<RawFd> = fixed.into_iter().chain(resources).chain(lock).map(|fd| fd.as_raw_fd()).collect();
+    let kept = kept(&fixed, &plan.devices, uids);
     process::fork(null, &kept, move || cellblock_supervisor::run(plan))
         .map(|child| Process { pidfd: child.pidfd, pid: child.pid })
         .map_err(|error| format!("the supervisor cannot be started: {error}"))
+}
+
+/// What a supervisor keeps open: `fixed`, what its devices are given, and the lock file, so that the range stays taken while any
+/// process of it lives.
+fn kept(fixed: &[BorrowedFd<'_>], devices: &[DevicePlan], uids: Option<&UidRange>) -> Vec<RawFd> {
+    let resources = devices.iter().flat_map(|device| device.resources.iter().map(|(_, fd)| fd.as_fd()));
+    let lock = uids.map(|range| range.lock.as_fd());
+    fixed.iter().copied().chain(resources).chain(lock).map(|fd| fd.as_raw_fd()).collect()
 }

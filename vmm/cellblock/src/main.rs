@@ -14,6 +14,7 @@ mod process_facts;
 mod ps;
 mod run;
 mod status;
+mod vhost_user;
 
 use std::process::ExitCode;
 
@@ -25,6 +26,7 @@ use status::Status;
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => return run::run(*args).into(),
+        Command::VhostUser(args) => return vhost_user::vhost_user(*args).into(),
         Command::Ps(args) => ps::ps(&args).map(|()| Status::Success),
         Command::Balloon(args) => balloon::balloon(&args).map(|()| Status::Success),
         Command::Doctor(args) => doctor::doctor(&args),

@@ -33,30 +33,24 @@ type Refusal = (Status, String);
 fn prepare(args: RunArgs) -> Result<(VmConfig, LayerSet), Refusal> {
     let usage = |line: String| (Status::Usage, line);
     let config = args.vm_config().map_err(|error| usage(chain(&error)))?;
-    let mut layers = LayerSet::all();
-    for name in &config.without_layers {
-        let layer = name.parse().map_err(|error| usage(format!("without-layer is {name:?}: {error}")))?;
-        layers = layers.without(layer);
-    }
+    let layers = layers_without(&config.without_layers).map_err(usage)?;
     Ok((config, layers))
+}
+
+/// All layers of the sandbox but those of these names.
+pub(crate) fn layers_without(names: &[String]) -> Result<LayerSet, String> {
+    names.iter().try_fold(LayerSet::all(), |layers, name| {
+        let layer = name.parse().map_err(|error| format!("without-layer is {name:?}: {error}"))?;
+        Ok(layers.without(layer))
+    })
 }
 
 fn live(config: &VmConfig, layers: LayerSet, verbose: u8) -> Result<Refusal, Refusal> {
     let refused = |line: String| (Status::Refused, line);
     let signals = Signals::take().map_err(|error| refused(format!("signals cannot be queued: {error}")))?;
-    let privileged = rustix::process::geteuid().is_root();
-    for layer in cellblock_jail::supervisor::lost(layers, privileged).iter() {
-        eprintln!(
-            "cellblock: note: without the layer no-new-privs the supervisor and the loader run without {layer}, too"
-        );
-    }
+    tell_what_is_lost(layers);
     let id = config.id.as_str();
-    let mut control = ControlSocket::bind(id).map_err(|error| match error.kind() {
-        std::io::ErrorKind::AddrInUse => {
-            refused(format!("a VM named {id:?} runs already; choose another --id"))
-        }
-        _ => refused(format!("the control socket of VM {id:?} cannot be made: {error}")),
-    })?;
+    let mut control = control_socket(id).map_err(refused)?;
     let mut sinks = open_sinks(config).map_err(refused)?;
     if sinks.iter().any(|(_, sink)| sink.is_terminal()) {
         eprintln!(
@@ -127,8 +121,26 @@ fn screen(sinks: &[(String, Sink)]) -> TerminalSize {
     sinks.get(CONSOLE).and_then(|(_, sink)| sink.terminal_size()).unwrap_or_default()
 }
 
+/// Tells the user what goes with a layer that was waived.
+pub(crate) fn tell_what_is_lost(layers: LayerSet) {
+    let privileged = rustix::process::geteuid().is_root();
+    for layer in cellblock_jail::supervisor::lost(layers, privileged).iter() {
+        eprintln!(
+            "cellblock: note: without the layer no-new-privs the supervisor and the loader run without {layer}, too"
+        );
+    }
+}
+
+/// The control socket of the VM named `id`.
+pub(crate) fn control_socket(id: &str) -> Result<ControlSocket, String> {
+    ControlSocket::bind(id).map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => format!("a VM named {id:?} runs already; choose another --id"),
+        _ => format!("the control socket of VM {id:?} cannot be made: {error}"),
+    })
+}
+
 /// An error with its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut line = error.to_string();
     let mut cause = error.source();
     while let Some(source) = cause {

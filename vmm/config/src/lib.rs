@@ -3,6 +3,7 @@
 //! The same names serve the command line and the file (TOML or JSON). Runtime code sees a [`VmConfig`] only, in which
 //! every value is within its bounds.
 
+mod back_end;
 mod devices;
 mod disk;
 mod options;
@@ -11,6 +12,7 @@ mod sink;
 mod size;
 mod vm;
 
+pub use back_end::{BackEnd, BackEndDevice};
 pub use devices::{Balloon, ConsolePort, Net, NetBackend, Serial, Vsock};
 pub use disk::Disk;
 pub use raw::{RawConfig, Rng};

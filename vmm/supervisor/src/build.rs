@@ -115,7 +115,7 @@ fn start_devices(
         for (region, range) in plan.regions.iter().enumerate() {
             board.bus.insert(*range, Target { device, region: region as u32 })?;
         }
-        let (worker, wires, theirs) = Worker::new(plan, lanes, ram, spin)?;
+        let (worker, wires, theirs) = Worker::new(plan, lanes, Some(ram), spin)?;
         board.wires.append(wires);
         spawner
             .start(device as u32, theirs.as_fd())

@@ -6,6 +6,7 @@
 //! It is forked from the front ([`Plan`] is what it gets), tells it how things go ([`link`]), and ends with the VM: its
 //! last message is [`link::End`].
 
+mod back_end;
 mod build;
 mod deaths;
 mod error;
@@ -17,6 +18,7 @@ mod proxy;
 mod vcpu;
 mod worker;
 
+pub use back_end::{BackEndPlan, serve_front_ends};
 pub use error::EMULATED;
 pub use plan::{DevicePlan, Kick, Plan};
 

@@ -16,6 +16,8 @@ pub enum Command {
     Stop,
     /// Answer with [`Event::Status`].
     ReportStatus,
+    /// A front end of another VMM has connected; with one descriptor, its stream. Answered by [`Event::FrontEndGone`].
+    FrontEnd,
     /// Answer with [`Event::Balloon`], once the guest has told what is new, or has had its time for it.
     Balloon {
         /// The size that it shall have from now on, in pages of 4 KiB.
@@ -52,6 +54,11 @@ pub enum Event {
     Status(Status),
     /// What is known of the balloon, if there is one; sent on demand.
     Balloon(Option<BalloonReport>),
+    /// The worker that served a front end has ended, and its connection with it.
+    FrontEndGone {
+        /// Why, unless the front end has gone by itself.
+        reason: Option<String>,
+    },
     /// The VM has ended; the last message.
     Ended(End),
 }

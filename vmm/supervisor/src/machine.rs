@@ -130,6 +130,7 @@ impl Machine {
                 self.take_news(index);
                 None
             }
+            Token::FrontEnd => None,
         }
     }
 
@@ -148,6 +149,8 @@ impl Machine {
                 Ok((Command::Resize { port, columns, rows }, _)) => {
                     self.tell(DeviceKind::Console, &ToWorker::Resize { port, columns, rows });
                 }
+                // A VM's devices have one driver, its guest.
+                Ok((Command::FrontEnd, _)) => {}
                 // The front is gone, and the VM with it.
                 Err(_) => return Some(End::Stopped),
             }
@@ -227,6 +230,7 @@ impl Machine {
                     self.poller.forget(worker.control());
                 }
             }
+            Token::FrontEnd => {}
         }
     }
 

@@ -16,6 +16,8 @@ pub(crate) enum Token {
     Spawner,
     /// A vCPU's report.
     Mailbox,
+    /// The end of a front end's connection.
+    FrontEnd,
     /// A worker's control socket, by the device's index.
     Control(usize),
 }
@@ -28,6 +30,7 @@ impl Token {
             Token::Link => 0,
             Token::Spawner => 1,
             Token::Mailbox => 2,
+            Token::FrontEnd => 3,
             Token::Control(index) => CONTROL | index as u64,
         }
     }
@@ -38,6 +41,7 @@ impl Token {
             (0, 0) => Some(Token::Link),
             (0, 1) => Some(Token::Spawner),
             (0, 2) => Some(Token::Mailbox),
+            (0, 3) => Some(Token::FrontEnd),
             (CONTROL, index) => Some(Token::Control(index)),
             _ => None,
         }
@@ -57,6 +61,11 @@ impl Poller {
     /// Watches `fd` for something to read, or its end.
     pub(crate) fn watch(&self, fd: impl AsFd, token: Token) -> io::Result<()> {
         Ok(epoll::add(&self.epoll, fd, EventData::new_u64(token.number()), EventFlags::IN)?)
+    }
+
+    /// Watches `fd`, a stream, for its end alone: what comes is somebody else's to read.
+    pub(crate) fn watch_end(&self, fd: impl AsFd, token: Token) -> io::Result<()> {
+        Ok(epoll::add(&self.epoll, fd, EventData::new_u64(token.number()), EventFlags::RDHUP)?)
     }
 
     /// Watches `fd` no longer.
@@ -86,7 +95,14 @@ mod tests {
 
     #[test]
     fn tokens_survive_the_kernel() {
-        for token in [Token::Link, Token::Spawner, Token::Mailbox, Token::Control(0), Token::Control(7)] {
+        for token in [
+            Token::Link,
+            Token::Spawner,
+            Token::Mailbox,
+            Token::FrontEnd,
+            Token::Control(0),
+            Token::Control(7),
+        ] {
             assert_eq!(Token::from_number(token.number()), Some(token));
         }
         assert_eq!(Token::from_number(9), None);

@@ -107,7 +107,7 @@ impl Worker {
     pub(crate) fn new(
         plan: DevicePlan,
         lanes: u32,
-        ram: &GuestRam,
+        ram: Option<&GuestRam>,
         spin: Duration,
     ) -> Result<(Self, Wires, Control), BuildError> {
         let kind = plan.config.kind();
@@ -125,7 +125,7 @@ impl Worker {
         let (control, theirs) = socket::pair().map_err(failed("control socket"))?;
 
         let mut roles = plan.resources;
-        if plan.memory {
+        if let Some(ram) = ram.filter(|_| plan.memory) {
             roles.extend(memory_roles(ram).map_err(failed("descriptor of guest memory"))?);
         }
         let mut wires = Wires::default();
@@ -200,6 +200,24 @@ impl Worker {
         (self.serve_by, self.serves_since) = (Some(Instant::now() + START_PATIENCE), None);
         self.grant()?;
         Ok(theirs)
+    }
+
+    /// As [`succeed`](Self::succeed), for the front end of another VMM at the other end of `stream`.
+    pub(crate) fn serve_front_end(&mut self, stream: OwnedFd) -> Result<Control, BuildError> {
+        self.dismiss_front_end();
+        self.roles.push((Role::VhostUser, stream));
+        self.succeed()
+    }
+
+    /// The connection to the front end.
+    pub(crate) fn front_end(&self) -> Option<&OwnedFd> {
+        self.roles.iter().find(|(role, _)| *role == Role::VhostUser).map(|(_, stream)| stream)
+    }
+
+    /// Gives the connection to the front end away: once it is closed here too, the front end sees the worker's end.
+    pub(crate) fn dismiss_front_end(&mut self) -> Option<OwnedFd> {
+        let index = self.roles.iter().position(|(role, _)| *role == Role::VhostUser)?;
+        Some(self.roles.swap_remove(index).1)
     }
 
     /// Its rings, as the vCPUs are told of them.
@@ -373,6 +391,7 @@ impl Worker {
             (FromWorker::Refused { reason }, DeviceState::Starting) => {
                 Err(format!("it refused its start: {reason}"))
             }
+            (FromWorker::Refused { reason }, DeviceState::Serving) => Err(format!("it gave up: {reason}")),
             (FromWorker::Log { level, text }, _) => {
                 self.log_lines = self.log_lines.saturating_add(1);
                 Ok((self.log_lines <= MAX_LOG_LINES).then_some(News::Log(level, text)))

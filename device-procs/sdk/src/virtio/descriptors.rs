@@ -18,14 +18,19 @@ pub(super) struct Table {
     pub(super) size: u32,
 }
 
-/// Puts the buffers of the chain at `head` of a queue's `table` into `buffers`. Each descriptor is read once, and at most as many
-/// as the queue has.
+/// Puts the buffers of the chain at `head` of a queue's `table` into `buffers`. Each descriptor is read once, and at most `most` of
+/// them.
 ///
 /// # Errors
 /// The chain makes no sense.
-pub(super) fn walk(ram: &Ram, table: Table, head: u16, buffers: &mut Buffers) -> Result<(), QueueError> {
+pub(super) fn walk(
+    ram: &Ram,
+    table: Table,
+    most: u16,
+    head: u16,
+    buffers: &mut Buffers,
+) -> Result<(), QueueError> {
     buffers.clear();
-    let most = table.size as usize;
     let (mut table, mut next, mut indirect) = (table, u32::from(head), false);
     let (mut length, mut bytes, mut writing) = (0, 0u32, false);
     loop {
@@ -41,8 +46,8 @@ pub(super) fn walk(ram: &Ram, table: Table, head: u16, buffers: &mut Buffers) ->
             continue;
         }
         length += 1;
-        if length > most {
-            return Err(QueueError::Long { head, size: most as u16 });
+        if length > usize::from(most) {
+            return Err(QueueError::Long { head, size: most });
         }
         match (descriptor.is_write_only(), writing) {
             (false, true) => return Err(QueueError::Order { head }),

@@ -109,6 +109,8 @@ pub struct Virtqueue {
     used: Wrapping<u16>,
     /// The used index when the driver's wish for interrupts was last looked at.
     told: Wrapping<u16>,
+    /// Descriptors of a chain at most.
+    longest: u16,
     /// For each descriptor: a chain that begins there was popped and not pushed.
     held: Vec<bool>,
     /// What was popped last, the latest last: as many as may have to be put back.
@@ -183,11 +185,14 @@ impl Virtqueue {
                 record.as_mut().map_or(Ok(()), |record| record.start(layout.size))?;
             }
         }
-        let buffers = Buffers::for_chains_of(layout.size);
+        // A chain is no longer than its queue (§2.7.5.3.1). But other VMMs pass on what we say of requests (`seg_max`), and may make
+        // the queue shorter than we would: then drivers make indirect chains that are longer.
+        let longest = if matches!(from, Position::At(_)) { max_size } else { layout.size };
+        let buffers = Buffers::for_chains_of(longest);
         let held = vec![false; layout.size.into()];
         let popped = VecDeque::with_capacity(layout.size.into());
         let resumed = !matches!(from, Position::Start | Position::At(0));
-        Ok(Virtqueue { queue, ram, buffers, used, told: used, held, popped, redo, record, resumed })
+        Ok(Virtqueue { queue, ram, buffers, used, told: used, longest, held, popped, redo, record, resumed })
     }
 
     /// Whether it was served before: what that server knew, and the driver still relies on, may be lost.
@@ -237,7 +242,7 @@ impl Virtqueue {
             },
         };
         let table = Table { address: self.queue.desc_table(), size: self.queue.size().into() };
-        walk(&self.ram, table, head, buffers)?;
+        walk(&self.ram, table, self.longest, head, buffers)?;
         match self.held.get_mut(usize::from(head)) {
             Some(held) if !*held => *held = true,
             _ => return Err(QueueError::Twice { head }),

@@ -94,7 +94,8 @@ impl Relay<'_> {
             }
             self.press_harder(&mut progress);
         }
-        self.see_off();
+        see_off(&self.supervisor, &self.spawner);
+        reap(self.loader);
         self.say(1, "all processes are gone");
         let lost = End::Lost { reason: "the VM's supervisor ended without a word (was it killed?)".into() };
         Ok((progress.end.unwrap_or(lost), progress.stopping.is_some()))
@@ -270,21 +271,13 @@ impl Relay<'_> {
                 self.control.answer_status(self.id, self.supervisor.pid, self.spawner.pid, status)
             }
             Event::Balloon(balloon) => self.control.answer_balloon(balloon),
+            // Of `cellblock vhost-user` only.
+            Event::FrontEndGone { .. } => {}
             Event::Ended(end) => {
                 self.say(1, "the VM has ended; its processes go");
                 progress.end = Some(end);
             }
         }
-    }
-
-    /// The supervisor is gone, so the spawner sees its socket close and ends, and the kernel ends the workers with it.
-    fn see_off(&mut self) {
-        let mut fds = [PollFd::new(&self.spawner.pidfd, PollFlags::IN)];
-        let patience = Timespec { tv_sec: STOP_GRACE.as_secs() as i64, tv_nsec: 0 };
-        if matches!(poll(&mut fds, Some(&patience)), Ok(0)) {
-            let _ = rustix::process::pidfd_send_signal(&self.spawner.pidfd, Signal::KILL);
-        }
-        [self.supervisor.pid, self.spawner.pid, self.loader].into_iter().for_each(reap);
     }
 
     fn say(&self, level: u8, text: &str) {
@@ -296,6 +289,16 @@ impl Relay<'_> {
             }
         }
     }
+}
+
+/// The supervisor is gone, so the spawner sees its socket close and ends, and the kernel ends the workers with it.
+pub(crate) fn see_off(supervisor: &Process, spawner: &Process) {
+    let mut fds = [PollFd::new(&spawner.pidfd, PollFlags::IN)];
+    let patience = Timespec { tv_sec: STOP_GRACE.as_secs() as i64, tv_nsec: 0 };
+    if matches!(poll(&mut fds, Some(&patience)), Ok(0)) {
+        let _ = rustix::process::pidfd_send_signal(&spawner.pidfd, Signal::KILL);
+    }
+    [supervisor.pid, spawner.pid].into_iter().for_each(reap);
 }
 
 /// Takes the exit status of a child that has ended or is about to; one that was reaped before is no error.

@@ -215,7 +215,7 @@ fn would_block(error: &io::Error) -> bool {
 }
 
 /// Removes a socket that nobody listens on any more; anything else stays, and `bind` will say so.
-fn remove_stale_socket(path: &Path) {
+pub(crate) fn remove_stale_socket(path: &Path) {
     use std::os::unix::fs::FileTypeExt;
     let is_socket = std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket());
     let refused = || UnixStream::connect(path).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused);

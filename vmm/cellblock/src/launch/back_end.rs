@@ -1,0 +1,61 @@
+//! From a device's configuration to the processes that serve it to other VMMs: the spawner and a supervisor without a VM.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use cellblock_channel::socket::{self, Control};
+use cellblock_config::{self as config, BackEndDevice};
+use cellblock_jail::cgroup::VmGroup;
+use cellblock_jail::uids::UidRange;
+use cellblock_jail::{LayerSet, process};
+use cellblock_supervisor::BackEndPlan;
+
+use super::{Ground, granted_disk, granted_rng, ground, kept, manifest, open_worker, worker_directory};
+use crate::board;
+use crate::front::relay::Process;
+
+/// The processes that serve other VMMs' front ends, seen from the front.
+pub(crate) struct BackEnd {
+    pub link: Control,
+    pub supervisor: Process,
+    pub spawner: Process,
+    /// As for a VM.
+    pub uids: Option<UidRange>,
+    /// As for a VM.
+    pub cgroup: Option<VmGroup>,
+}
+
+/// Starts what serves the device of `config` to other VMMs.
+///
+/// # Errors
+/// What was refused, in a sentence.
+pub(crate) fn back_end(config: &config::BackEnd, layers: LayerSet) -> Result<BackEnd, String> {
+    layers.check(rustix::process::geteuid().is_root()).map_err(|error| error.to_string())?;
+    let device = board::back_end(match &config.device {
+        BackEndDevice::Disk(disk) => granted_disk(disk)?,
+        BackEndDevice::Rng(limits) => granted_rng(*limits),
+        BackEndDevice::Net(_) | BackEndDevice::Vsock(_) => {
+            return Err("network and socket devices are not served to other VMMs yet".to_owned());
+        }
+    });
+    let directory = worker_directory(config.worker_dir.as_deref())?;
+    let limits = (board::back_end_limits(&device), board::back_end_group_limits(&device));
+    let worker = open_worker(&directory, device.config.kind(), 0, limits)?;
+    let null = Path::new("/dev/null");
+    let null = File::options().read(true).write(true).open(null);
+    let null = null.map_err(|error| format!("the null device /dev/null cannot be opened: {error}"))?;
+    let Ground { uids, ids, confinement, cgroup } = ground(config.id.as_str(), layers)?;
+    let manifest = manifest(vec![worker], &confinement, ids, uids.as_ref(), cgroup.as_ref())?;
+    let spawner = cellblock_spawner::start(manifest).map_err(|error| error.to_string())?;
+    let (link, supervisor_link) =
+        socket::pair().map_err(|error| format!("a socket for the supervisor cannot be made: {error}"))?;
+    let plan = BackEndPlan { link: supervisor_link, spawner: spawner.socket, device, confinement };
+    let fixed = [plan.link.as_fd(), plan.spawner.as_fd()];
+    let kept = kept(&fixed, std::slice::from_ref(&plan.device), uids.as_ref());
+    let child = process::fork(null.as_fd(), &kept, move || cellblock_supervisor::serve_front_ends(plan))
+        .map_err(|error| format!("the supervisor cannot be started: {error}"))?;
+    let supervisor = Process { pidfd: child.pidfd, pid: child.pid };
+    let spawner = Process { pidfd: spawner.pidfd, pid: spawner.pid };
+    Ok(BackEnd { link, supervisor, spawner, uids, cgroup })
+}
