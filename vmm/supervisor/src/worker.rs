@@ -43,8 +43,6 @@ pub(crate) struct Worker {
     requests: Sealed<Writable>,
     replies: Sealed<ReadOnly>,
     state_page: Sealed<ReadOnly>,
-    /// Which requests are in flight on the device's virtqueues: kept for a successor.
-    _in_flight: Option<Sealed<ReadOnly>>,
     ringer: Arc<Ringer>,
     served: Vec<Arc<AtomicU64>>,
     deadline: Duration,
@@ -141,16 +139,12 @@ impl Worker {
             roles.push((Role::QueueKick(number), count));
             wires.kicks.push((own, *kick));
         }
-        let in_flight = if plan.kicks.is_empty() {
-            None
-        } else {
+        if !plan.kicks.is_empty() {
             let bytes = plan.kicks.len() * IN_FLIGHT_BYTES;
             let pages =
                 memory::create_replies(name, bytes).map_err(failed_memory("memory of requests in flight"))?;
-            let granted = pages.fd.try_clone().map_err(failed("memory of requests in flight"))?;
-            roles.push((Role::InFlight, granted));
-            Some(pages)
-        };
+            roles.push((Role::InFlight, pages.fd));
+        }
         let worker = Worker {
             config: plan.config,
             generation: 1,
@@ -159,7 +153,6 @@ impl Worker {
             requests,
             replies,
             state_page,
-            _in_flight: in_flight,
             ringer: Arc::new(ringer),
             served: (0..lanes).map(|_| Arc::default()).collect(),
             deadline: plan.deadline,
