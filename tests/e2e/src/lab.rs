@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 
 use crate::leftovers::Scope;
-use crate::{Places, User, Vm, skip};
+use crate::{Places, Terminal, User, Vm, skip};
 
 /// One test's programs, guests and names. Everything in it may be read by any user.
 pub struct Lab {
@@ -165,9 +165,12 @@ impl Plan<'_> {
     #[must_use]
     pub fn with_every_device(self) -> Self {
         let image = self.lab.image(&format!("{}.img", self.id), &[0; 4096]);
+        let log = self.lab.image(&format!("{}.log", self.id), &[]);
         let socket = self.lab.sockets("sockets").join(&self.id);
         let options = [
             ("--disk", format!("path={}", image.display())),
+            ("--console", format!("file={},name=log", log.display())),
+            ("--balloon", "size=0".to_owned()),
             ("--vsock", format!("cid=3,path={}", socket.display())),
         ];
         let options = options.into_iter().flat_map(|(name, value)| [name.to_owned(), value]);
@@ -185,6 +188,13 @@ impl Plan<'_> {
     /// The VM's name.
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// Starts it on a terminal.
+    pub fn start_on(&self, terminal: &Terminal) -> Vm {
+        let program = self.lab.places.program();
+        Vm::start_on_terminal(&program, &self.user, &self.arguments, terminal)
+            .expect("cellblock is executable")
     }
 
     /// Starts it.

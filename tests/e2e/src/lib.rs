@@ -12,14 +12,18 @@
 
 pub mod lab;
 pub mod leftovers;
+pub mod line;
 pub mod places;
 pub mod processes;
 pub mod qemu;
+pub mod terminal;
 pub mod user;
 pub mod vm;
 
 pub use lab::Lab;
+pub use line::Line;
 pub use places::Places;
+pub use terminal::Terminal;
 pub use user::User;
 pub use vm::{Ended, Vm};
 

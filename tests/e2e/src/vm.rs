@@ -1,72 +1,26 @@
 //! One `cellblock` process with its output, under deadlines.
 
 use std::ffi::OsStr;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::line::{Heard, position};
 use crate::places::in_emulated_host;
 use crate::processes::Tree;
+use crate::terminal::Terminal;
 use crate::user::User;
 
 /// How long a step may take before a test fails; the emulated host is some twenty times slower.
 pub fn patience() -> Duration {
     Duration::from_secs(if in_emulated_host() { 60 } else { 10 })
-}
-
-/// What a stream has said so far.
-#[derive(Default)]
-struct Heard {
-    bytes: Mutex<(Vec<u8>, bool)>,
-    more: Condvar,
-}
-
-impl Heard {
-    fn listen(mut stream: impl Read + Send + 'static) -> Arc<Self> {
-        let heard = Arc::new(Heard::default());
-        let ours = Arc::clone(&heard);
-        thread::spawn(move || {
-            let mut chunk = [0; 4096];
-            loop {
-                let count = stream.read(&mut chunk).unwrap_or(0);
-                let mut bytes = ours.bytes.lock().unwrap_or_else(PoisonError::into_inner);
-                bytes.0.extend_from_slice(&chunk[..count]);
-                bytes.1 = count == 0;
-                ours.more.notify_all();
-                if count == 0 {
-                    return;
-                }
-            }
-        });
-        heard
-    }
-
-    fn text(&self) -> String {
-        let bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
-        String::from_utf8_lossy(&bytes.0).into_owned()
-    }
-
-    /// Waits until `done` says yes of what was heard, the stream ends, or the deadline passes.
-    fn wait(&self, deadline: Instant, done: impl Fn(&[u8]) -> bool) -> bool {
-        let mut bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            if done(&bytes.0) {
-                return true;
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if bytes.1 || left.is_zero() {
-                return false;
-            }
-            bytes = self.more.wait_timeout(bytes, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-    }
 }
 
 /// How a `cellblock` process ended, and all that it said.
@@ -114,7 +68,7 @@ impl std::fmt::Display for Ended {
 /// A running `cellblock` process; killed when dropped.
 pub struct Vm {
     child: Child,
-    stdin: Option<ChildStdin>,
+    stdin: Option<Box<dyn Write + Send>>,
     output: Arc<Heard>,
     messages: Arc<Heard>,
     read_to: usize,
@@ -143,7 +97,10 @@ impl Vm {
         let started = Instant::now();
         let mut child =
             command.spawn().with_context(|| format!("{} cannot be started", program.display()))?;
-        let stdin = child.stdin.take();
+        let stdin: Option<Box<dyn Write + Send>> = match child.stdin.take() {
+            Some(pipe) => Some(Box::new(pipe)),
+            None => None,
+        };
         let output = Heard::listen(child.stdout.take().context("no stdout")?);
         let messages = Heard::listen(child.stderr.take().context("no stderr")?);
         Ok(Vm {
@@ -163,6 +120,27 @@ impl Vm {
     pub fn patient(mut self, patience: Duration) -> Self {
         self.patience = patience;
         self
+    }
+
+    /// As [`start`](Self::start), on a terminal.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start_on_terminal<S: AsRef<OsStr>>(
+        program: &Path,
+        user: &User,
+        arguments: impl IntoIterator<Item = S>,
+        terminal: &Terminal,
+    ) -> Result<Self> {
+        let mut command = user.command(program);
+        command.args(arguments).stdin(terminal.device()?).stdout(terminal.device()?).stderr(Stdio::piped());
+        let started = Instant::now();
+        let mut child = command.spawn().with_context(|| program.display().to_string())?;
+        let (reader, writer) = terminal.ends()?;
+        let output = Heard::listen(reader);
+        let messages = Heard::listen(child.stderr.take().context("no stderr")?);
+        let stdin: Option<Box<dyn Write + Send>> = Some(Box::new(writer));
+        Ok(Vm { child, stdin, output, messages, read_to: 0, started, program: program.to_owned() })
     }
 
     /// The pid of the process, which is the VM's front process.
@@ -324,10 +302,6 @@ impl Drop for Vm {
             let _ = self.child.wait();
         }
     }
-}
-
-fn position(haystack: &[u8], needle: &[u8]) -> Option<usize> {
-    haystack.windows(needle.len().max(1)).position(|window| window == needle)
 }
 
 #[cfg(test)]

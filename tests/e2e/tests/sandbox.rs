@@ -239,7 +239,11 @@ fn a_layer_that_is_left_out_is_gone_and_the_rest_stays() {
 #[test]
 fn ps_shows_the_tree() {
     let Some(lab) = Lab::with_guests("ps") else { return };
-    let (_vm, tree) = idle(&lab.guest("hello").with_every_device());
+    let plan = lab.guest("hello").with_every_device();
+    let (vm, _) = idle(&plan);
+    // Its workers may serve before it does anything.
+    vm.expect_any().unwrap();
+    let tree = vm.processes(plan.id()).unwrap();
     for row in &tree.processes {
         assert!(Process(row.pid).alive(), "{row:?}");
     }
