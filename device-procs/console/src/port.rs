@@ -144,7 +144,6 @@ impl Port {
                     break;
                 }
                 Turn::Moved(count) => {
-                    self.tally.host_in.add(count);
                     // A pipe's content is far less than 4 GiB.
                     queue.push(head, count as u32)?;
                     used = true;
@@ -167,10 +166,7 @@ fn write_some(output: Option<&End>, chain: &mut Chain<'_>, tally: &Tally) -> Tur
     let left = chain.readable();
     let Some(end) = output.filter(|_| left > 0) else { return Turn::Moved(left) };
     match chain.send_to(end.fd(), None, left) {
-        Ok(count) => {
-            tally.host_out.add(count as u64);
-            Turn::Moved(count as u64)
-        }
+        Ok(count) => Turn::Moved(count as u64),
         Err(error) if waits(&error) => Turn::Blocked,
         // Nobody reads the pipe any more, or the buffer is not in guest memory.
         Err(_) => {

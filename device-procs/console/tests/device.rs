@@ -99,9 +99,10 @@ fn it_waits_for_what_it_can_use() {
     assert_eq!(waits(&mut rig), (0b0001, 0));
     rig.give(probes::pair(1).1, &probes::content(100_000));
     assert_eq!(waits(&mut rig), (0b0001, 0b1000));
-    let went = tally.host_out.get() as usize;
-    assert!(went > 0 && went < 100_000);
+    let traffic = rig.driver.host.device.engine().traffic(0);
+    let (requests, given) = (traffic.requests.get(), traffic.from_guest.get());
     rig.collect(1, 100_000);
+    assert_eq!((traffic.requests.get(), traffic.from_guest.get()), (requests + 1, given + 100_000));
     assert_eq!(waits(&mut rig), (0b0001, 0));
     rig.say(0, event::PORT_OPEN, 0);
     assert_eq!(waits(&mut rig), (0, 0), "a closed port takes nothing");
@@ -109,7 +110,7 @@ fn it_waits_for_what_it_can_use() {
     rig.far[0].input = None;
     rig.settle();
     assert_eq!(waits(&mut rig), (0, 0), "the input has ended");
-    assert_eq!((tally.host_out.get(), tally.host_in.get(), tally.dropped.get()), (100_000, 0, 0));
+    assert_eq!(tally.dropped.get(), 0);
     rig.far[0].output = None;
     rig.give(1, b"gone");
     assert_eq!(tally.dropped.get(), 4);

@@ -131,9 +131,11 @@ pub enum LogLevel {
 pub struct Counters {
     /// Accesses answered.
     pub served: u64,
-    /// Bytes taken from the host.
+    /// Requests done: chains of virtqueues given back to the driver.
+    pub requests: u64,
+    /// Bytes that the guest was given, by the serial port or in virtqueues.
     pub host_in: u64,
-    /// Bytes given to the host.
+    /// Bytes that the guest gave, in virtqueues with the headers of its requests.
     pub host_out: u64,
     /// Bytes dropped because the host's sink did not take them in time.
     pub dropped: u64,

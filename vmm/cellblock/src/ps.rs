@@ -4,6 +4,8 @@ use std::fmt::Write as _;
 use std::io;
 
 use anyhow::{Context, bail};
+use cellblock_supervisor::link::DeviceStatus;
+use cellblock_wire::control::Counters;
 use serde::Serialize;
 
 use crate::cli::PsArgs;
@@ -16,12 +18,42 @@ struct Row {
     process: String,
     pid: i32,
     state: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    exits: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    dropped_bytes: Option<u64>,
+    #[serde(flatten)]
+    did: Option<Did>,
     #[serde(flatten)]
     facts: Facts,
+}
+
+/// What a device's worker did since its start.
+#[derive(Debug, Serialize)]
+struct Did {
+    /// Exits of vCPUs that it answered.
+    exits: u64,
+    /// Requests in virtqueues that it did: of a disk or entropy device requests, of a network device packets, of a console
+    /// and a socket device pieces of their streams.
+    requests: u64,
+    /// Interrupts that it raised.
+    interrupts: u64,
+    /// Bytes that the guest was given.
+    bytes_to_guest: u64,
+    /// Bytes that the guest gave, in virtqueues with the headers of its requests.
+    bytes_from_guest: u64,
+    /// Of these, bytes that the host's side did not take.
+    dropped_bytes: u64,
+}
+
+impl Did {
+    fn new(device: &DeviceStatus) -> Self {
+        let Counters { requests, interrupts, host_in, host_out, dropped, .. } = device.counters;
+        Did {
+            exits: device.exits,
+            requests,
+            interrupts,
+            bytes_to_guest: host_in,
+            bytes_from_guest: host_out,
+            dropped_bytes: dropped,
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -92,8 +124,7 @@ fn rows(report: &Report) -> Vec<Row> {
         process: process.into(),
         pid,
         state: "running",
-        exits: None,
-        dropped_bytes: None,
+        did: None,
         facts: Facts::of(pid),
     };
     let mut rows = vec![
@@ -101,14 +132,22 @@ fn rows(report: &Report) -> Vec<Row> {
         own("supervisor", report.supervisor),
         own("spawner", report.spawner),
     ];
-    rows.extend(report.status.devices.iter().map(|device| Row {
-        process: device.device.to_string(),
-        pid: device.pid,
-        state: device.state.name(),
-        exits: Some(device.exits),
-        dropped_bytes: Some(device.counters.dropped),
-        facts: Facts::of(device.pid),
-    }));
+    for (number, device) in report.status.devices.iter().enumerate() {
+        let before = report.status.devices.iter().take(number);
+        let alike = before.filter(|other| other.device == device.device).count();
+        rows.push(Row {
+            // As the spawner names them.
+            process: if alike == 0 {
+                device.device.to_string()
+            } else {
+                format!("{}-{}", device.device, alike + 1)
+            },
+            pid: device.pid,
+            state: device.state.name(),
+            did: Some(Did::new(device)),
+            facts: Facts::of(device.pid),
+        });
+    }
     rows
 }
 
@@ -122,20 +161,74 @@ fn table(vms: &[Vm]) -> String {
         let _ = writeln!(text, "VM {} (uid {}): {} vCPU, {exits} exits", vm.id, vm.uid, vm.vcpu_exits.len());
         let _ = writeln!(
             text,
-            "  {:<12} {:>8} {:>6} {:<9} {:>8} {:>9}  LAYERS",
-            "PROCESS", "PID", "UID", "STATE", "EXITS", "MEMORY"
+            "  {:<12} {:>8} {:>6} {:<9} {:>8} {:>9} {:>8} {:>7} {:>7} {:>9}  LAYERS",
+            "PROCESS", "PID", "UID", "STATE", "EXITS", "REQUESTS", "IRQS", "IN", "OUT", "MEMORY"
         );
         for row in &vm.processes {
-            let exits = row.exits.map_or(String::from("-"), |exits| exits.to_string());
+            let did = |of: fn(&Did) -> String| row.did.as_ref().map_or(String::from("-"), of);
             let uid = row.facts.uid.map_or(String::from("-"), |uid| uid.to_string());
             let memory = row.facts.memory_kib.map_or(String::from("-"), |kib| format!("{kib} KiB"));
-            let layers = row.facts.layers.join(" ");
             let _ = writeln!(
                 text,
-                "  {:<12} {:>8} {uid:>6} {:<9} {exits:>8} {memory:>9}  {layers}",
-                row.process, row.pid, row.state
+                "  {:<12} {:>8} {uid:>6} {:<9} {:>8} {:>9} {:>8} {:>7} {:>7} {memory:>9}  {}",
+                row.process,
+                row.pid,
+                row.state,
+                did(|did| did.exits.to_string()),
+                did(|did| did.requests.to_string()),
+                did(|did| did.interrupts.to_string()),
+                did(|did| size(did.bytes_to_guest)),
+                did(|did| size(did.bytes_from_guest)),
+                row.facts.layers.join(" ")
             );
+        }
+        for row in &vm.processes {
+            if let Some(Did { dropped_bytes: dropped @ 1.., .. }) = row.did {
+                let _ =
+                    writeln!(text, "  {}: the host's side did not take {} of it", row.process, size(dropped));
+            }
         }
     }
     text
+}
+
+/// Bytes in at most four digits, rounded down: `999`, `1.0K`, `12.3M`, `999G`.
+fn size(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["K", "M", "G", "T", "P", "E"];
+    let mut shown = bytes.to_string();
+    let mut tenths = bytes.saturating_mul(10);
+    for unit in UNITS {
+        if tenths < 10_000 {
+            break;
+        }
+        tenths /= 1024;
+        shown = if tenths < 1000 {
+            format!("{}.{}{unit}", tenths / 10, tenths % 10)
+        } else {
+            format!("{}{unit}", tenths / 10)
+        };
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_short() {
+        for (bytes, shown) in [
+            (0, "0"),
+            (999, "999"),
+            (1000, "0.9K"),
+            (1024, "1.0K"),
+            (102_400, "100K"),
+            (1 << 20, "1.0M"),
+            (99 << 20 | 1 << 19, "99.5M"),
+            (3 << 40, "3.0T"),
+        ] {
+            assert_eq!(size(bytes), shown, "{bytes}");
+        }
+        assert!(size(u64::MAX).len() <= 6);
+    }
 }

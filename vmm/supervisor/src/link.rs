@@ -212,6 +212,7 @@ mod tests {
             exits: u64::MAX,
             counters: Counters {
                 served: u64::MAX,
+                requests: u64::MAX,
                 host_in: u64::MAX,
                 host_out: u64::MAX,
                 dropped: u64::MAX,

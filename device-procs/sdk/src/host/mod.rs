@@ -1,7 +1,10 @@
 //! Byte streams between a device and the host: what a serial port or console has at its far end.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use cellblock_wire::control::Counters;
 
 mod bytes;
 mod pipes;
@@ -49,12 +52,23 @@ impl Count {
     }
 }
 
+/// What one thread's virtqueues have passed; each thread counts for itself.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    /// Chains given back.
+    pub requests: Count,
+    /// Bytes written to them.
+    pub to_guest: Count,
+    /// Bytes that there were to be read in them.
+    pub from_guest: Count,
+}
+
 /// What a worker's parts count.
 #[derive(Debug, Default)]
 pub struct Tally {
-    /// Bytes taken from the host.
+    /// Bytes taken from the host, without virtqueues.
     pub host_in: Count,
-    /// Bytes given to the host.
+    /// Bytes given to the host, without virtqueues.
     pub host_out: Count,
     /// Bytes that the host did not take in time.
     pub dropped: Count,
@@ -62,4 +76,35 @@ pub struct Tally {
     pub limited: Count,
     /// Interrupts raised.
     pub interrupts: Count,
+    traffic: Mutex<Vec<Arc<Traffic>>>,
+}
+
+impl Tally {
+    /// Counts one more thread's traffic, too.
+    pub fn add_traffic(&self, traffic: Arc<Traffic>) {
+        self.all_traffic().push(traffic);
+    }
+
+    fn all_traffic(&self) -> MutexGuard<'_, Vec<Arc<Traffic>>> {
+        // Nothing panics while it holds the lock.
+        self.traffic.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All of it, of a worker that has answered `served` accesses.
+    pub fn counters(&self, served: u64) -> Counters {
+        let mut counters = Counters {
+            served,
+            requests: 0,
+            host_in: self.host_in.get(),
+            host_out: self.host_out.get(),
+            dropped: self.dropped.get(),
+            interrupts: self.interrupts.get(),
+        };
+        for traffic in self.all_traffic().iter() {
+            counters.requests += traffic.requests.get();
+            counters.host_in += traffic.to_guest.get();
+            counters.host_out += traffic.from_guest.get();
+        }
+        counters
+    }
 }

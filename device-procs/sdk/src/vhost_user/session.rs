@@ -104,13 +104,6 @@ impl<E: Engine> Session<E> {
     }
 
     fn counters(&self) -> Counters {
-        let tally = &self.tally;
-        Counters {
-            served: self.served,
-            host_in: tally.host_in.get(),
-            host_out: tally.host_out.get(),
-            dropped: tally.dropped.get(),
-            interrupts: tally.interrupts.get(),
-        }
+        self.tally.counters(self.served)
     }
 }

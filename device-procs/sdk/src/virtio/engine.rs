@@ -12,6 +12,7 @@ use super::chain::Chain;
 use super::inflight::Region;
 use super::interrupt::Interrupt;
 use super::queue::{QueueError, Virtqueue};
+use crate::host::Traffic;
 
 /// The most descriptors that one post may wait for beside its queues: two for each port of a console, and some.
 pub const MAX_SOURCES: usize = 16;
@@ -82,6 +83,7 @@ impl Wait {
 pub struct Queues {
     slots: Vec<Slot>,
     interrupt: Interrupt,
+    traffic: Arc<Traffic>,
 }
 
 #[derive(Debug)]
@@ -95,7 +97,12 @@ impl Queues {
     /// No queue is ready. For each slot: its queue's number, and what says that it is to be taken away.
     pub(super) fn new(slots: impl IntoIterator<Item = (u16, Arc<AtomicBool>)>, interrupt: Interrupt) -> Self {
         let slots = slots.into_iter().map(|(number, stop)| Slot { number, queue: None, stop }).collect();
-        Queues { slots, interrupt }
+        Queues { slots, interrupt, traffic: Arc::default() }
+    }
+
+    /// What all their queues passed.
+    pub(super) fn traffic(&self) -> Arc<Traffic> {
+        Arc::clone(&self.traffic)
     }
 
     /// Queue `slot`, if it is ready.
@@ -140,7 +147,8 @@ impl Queues {
         self.slots.iter().any(|slot| slot.queue.is_some())
     }
 
-    pub(super) fn put(&mut self, slot: usize, queue: Virtqueue) {
+    pub(super) fn put(&mut self, slot: usize, mut queue: Virtqueue) {
+        queue.count_in(Arc::clone(&self.traffic));
         if let Some(slot) = self.slots.get_mut(slot) {
             slot.queue = Some(queue);
         }

@@ -9,6 +9,7 @@ use super::inflight::{Pages, Region};
 use super::interrupt::Interrupt;
 use super::queue::Virtqueue;
 use super::threads::Kicker;
+use crate::host::Traffic;
 
 /// Turns in a row that a post gets at most: one that always has more to do comes to an end nevertheless.
 const TURNS: usize = 100_000;
@@ -56,6 +57,11 @@ impl<W: Work> Inline<W> {
     /// What post `post` waits for.
     pub fn wait(&self, post: usize) -> Wait {
         self.posts.get(post).map(|post| post.wait).unwrap_or_default()
+    }
+
+    /// What post `post` passed.
+    pub fn traffic(&self, post: usize) -> Arc<Traffic> {
+        self.posts.get(post).map_or_else(Arc::default, |post| post.queues.traffic())
     }
 
     /// What post `post` does.

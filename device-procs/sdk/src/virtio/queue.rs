@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::num::Wrapping;
+use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use cellblock_channel::ram::Ram;
@@ -14,6 +15,7 @@ use super::chain::{Buffers, Chain};
 use super::descriptors::{Table, walk};
 use super::inflight::Region;
 use super::spec::{NO_INTERRUPT, feature};
+use crate::host::Traffic;
 
 /// Where a queue is, as its registers say.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -118,6 +120,9 @@ pub struct Virtqueue {
     /// Chains that a predecessor had begun, the first last.
     redo: Vec<u16>,
     record: Option<Region>,
+    /// For each descriptor: bytes to be read in the chain that begins there and was popped.
+    lengths: Vec<u32>,
+    traffic: Arc<Traffic>,
     /// See [`is_resumed`](Self::is_resumed).
     resumed: bool,
 }
@@ -191,8 +196,30 @@ impl Virtqueue {
         let buffers = Buffers::for_chains_of(longest);
         let held = vec![false; layout.size.into()];
         let popped = VecDeque::with_capacity(layout.size.into());
+        let lengths = vec![0; layout.size.into()];
         let resumed = !matches!(from, Position::Start | Position::At(0));
-        Ok(Virtqueue { queue, ram, buffers, used, told: used, longest, held, popped, redo, record, resumed })
+        let traffic = Arc::default();
+        let told = used;
+        Ok(Virtqueue {
+            queue,
+            ram,
+            buffers,
+            used,
+            told,
+            longest,
+            held,
+            popped,
+            redo,
+            record,
+            lengths,
+            traffic,
+            resumed,
+        })
+    }
+
+    /// Counts in `traffic` from now on.
+    pub(super) fn count_in(&mut self, traffic: Arc<Traffic>) {
+        self.traffic = traffic;
     }
 
     /// Whether it was served before: what that server knew, and the driver still relies on, may be lost.
@@ -246,6 +273,10 @@ impl Virtqueue {
         match self.held.get_mut(usize::from(head)) {
             Some(held) if !*held => *held = true,
             _ => return Err(QueueError::Twice { head }),
+        }
+        if let Some(length) = self.lengths.get_mut(usize::from(head)) {
+            // A chain has less than 2^32 bytes.
+            *length = buffers.readable.iter().fold(0, |all, buffer| all.saturating_add(buffer.length));
         }
         if self.popped.len() == self.held.len() {
             self.popped.pop_front();
@@ -319,10 +350,18 @@ impl Virtqueue {
         let stored = memory.store(next.0.to_le(), GuestAddress(ring + 2), Ordering::Release);
         stored.map_err(virtio_queue::Error::GuestMemory)?;
         self.used = next;
+        self.count(used);
         if let Some(record) = &mut self.record {
             record.finish(used.iter().map(|(head, _)| *head), next.0);
         }
         Ok(())
+    }
+
+    fn count(&self, used: &[(u16, u32)]) {
+        let length = |head: u16| self.lengths.get(usize::from(head)).copied().unwrap_or(0);
+        self.traffic.requests.add(used.len() as u64);
+        self.traffic.to_guest.add(used.iter().map(|(_, written)| u64::from(*written)).sum());
+        self.traffic.from_guest.add(used.iter().map(|(head, _)| u64::from(length(*head))).sum());
     }
 
     /// Whether the driver wants an interrupt for what was pushed since the last call.

@@ -21,7 +21,7 @@ use super::inflight::{Pages, Region};
 use super::interrupt::Interrupt;
 use super::queue::Virtqueue;
 use crate::device::SECOND;
-use crate::host::{WakeLine, start_thread};
+use crate::host::{Traffic, WakeLine, start_thread};
 
 /// The longest sleep of a post that waits for a time: longer ones would take another system call.
 const LONGEST_SLEEP: u64 = 3600 * SECOND;
@@ -129,6 +129,7 @@ struct Seat {
     kicker: Kicker,
     /// Where the thread sleeps.
     epoll: Arc<OwnedFd>,
+    traffic: Arc<Traffic>,
 }
 
 impl Threads {
@@ -170,16 +171,23 @@ impl Threads {
         let desk = Arc::new(Desk::new(numbers.len()));
         let sleep = Sleep::new(kicks, sources)?;
         let epoll = Arc::clone(&sleep.epoll);
+        let queues = Queues::new(numbers.iter().copied().zip(desk.stops.iter().cloned()), interrupt.clone());
+        let traffic = queues.traffic();
         let thread = Thread {
             work,
-            queues: Queues::new(numbers.iter().copied().zip(desk.stops.iter().cloned()), interrupt.clone()),
+            queues,
             desk: Arc::clone(&desk),
             sleep,
             interrupt: interrupt.clone(),
             wake: wake.clone(),
         };
         start_thread(&format!("queue {number}"), move || thread.run())?;
-        Ok(Seat { numbers, desk, kicker, epoll })
+        Ok(Seat { numbers, desk, kicker, epoll, traffic })
+    }
+
+    /// What each post's queues passed.
+    pub fn traffic(&self) -> impl Iterator<Item = Arc<Traffic>> {
+        self.seats.iter().map(|seat| Arc::clone(&seat.traffic))
     }
 
     /// Wakes post `post`, from any thread.

@@ -200,6 +200,7 @@ impl Parts {
         let wake = self.wake_line();
         let threads = Threads::start(staffed, interrupt, &wake);
         let threads = threads.map_err(|source| Refusal::system("queue threads", source))?;
+        threads.traffic().for_each(|traffic| self.tally.add_traffic(traffic));
         Ok(threads.with_pages(pages))
     }
 

@@ -308,14 +308,7 @@ impl<D: Device> Server<D> {
     }
 
     fn counters(&self) -> Counters {
-        let tally = &self.wiring.tally;
-        Counters {
-            served: self.served,
-            host_in: tally.host_in.get(),
-            host_out: tally.host_out.get(),
-            dropped: tally.dropped.get(),
-            interrupts: tally.interrupts.get(),
-        }
+        self.wiring.tally.counters(self.served)
     }
 }
 
