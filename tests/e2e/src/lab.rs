@@ -170,11 +170,10 @@ impl Plan<'_> {
         let options = [
             ("--disk", format!("path={}", image.display())),
             ("--console", format!("file={},name=log", log.display())),
-            ("--balloon", "size=0".to_owned()),
             ("--vsock", format!("cid=3,path={}", socket.display())),
         ];
         let options = options.into_iter().flat_map(|(name, value)| [name.to_owned(), value]);
-        let plain = ["--rng", "--balloon", "--console=null"].map(String::from);
+        let plain = ["--rng", "--balloon"].map(String::from);
         self.with(plain.into_iter().chain(options))
     }
 

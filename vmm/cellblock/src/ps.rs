@@ -27,6 +27,8 @@ struct Row {
 /// What a device's worker did since its start.
 #[derive(Debug, Serialize)]
 struct Did {
+    /// How many workers the device had before this one.
+    restarts: u32,
     /// Exits of vCPUs that it answered.
     exits: u64,
     /// Requests in virtqueues that it did: of a disk or entropy device requests, of a network device packets, of a console
@@ -46,6 +48,7 @@ impl Did {
     fn new(device: &DeviceStatus) -> Self {
         let Counters { requests, interrupts, host_in, host_out, dropped, .. } = device.counters;
         Did {
+            restarts: device.restarts,
             exits: device.exits,
             requests,
             interrupts,
@@ -182,14 +185,21 @@ fn table(vms: &[Vm]) -> String {
                 row.facts.layers.join(" ")
             );
         }
-        for row in &vm.processes {
-            if let Some(Did { dropped_bytes: dropped @ 1.., .. }) = row.did {
-                let _ =
-                    writeln!(text, "  {}: the host's side did not take {} of it", row.process, size(dropped));
-            }
-        }
+        vm.processes.iter().filter_map(remark).for_each(|remark| {
+            let _ = writeln!(text, "  {remark}");
+        });
     }
     text
+}
+
+/// What else is to be said of a row.
+fn remark(row: &Row) -> Option<String> {
+    let did = row.did.as_ref()?;
+    let dropped =
+        (did.dropped_bytes > 0).then(|| format!("the host did not take {} of it", size(did.dropped_bytes)));
+    let replaced = (did.restarts > 0).then(|| format!("replaced {} times, counts anew", did.restarts));
+    let remarks: Vec<_> = dropped.into_iter().chain(replaced).collect();
+    (!remarks.is_empty()).then(|| format!("{}: {}", row.process, remarks.join("; ")))
 }
 
 /// Bytes in at most four digits, rounded down: `999`, `1.0K`, `12.3M`, `999G`.

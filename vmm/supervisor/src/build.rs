@@ -89,7 +89,17 @@ pub(crate) fn build(plan: Plan) -> Result<Machine, BuildError> {
         handles.push(start_vcpu(vcpu, Arc::clone(&bus), proxies, mouth, plan.confinement)?);
     }
     jail::confine_loop(&plan.confinement).map_err(|error| BuildError::Jail(error.to_string()))?;
-    Ok(Machine { link: plan.link, spawner, workers, vcpus: handles, reports, bell, poller, notes })
+    Ok(Machine {
+        link: plan.link,
+        spawner,
+        workers,
+        vcpus: handles,
+        reports,
+        bell,
+        poller,
+        notes,
+        status_by: None,
+    })
 }
 
 /// The devices, wired; their workers are on their way.

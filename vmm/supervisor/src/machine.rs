@@ -25,6 +25,8 @@ use crate::poller::{Poller, Token};
 use crate::vcpu::{self, Ended, Report};
 use crate::worker::Worker;
 
+/// How long workers may take to tell what they have counted.
+const COUNTERS_PATIENCE: Duration = Duration::from_millis(300);
 /// How long vCPUs may take to stop, and then workers to flush and go.
 const STOP_PATIENCE: Duration = Duration::from_millis(1000);
 /// When a vCPU that takes no commands is tried again.
@@ -52,6 +54,8 @@ pub(crate) struct Machine {
     pub bell: Bell,
     pub poller: Poller,
     pub notes: Vec<String>,
+    /// The front wants the status: by when it gets it, with what the workers have told by then.
+    pub status_by: Option<Instant>,
 }
 
 impl VcpuHandle {
@@ -101,6 +105,7 @@ impl Machine {
                 return Ok(end);
             }
             self.vcpus.iter_mut().for_each(VcpuHandle::deliver);
+            self.tell_status();
             if !running && self.workers.iter().all(|worker| worker.state() == DeviceState::Serving) {
                 running = true;
                 self.say(Event::Running);
@@ -112,7 +117,16 @@ impl Machine {
     fn next_look(&self) -> Option<Instant> {
         let undelivered = self.vcpus.iter().any(|vcpu| !vcpu.undelivered.is_empty());
         let retry = undelivered.then(|| Instant::now() + RETRY);
-        self.workers.iter().filter_map(Worker::serve_by).chain(retry).min()
+        self.workers.iter().filter_map(Worker::serve_by).chain(retry).chain(self.status_by).min()
+    }
+
+    /// Answers the front's question for the status, once there is nobody to wait for any more.
+    fn tell_status(&mut self) {
+        let owed = self.workers.iter().any(Worker::owes_counters);
+        if self.status_by.is_some_and(|at| !owed || at <= Instant::now()) {
+            self.status_by = None;
+            self.say(Event::Status(self.status()));
+        }
     }
 
     fn wait(&self, deadline: Option<Instant>) -> Result<Vec<Token>, BuildError> {
@@ -141,13 +155,12 @@ impl Machine {
                 Ok((Command::Stop, _)) => return Some(End::Stopped),
                 Ok((Command::PowerButton, _)) => self.tell(DeviceKind::AcpiPower, &ToWorker::PowerButton),
                 Ok((Command::ReportStatus, _)) => {
-                    let status = self.status();
-                    self.say(Event::Status(status));
-                    self.workers.iter().for_each(|worker| worker.tell(&ToWorker::ReportCounters));
+                    self.workers.iter_mut().for_each(Worker::ask_counters);
+                    self.status_by.get_or_insert_with(|| Instant::now() + COUNTERS_PATIENCE);
                 }
                 Ok((Command::Balloon { set }, _)) => self.ask_balloon(set),
                 Ok((Command::Resize { port, columns, rows }, _)) => {
-                    self.tell(DeviceKind::Console, &ToWorker::Resize { port, columns, rows });
+                    self.workers.iter_mut().for_each(|worker| worker.resize(port, columns, rows));
                 }
                 // A VM's devices have one driver, its guest.
                 Ok((Command::FrontEnd, _)) => {}

@@ -65,6 +65,8 @@ pub(crate) struct Worker {
     deaths: Deaths,
     counters: Counters,
     log_lines: u32,
+    /// It was asked for its counters, and has not told them.
+    counters_asked: bool,
     /// It was asked for a balloon's report, and has not given one.
     balloon_asked: bool,
 }
@@ -168,6 +170,7 @@ impl Worker {
             deaths: Deaths::default(),
             counters: Counters::default(),
             log_lines: 0,
+            counters_asked: false,
             balloon_asked: false,
         };
         worker.grant()?;
@@ -331,6 +334,25 @@ impl Worker {
         let _ = self.control.send_message(message, &[]);
     }
 
+    /// Asks for what it has counted.
+    pub(crate) fn ask_counters(&mut self) {
+        self.counters_asked = true;
+        self.tell(&ToWorker::ReportCounters);
+    }
+
+    /// Whether it may still tell what it was asked for.
+    pub(crate) fn owes_counters(&self) -> bool {
+        self.counters_asked && self.state == DeviceState::Serving
+    }
+
+    /// Tells a console of its terminal's size; a successor will be told the same.
+    pub(crate) fn resize(&mut self, port: u32, columns: u16, rows: u16) {
+        if let (0, DeviceConfig::Console(config)) = (port, &mut self.config) {
+            (config.columns, config.rows) = (columns, rows);
+            self.tell(&ToWorker::Resize { port, columns, rows });
+        }
+    }
+
     /// Asks for a balloon's report, after setting its size; a successor will be told the same size.
     pub(crate) fn ask_balloon(&mut self, set: Option<u32>) {
         if let (Some(pages), DeviceConfig::Balloon(config)) = (set, &mut self.config) {
@@ -391,6 +413,7 @@ impl Worker {
             }
             (FromWorker::Counters(counters), DeviceState::Serving) => {
                 self.counters = counters;
+                self.counters_asked = false;
                 Ok(None)
             }
             // One that nobody asked for is let fall: the front is not to be flooded.
