@@ -154,3 +154,20 @@ fn a_worker_wants_the_right_ends_which_do_not_block() {
     let refusal = start(&three_ports(), vec![(Role::PortOutput(3), write)]).err().unwrap();
     assert!(refusal.to_string().contains("does not use"), "{refusal}");
 }
+
+#[test]
+fn what_it_did_is_counted() {
+    let mut rig = rig(&three_ports());
+    rig.begin(u64::MAX, 8);
+    rig.introduce(&three_ports());
+    let before = rig.driver.host.counters().unwrap();
+    rig.give(1, &content(1000));
+    rig.back(1);
+    rig.offer(0, ROOM);
+    rig.feed(0, b"three");
+    rig.filled(0);
+    let after = rig.driver.host.counters().unwrap();
+    assert_eq!(after.requests - before.requests, 2);
+    assert_eq!((after.host_out - before.host_out, after.host_in - before.host_in), (1000, 5));
+    assert!(after.interrupts > before.interrupts && after.dropped == 0);
+}

@@ -85,9 +85,8 @@ fn a_sink_that_takes_nothing_holds_its_port_alone() {
     let mut console = Line::connect(&console_path).unwrap();
     // Connected, and not read.
     let slow = std::os::unix::net::UnixStream::connect(&port_path).unwrap();
-    vm.type_in("until [ -c /dev/vport?p1 ]; do sleep 0.1; done; seq 1 200000 >/tmp/numbers\n").unwrap();
-    vm.type_in("(cat /tmp/numbers >/dev/vport?p1; : >/tmp/sent) & sleep 1; [ -e /tmp/sent ] || tell HELD\n")
-        .unwrap();
+    vm.type_in("until [ -c /dev/vport*p1 ]; do sleep 0.1; done; port=$(echo /dev/vport*p1); seq 1 200000 >/tmp/numbers\n").unwrap();
+    vm.type_in("(cat /tmp/numbers >$port; : >/tmp/sent) & sleep 1; [ -e /tmp/sent ] || tell HELD\n").unwrap();
     vm.expect("CELLBLOCK-HELD").unwrap();
     vm.type_in("stty -F /dev/hvc0 raw -echo; echo passes >/dev/hvc0; tell BYTES=$(wc -c </tmp/numbers)\n")
         .unwrap();
@@ -106,7 +105,7 @@ fn a_sink_that_takes_nothing_holds_its_port_alone() {
 fn size_becomes(serial: &mut Line, wanted: &str) {
     serial
         .send(&format!(
-            "until [ \"$(stty -F /dev/hvc0 size)\" = '{wanted}' ]; do sleep 0.1; done; tell \"SIZE=$(stty -F /dev/hvc0 size)\"\n"
+            "until [ \"$(stty -F /dev/hvc0 size 2>/dev/null)\" = '{wanted}' ]; do sleep 0.1; done; tell \"SIZE=$(stty -F /dev/hvc0 size)\"\n"
         ))
         .unwrap();
     assert_eq!(serial.expect_line("CELLBLOCK-SIZE=").unwrap(), wanted);
@@ -133,7 +132,8 @@ fn the_size_is_the_terminals(name: &str, more: &[&str]) {
             start()
         })
         .unwrap();
-    serial.send("until [ -c /dev/hvc0 ]; do sleep 0.1; done\n").unwrap();
+    // Linux gives a terminal that is opened its size a moment later: it has to stay open.
+    serial.send("until [ -c /dev/hvc0 ]; do sleep 0.1; done; exec 3<>/dev/hvc0\n").unwrap();
     size_becomes(&mut serial, "40 100");
     terminal.resize(77, 33).unwrap();
     vm.signal(Signal::WINCH).unwrap();
