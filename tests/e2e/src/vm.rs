@@ -140,7 +140,8 @@ impl Vm {
         let output = Heard::listen(reader);
         let messages = Heard::listen(child.stderr.take().context("no stderr")?);
         let stdin: Option<Box<dyn Write + Send>> = Some(Box::new(writer));
-        Ok(Vm { child, stdin, output, messages, read_to: 0, started, program: program.to_owned() })
+        let (patience, program) = (patience(), program.to_owned());
+        Ok(Vm { child, stdin, output, messages, read_to: 0, started, program, patience })
     }
 
     /// The pid of the process, which is the VM's front process.
