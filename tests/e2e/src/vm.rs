@@ -198,6 +198,22 @@ impl Vm {
         bail!("the guest wrote nothing\n--- messages\n{}", self.messages.text())
     }
 
+    /// Waits until a message has `text`, and returns the rest of its line.
+    ///
+    /// # Errors
+    /// None has within [`patience`].
+    pub fn expect_message_rest(&self, text: &str) -> Result<String> {
+        self.expect_message(text)?;
+        let whole = |bytes: &[u8]| {
+            position(bytes, text.as_bytes())
+                .is_some_and(|at| bytes.iter().skip(at).any(|byte| *byte == b'\n'))
+        };
+        self.messages.wait(Instant::now() + patience(), whole);
+        let messages = self.messages.text();
+        let rest = messages.split_once(text).and_then(|(_, rest)| rest.lines().next());
+        Ok(rest.unwrap_or_default().to_owned())
+    }
+
     /// Waits until the program itself has said `text` on standard error.
     ///
     /// # Errors

@@ -52,16 +52,12 @@ struct Shown {
 /// The VM does not exist, has no balloon, or does not answer; the size makes no sense.
 pub(crate) fn balloon(args: &BalloonArgs) -> anyhow::Result<()> {
     let set = args.size.map(pages).transpose()?;
-    let vms = ps::running(Some(&args.id))?;
-    let [(uid, id)] = vms.as_slice() else {
-        let uids: Vec<_> = vms.iter().map(|(uid, _)| uid.to_string()).collect();
-        bail!("several users (uids {}) have a VM named {:?}; ask as the one meant", uids.join(", "), args.id);
-    };
-    let answer = ask(*uid, id, What::Balloon { set });
+    let (uid, id) = ps::one(&args.id)?;
+    let answer = ask(uid, &id, What::Balloon { set });
     match answer.with_context(|| format!("VM {id} does not answer"))? {
-        Answer::Balloon(balloon) => print(id, &balloon, args.json),
+        Answer::Balloon(balloon) => print(&id, &balloon, args.json),
         Answer::Refused(reason) => bail!("VM {id}: {reason}"),
-        Answer::Status(_) => bail!("VM {id} answered something else"),
+        _ => bail!("VM {id} answered something else"),
     }
 }
 

@@ -65,6 +65,8 @@ pub(crate) enum Command {
     Ps(PsArgs),
     /// Show a VM's balloon and its guest's memory, or set the balloon's size.
     Balloon(BalloonArgs),
+    /// Give a device of a running VM a new worker process; the guest notices a pause at most.
+    Restart(RestartArgs),
     /// Say what this host offers and lacks, what that means, and how to mend it.
     Doctor(DoctorArgs),
 }
@@ -265,6 +267,14 @@ pub(crate) struct BalloonArgs {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RestartArgs {
+    /// The VM's name.
+    pub id: String,
+    /// The device, as `cellblock ps` names it.
+    pub device: String,
 }
 
 #[derive(Debug, Args)]

@@ -12,6 +12,7 @@ mod front;
 mod launch;
 mod process_facts;
 mod ps;
+mod restart;
 mod run;
 mod status;
 mod vhost_user;
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
         Command::Run(args) => return run::run(*args).into(),
         Command::VhostUser(args) => return vhost_user::vhost_user(*args).into(),
         Command::Ps(args) => ps::ps(&args).map(|()| Status::Success),
+        Command::Restart(args) => restart::restart(&args).map(|()| Status::Success),
         Command::Balloon(args) => balloon::balloon(&args).map(|()| Status::Success),
         Command::Doctor(args) => doctor::doctor(&args),
     };

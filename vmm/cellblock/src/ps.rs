@@ -4,8 +4,9 @@ use std::fmt::Write as _;
 use std::io;
 
 use anyhow::{Context, bail};
-use cellblock_supervisor::link::DeviceStatus;
+use cellblock_supervisor::link::{DeviceStatus, Status};
 use cellblock_wire::control::Counters;
+use cellblock_wire::device::DeviceKind;
 use serde::Serialize;
 
 use crate::cli::PsArgs;
@@ -97,6 +98,31 @@ pub(crate) fn running(id: Option<&str>) -> anyhow::Result<Vec<(u32, String)>> {
     Ok(wanted)
 }
 
+/// The `(uid, id)` of the one VM named `id`.
+///
+/// # Errors
+/// There is none, or there are several, of several users.
+pub(crate) fn one(id: &str) -> anyhow::Result<(u32, String)> {
+    let mut vms = running(Some(id))?;
+    match (vms.pop(), vms.is_empty()) {
+        (Some(vm), true) => Ok(vm),
+        (last, _) => {
+            let uids: Vec<_> = vms.iter().chain(&last).map(|(uid, _)| uid.to_string()).collect();
+            bail!("several users (uids {}) have a VM named {id:?}; ask as the one meant", uids.join(", "))
+        }
+    }
+}
+
+/// The devices' names: their kind, and from the second of a kind on a number. Their workers are named likewise.
+pub(crate) fn device_names(status: &Status) -> Vec<String> {
+    let kinds: Vec<_> = status.devices.iter().map(|device| device.device).collect();
+    let name = |(place, kind): (usize, &DeviceKind)| {
+        let before = kinds.iter().take(place).filter(|other| *other == kind).count();
+        if before == 0 { kind.to_string() } else { format!("{kind}-{}", before + 1) }
+    };
+    kinds.iter().enumerate().map(name).collect()
+}
+
 /// The `(uid, id)` of every running VM, from the names of the control sockets.
 fn names() -> io::Result<Vec<(u32, String)>> {
     let text = std::fs::read_to_string("/proc/net/unix")?;
@@ -135,22 +161,14 @@ fn rows(report: &Report) -> Vec<Row> {
         own("supervisor", report.supervisor),
         own("spawner", report.spawner),
     ];
-    for (number, device) in report.status.devices.iter().enumerate() {
-        let before = report.status.devices.iter().take(number);
-        let alike = before.filter(|other| other.device == device.device).count();
-        rows.push(Row {
-            // As the spawner names them.
-            process: if alike == 0 {
-                device.device.to_string()
-            } else {
-                format!("{}-{}", device.device, alike + 1)
-            },
-            pid: device.pid,
-            state: device.state.name(),
-            did: Some(Did::new(device)),
-            facts: Facts::of(device.pid),
-        });
-    }
+    let names = device_names(&report.status);
+    rows.extend(report.status.devices.iter().zip(names).map(|(device, process)| Row {
+        process,
+        pid: device.pid,
+        state: device.state.name(),
+        did: Some(Did::new(device)),
+        facts: Facts::of(device.pid),
+    }));
     rows
 }
 

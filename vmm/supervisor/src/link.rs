@@ -18,6 +18,13 @@ pub enum Command {
     ReportStatus,
     /// A front end of another VMM has connected; with one descriptor, its stream. Answered by [`Event::FrontEndGone`].
     FrontEnd,
+    /// Replace a device's worker, if it still is this one.
+    Restart {
+        /// The device's place in the status.
+        device: u32,
+        /// The worker's incarnation.
+        generation: u32,
+    },
     /// Answer with [`Event::Balloon`], once the guest has told what is new, or has had its time for it.
     Balloon {
         /// The size that it shall have from now on, in pages of 4 KiB.

@@ -158,6 +158,10 @@ impl Machine {
                     self.workers.iter_mut().for_each(Worker::ask_counters);
                     self.status_by.get_or_insert_with(|| Instant::now() + COUNTERS_PATIENCE);
                 }
+                Ok((Command::Restart { device, generation }, _)) => {
+                    let reason = "its worker was to be replaced".to_owned();
+                    self.condemn(device as usize, Some(generation), Some(reason));
+                }
                 Ok((Command::Balloon { set }, _)) => self.ask_balloon(set),
                 Ok((Command::Resize { port, columns, rows }, _)) => {
                     self.workers.iter_mut().for_each(|worker| worker.resize(port, columns, rows));

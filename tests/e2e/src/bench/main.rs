@@ -1,12 +1,13 @@
 //! `cellblock-bench`: how long a VM takes to start and to boot Linux, what it costs while it idles, and how fast its
 //! devices are.
 //!
-//! `scripts/bench` builds and runs it; `boot` and `io` inside the emulated host, `start` on this machine. A peer's program may be
+//! `scripts/bench` builds and runs it; `boot` and `io` inside the emulated host, `start` and `restart` on this machine. A peer's program may be
 //! measured in turn with ours, run by run, so that both see the same machine.
 
 mod boot;
 mod exits;
 mod io;
+mod restart;
 mod rival;
 mod sample;
 mod start;
@@ -17,7 +18,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 
 const USAGE: &str =
-    "usage: cellblock-bench boot|start|io [--runs N] [--firecracker PATH] [--cpus N] [--initrd PATH]";
+    "usage: cellblock-bench boot|start|io|restart [--runs N] [--firecracker PATH] [--cpus N] [--initrd PATH]";
 
 /// What to measure, from the command line.
 pub(crate) struct Request {
@@ -61,6 +62,7 @@ fn measure() -> Result<bool> {
         "boot" => boot::run(&request),
         "start" => start::run(&request),
         "io" => io::run(&request),
+        "restart" => restart::run(&request),
         _ => bail!("{bench} is not a bench\n{USAGE}"),
     }
 }

@@ -1,4 +1,4 @@
-//! The VM's control socket: where `cellblock ps` and `cellblock balloon` ask.
+//! The VM's control socket: where `cellblock ps`, `balloon` and `restart` ask.
 //!
 //! It is an abstract Unix socket, `cellblock/<uid>/<id>`: the kernel removes it with the front, however that ends, so
 //! nothing is left behind; binding it is also what makes an id unique. Abstract names have no permissions, so every
@@ -47,6 +47,13 @@ pub(crate) enum What {
         /// The size that it shall have from now on, in pages of 4 KiB.
         set: Option<u32>,
     },
+    /// A new worker for a device.
+    Restart {
+        /// Its place in the status.
+        device: u32,
+        /// Which worker is not wanted any more: if it is gone already, nothing is done.
+        generation: u32,
+    },
 }
 
 /// What a VM says.
@@ -57,6 +64,8 @@ pub(crate) enum Answer {
     Status(Report),
     /// To [`What::Balloon`].
     Balloon(BalloonReport),
+    /// It was told, to [`What::Restart`].
+    Done,
     /// No: why.
     Refused(String),
 }
@@ -233,6 +242,11 @@ impl ControlSocket {
             || Answer::Refused("it has no balloon; give it one with `cellblock run --balloon …`".into());
         let answer = balloon.map_or_else(none, Answer::Balloon);
         self.answer(|what| matches!(what, What::Balloon { .. }), &answer);
+    }
+
+    /// Answers everybody who asked for a new worker.
+    pub(crate) fn answer_restart(&mut self) {
+        self.answer(|what| matches!(what, What::Restart { .. }), &Answer::Done);
     }
 
     /// Sends everybody away who waits: there is nobody to ask any more.

@@ -240,9 +240,12 @@ impl Relay<'_> {
             let command = match what {
                 What::Status => Command::ReportStatus,
                 What::Balloon { set } => Command::Balloon { set },
+                What::Restart { device, generation } => Command::Restart { device, generation },
             };
             if self.link.send_message(&command, &[]).is_err() {
                 self.control.refuse();
+            } else if let What::Restart { .. } = what {
+                self.control.answer_restart();
             }
         }
     }
