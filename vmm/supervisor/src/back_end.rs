@@ -127,8 +127,17 @@ impl BackEnd {
                     self.say(Event::Status(status));
                     self.worker.tell(&ToWorker::ReportCounters);
                 }
+                Ok((Command::Restart { generation, .. }, _)) if generation == self.worker.generation() => {
+                    self.kill_at = Some(Instant::now());
+                }
                 // There is no power button and no terminal.
-                Ok((Command::PowerButton | Command::Balloon { .. } | Command::Resize { .. }, _)) => {}
+                Ok((
+                    Command::Restart { .. }
+                    | Command::PowerButton
+                    | Command::Balloon { .. }
+                    | Command::Resize { .. },
+                    _,
+                )) => {}
                 // The front has said so, or is gone.
                 Ok((Command::Stop, _)) | Err(_) => return Some(End::Stopped),
             }
