@@ -199,10 +199,18 @@ impl Front<'_> {
 
     fn take_requests(&mut self) {
         for what in self.control.take() {
-            match what {
-                What::Status if self.link.send_message(&Command::ReportStatus, &[]).is_ok() => {}
-                What::Status => self.control.refuse(),
-                What::Balloon { .. } => self.control.answer_balloon(None),
+            let command = match what {
+                What::Status => Command::ReportStatus,
+                What::Restart { device, generation } => Command::Restart { device, generation },
+                What::Balloon { .. } => {
+                    self.control.answer_balloon(None);
+                    continue;
+                }
+            };
+            if self.link.send_message(&command, &[]).is_err() {
+                self.control.refuse();
+            } else if let What::Restart { .. } = what {
+                self.control.answer_restart();
             }
         }
     }

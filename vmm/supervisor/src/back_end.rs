@@ -128,7 +128,7 @@ impl BackEnd {
                     self.worker.tell(&ToWorker::ReportCounters);
                 }
                 Ok((Command::Restart { generation, .. }, _)) if generation == self.worker.generation() => {
-                    self.kill_at = Some(Instant::now());
+                    self.condemn("its worker was to be replaced".to_owned());
                 }
                 // There is no power button and no terminal.
                 Ok((
