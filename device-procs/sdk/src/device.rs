@@ -82,6 +82,11 @@ pub trait Device {
     /// Something happened that was no access.
     fn event(&mut self, _event: Event) {}
 
+    /// What went wrong and the log should have, once. Asked now and then.
+    fn complaint(&mut self) -> Option<String> {
+        None
+    }
+
     /// What the supervisor asked for, once, when it is known. Called after each event.
     fn answer(&mut self) -> Option<BalloonReport> {
         None

@@ -16,6 +16,7 @@ use cellblock_sdk::testing::virtio::{DATA, Driver, Segment, shared_ram};
 use cellblock_sdk::virtio::spec::register;
 use cellblock_sdk::virtio::{Interrupt, Post};
 use cellblock_sdk::worker;
+use cellblock_wire::control::FromWorker;
 use cellblock_wire::device::{DeviceConfig, DeviceKind, EntropyConfig, IN_FLIGHT_BYTES, Limits, Role};
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -189,6 +190,12 @@ fn a_poisoned_record_costs_a_reset() {
         rustix::io::pwrite(&bench.record, &bytes, at).unwrap();
         bench.driver.host.replace().unwrap();
         bench.driver.wait_needs_reset();
+        match bench.driver.host.message().unwrap() {
+            FromWorker::Log { text, .. } => {
+                assert!(text.contains("virtqueue [0]: the record of requests in flight has"), "{text}");
+            }
+            other => panic!("instead of a log line: {other:?}"),
+        }
         bench.driver.begin(u64::MAX, 2, SIZE);
         let head = bench.offer(0);
         bench.name(head);

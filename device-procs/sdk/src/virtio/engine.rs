@@ -143,6 +143,11 @@ impl Queues {
         &self.interrupt
     }
 
+    /// Their numbers among the device's.
+    pub(super) fn numbers(&self) -> Vec<u16> {
+        self.slots.iter().map(|slot| slot.number).collect()
+    }
+
     pub(super) fn any(&self) -> bool {
         self.slots.iter().any(|slot| slot.queue.is_some())
     }

@@ -89,9 +89,9 @@ impl<W: Work> Inline<W> {
             }
             match post.work.work(&mut post.queues) {
                 Ok(wait) => post.wait = wait,
-                Err(_) => {
+                Err(error) => {
                     (0..post.numbers.len()).for_each(|slot| post.take_away(slot));
-                    self.interrupt.needs_reset();
+                    self.interrupt.broken(&post.numbers, &error);
                     return;
                 }
             }

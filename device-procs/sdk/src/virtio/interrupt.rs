@@ -1,8 +1,9 @@
 //! How a device gets its driver's attention: `InterruptStatus`, `DEVICE_NEEDS_RESET`, and an interrupt line.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use super::queue::QueueError;
 use super::spec::interrupt;
 
 /// An edge-triggered interrupt line that threads share.
@@ -28,6 +29,8 @@ pub struct Interrupt(Arc<Shared>);
 struct Shared {
     status: AtomicU32,
     needs_reset: AtomicBool,
+    /// Why, for the log; until it is taken.
+    complaint: Mutex<Option<String>>,
     line: Box<dyn Raise>,
 }
 
@@ -41,7 +44,8 @@ impl Interrupt {
     /// Nothing pending, over `line`.
     pub fn new(line: impl Raise + 'static) -> Self {
         let (status, needs_reset) = (AtomicU32::new(0), AtomicBool::new(false));
-        Interrupt(Arc::new(Shared { status, needs_reset, line: Box::new(line) }))
+        let complaint = Mutex::new(None);
+        Interrupt(Arc::new(Shared { status, needs_reset, complaint, line: Box::new(line) }))
     }
 
     /// Buffers of queue `index` were used.
@@ -68,6 +72,22 @@ impl Interrupt {
         self.0.needs_reset.store(true, Ordering::Release);
         self.0.status.fetch_or(interrupt::CONFIG_CHANGE, Ordering::AcqRel);
         self.0.line.raise_broken();
+    }
+
+    /// A queue, one of those with these `numbers`, makes no sense: the device needs a reset, and the log is told why.
+    pub(super) fn broken(&self, numbers: &[u16], error: &QueueError) {
+        let complaint = format!("virtqueue {numbers:?}: {error}; the device needs a reset");
+        // Nothing panics while it holds the lock.
+        *self.0.complaint.lock().unwrap_or_else(PoisonError::into_inner) = Some(complaint);
+        self.needs_reset();
+    }
+
+    /// Why the device needs a reset, once.
+    pub(super) fn complaint(&self) -> Option<String> {
+        if !self.asks_for_reset() {
+            return None;
+        }
+        self.0.complaint.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Whether it has.

@@ -307,8 +307,8 @@ impl<W: Work> Thread<W> {
     }
 
     fn turn(&mut self) -> Wait {
-        self.work.work(&mut self.queues).unwrap_or_else(|_| {
-            self.interrupt.needs_reset();
+        self.work.work(&mut self.queues).unwrap_or_else(|error| {
+            self.interrupt.broken(&self.queues.numbers(), &error);
             (0..self.queues.len()).for_each(|slot| self.take_away(slot));
             Wait::default()
         })

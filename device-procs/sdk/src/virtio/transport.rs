@@ -236,7 +236,7 @@ impl<E: Engine> Transport<E> {
                             self.engine.start(index, virtqueue, self.registers.driver_features);
                         }
                     }
-                    Err(_) => self.interrupt.needs_reset(),
+                    Err(error) => self.interrupt.broken(&[index as u16], &error),
                 }
             }
             (false, true) => self.make_unready(index),
@@ -266,7 +266,7 @@ impl<E: Engine> Transport<E> {
             }
             match self.virtqueue(index, &queue.layout, from) {
                 Ok(virtqueue) => self.engine.start(index, virtqueue, self.registers.driver_features),
-                Err(_) => self.interrupt.needs_reset(),
+                Err(error) => self.interrupt.broken(&[index as u16], &error),
             }
         }
     }
@@ -355,6 +355,10 @@ impl<E: Engine> Device for Transport<E> {
         if event != Event::Host {
             self.tell(event);
         }
+    }
+
+    fn complaint(&mut self) -> Option<String> {
+        self.interrupt.complaint()
     }
 
     fn answer(&mut self) -> Option<BalloonReport> {

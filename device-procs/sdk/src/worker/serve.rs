@@ -10,7 +10,7 @@ use cellblock_channel::{Responder, StateWriter, clock};
 use cellblock_ring::state_page::Committed;
 use cellblock_ring::{LaneId, answer};
 use cellblock_wire::control::{Counters, FromWorker, LogLevel, ToWorker};
-use cellblock_wire::slot::{Action, Op, Reply, Request, SlotError, mask};
+use cellblock_wire::slot::{Action, Op, Reply, Request, mask};
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 
@@ -29,7 +29,7 @@ const SPINS_PER_LOOK: u32 = 32;
 const MESSAGES: usize = 16;
 /// How long an orderly end may wait for the host to take the output.
 const FINISH: Duration = Duration::from_millis(200);
-/// Requests that do not decode are reported so often and no more.
+/// Requests that do not decode, and queues that make no sense, are reported so often and no more.
 const REPORTS: u32 = 8;
 
 /// Why serving ended.
@@ -167,7 +167,7 @@ impl<D: Device> Server<D> {
         match self.wiring.responder.next() {
             None => return false,
             Some(Ok((lane, request))) => self.answer(lane, &request),
-            Some(Err(error)) => self.report(control, error),
+            Some(Err(error)) => self.report(control, &format!("request left unanswered: {error}")),
         }
         true
     }
@@ -203,16 +203,19 @@ impl<D: Device> Server<D> {
         reply
     }
 
-    fn report(&mut self, control: &Control, error: SlotError) {
+    fn report(&mut self, control: &Control, text: &str) {
         if self.reports < REPORTS {
             self.reports += 1;
-            let text = cut(&format!("request left unanswered: {error}"));
+            let text = cut(text);
             let _ = control.send_message(&FromWorker::Log { level: LogLevel::Warn, text }, &[]);
         }
     }
 
     /// Sleeps until something happens, unless something has.
     fn sleep(&mut self, control: &Control) -> Result<(), End> {
+        if let Some(complaint) = self.device.complaint() {
+            self.report(control, &complaint);
+        }
         self.timer.arm(self.device.deadline());
         if !self.wiring.responder.prepare_sleep() {
             return Ok(());

@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::rings::pages;
+use crate::device::Device as _;
 use crate::host::WakeLine;
 use crate::testing::Harness;
 use crate::testing::virtio::{DATA, Driver, Edges, Segment, shared_ram};
@@ -225,6 +226,9 @@ fn a_bad_queue_takes_the_post_along<E: Engine>(bench: &mut Bench<E>, poll: impl 
     bench.wait_for(&Note::End(0));
     bench.wait_for(&Note::End(1));
     bench.driver.wait_needs_reset();
+    let complaint = bench.driver.host.device.complaint().unwrap();
+    assert!(complaint.starts_with("virtqueue [0, 1]: chain at descriptor 0 has a readable"), "{complaint}");
+    assert_eq!(bench.driver.host.device.complaint(), None, "once");
     bench.begin();
     bench.give(b"x");
     poll(bench);
