@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use cellblock_sdk::device::Clock;
-use cellblock_sdk::virtio::config::Space;
+
 use cellblock_sdk::virtio::spec::device_id;
-use cellblock_sdk::virtio::{Identity, Interrupt, QueueError, Queues, Ram, Wait, Work};
+use cellblock_sdk::virtio::{Identity, Interrupt, QueueError, Queues, Ram, Space, Wait, Work};
 use cellblock_wire::device::NetConfig;
 
 use crate::backend::{Backend, Steer};
@@ -20,6 +20,8 @@ use crate::transmit::Transmitter;
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
 const CONTROL: usize = 2;
+/// A pair's one source: its far end.
+const SOURCE: u32 = 0;
 
 /// What the driver is told of the device that `config` describes.
 pub fn identity(config: &NetConfig) -> Identity {
@@ -87,6 +89,8 @@ pub struct Pair<B, C> {
     link: Link,
     /// There was a driver before.
     had_driver: bool,
+    /// The far end had nothing when it was last asked.
+    dry: bool,
 }
 
 /// The pairs of the device that `config` and `identity` describe, each with the numbers of its queues. There is a backend for
@@ -114,6 +118,7 @@ pub fn pairs<B: Backend, C: Clock + Clone>(
             commands,
             link: link.clone(),
             had_driver: false,
+            dry: false,
         };
         (pair, queues)
     };
@@ -139,6 +144,7 @@ impl<B: Backend, C: Clock> Work for Pair<B, C> {
     fn end(&mut self, slot: usize) {
         if slot == RECEIVE {
             self.receiver.end();
+            self.dry = false;
         }
     }
 
@@ -168,19 +174,25 @@ impl<B: Backend, C: Clock> Pair<B, C> {
             self.link.die(queues.interrupt());
         }
         wait.again |= rest.again;
-        wait.writable |= u32::from(rest.source && !self.link.is_dead());
+        wait.writable |= u32::from(rest.source && !self.link.is_dead()) << SOURCE;
         wait.until = earlier(wait.until, rest.until);
         if rest.used { queues.signal(TRANSMIT) } else { Ok(()) }
     }
 
     fn receive(&mut self, queues: &mut Queues, wait: &mut Wait) -> Result<(), QueueError> {
+        if self.dry && !queues.source_ready(SOURCE) {
+            // A kick of another queue.
+            wait.readable |= 1 << SOURCE;
+            return Ok(());
+        }
         let Some(queue) = queues.get(RECEIVE).filter(|_| !self.link.is_dead()) else { return Ok(()) };
         let rest = self.receiver.work(queue, &mut self.backend)?;
         if rest.dead {
             self.link.die(queues.interrupt());
         }
+        self.dry = rest.source;
         wait.again |= rest.again;
-        wait.readable |= u32::from(rest.source);
+        wait.readable |= u32::from(rest.source) << SOURCE;
         wait.until = earlier(wait.until, rest.until);
         if rest.used { queues.signal(RECEIVE) } else { Ok(()) }
     }

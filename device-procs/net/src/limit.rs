@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cellblock_sdk::device::Clock;
-use cellblock_sdk::virtio::limit::Limiter;
+use cellblock_sdk::virtio::Limiter;
 use cellblock_wire::device::Limits;
 
 /// Bytes and frames of one direction; clones share them.

@@ -58,3 +58,13 @@ pub trait Steer {
     /// The first `pairs`, 1 and up; whether that could be done.
     fn use_pairs(&mut self, pairs: u16) -> bool;
 }
+
+/// Of a far end that has no queues: the one pair is used.
+#[derive(Debug, Clone, Copy)]
+pub struct OnePair;
+
+impl Steer for OnePair {
+    fn use_pairs(&mut self, pairs: u16) -> bool {
+        pairs == 1
+    }
+}
