@@ -32,10 +32,7 @@ impl Commands {
     }
 
     /// Serves what is there; (the driver got buffers back, there may be more).
-    pub(crate) fn work(
-        &mut self,
-        queue: &mut Virtqueue,
-    ) -> Result<(bool, bool), QueueError> {
+    pub(crate) fn work(&mut self, queue: &mut Virtqueue) -> Result<(bool, bool), QueueError> {
         let mut used = false;
         queue.silence()?;
         for _ in 0..MOST_COMMANDS {

@@ -110,7 +110,11 @@ impl Backend for Passt {
             self.read();
         }
         // Of one that is dead `receive` tells.
-        if self.is_whole() { self.length().map(|length| header::BYTES + length) } else { self.dead.then_some(1) }
+        if self.is_whole() {
+            self.length().map(|length| header::BYTES + length)
+        } else {
+            self.dead.then_some(1)
+        }
     }
 
     fn receive(&mut self, room: &Scatter) -> Received {

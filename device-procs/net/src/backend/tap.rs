@@ -62,7 +62,8 @@ impl Backend for Tap {
         let offloads = offloads(features);
         // A tap that refuses goes on as the front has set it up: without any.
         let _ = tap::set_offloads(&*self.fd, offloads);
-        self.largest = if offloads & !offload::CSUM == 0 { self.whole } else { header::BYTES + LARGEST_FRAME };
+        self.largest =
+            if offloads & !offload::CSUM == 0 { self.whole } else { header::BYTES + LARGEST_FRAME };
         self.merges = features & feature::MRG_RXBUF != 0;
         if stale {
             self.drop_stale();

@@ -68,9 +68,8 @@ pub(crate) fn open(net: &Net, vm: &str, number: usize) -> Result<OpenNet, String
 fn own_address(vm: &str, number: usize) -> [u8; 6] {
     // FNV-1a, 64 bits: it need be stable and spread, no more.
     let bytes = vm.bytes().chain([0]).chain(number.to_le_bytes());
-    let hash = bytes.fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let hash = bytes
+        .fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     let [_, _, rest @ ..] = hash.to_be_bytes();
     let [first, others @ ..] = rest;
     let [a, b, c, d, e] = others;

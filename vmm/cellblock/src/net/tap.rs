@@ -85,8 +85,10 @@ fn uid_of(user: &str) -> Result<u32> {
     if let Ok(uid) = user.parse() {
         return Ok(uid);
     }
-    let users = fs::read_to_string("/etc/passwd").context("/etc/passwd cannot be read; give the user's number")?;
-    uid_in(&users, user).with_context(|| format!("there is no user {user:?} in /etc/passwd; give the user's number"))
+    let users =
+        fs::read_to_string("/etc/passwd").context("/etc/passwd cannot be read; give the user's number")?;
+    uid_in(&users, user)
+        .with_context(|| format!("there is no user {user:?} in /etc/passwd; give the user's number"))
 }
 
 fn uid_in(users: &str, user: &str) -> Option<u32> {
@@ -106,7 +108,9 @@ fn parse_address(text: &str) -> Result<(IpAddr, u8)> {
         (1..=longest).contains(&prefix).then_some((address, prefix))
     };
     parsed().with_context(|| {
-        format!("the address is {text:?}; allowed is an IP address and its network's bits, as 192.168.70.1/24")
+        format!(
+            "the address is {text:?}; allowed is an IP address and its network's bits, as 192.168.70.1/24"
+        )
     })
 }
 
@@ -126,7 +130,10 @@ mod tests {
     #[test]
     fn users_are_found_by_name() {
         let users = "root:x:0:0:root:/root:/bin/sh\ncell:x:1000:1000::/home/cell:/bin/sh\nbad:x\n";
-        assert_eq!((uid_in(users, "cell"), uid_in(users, "cel"), uid_in(users, "bad")), (Some(1000), None, None));
+        assert_eq!(
+            (uid_in(users, "cell"), uid_in(users, "cel"), uid_in(users, "bad")),
+            (Some(1000), None, None)
+        );
         assert_eq!(uid_of("1234").unwrap(), 1234);
     }
 }
