@@ -2,14 +2,19 @@
 //! serve program.
 #![allow(clippy::unwrap_used, clippy::panic, unreachable_pub)] // Helpers beside the tests.
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
+use cellblock_channel::tap;
 use cellblock_net::spec::feature as net;
 use cellblock_sdk::testing::process::{Program, Supervised, Wanted};
 use cellblock_sdk::testing::virtio::{DATA, Driver, Segment, shared_ram};
 use cellblock_wire::device::{Bucket, DeviceConfig, Limits, NetConfig, Role};
 use rustix::event::{EventfdFlags, eventfd};
+use rustix::fs::OFlags;
 
 mod probes;
 use probes::*;
@@ -246,6 +251,91 @@ fn floods_do_not_hold_up_a_reset() {
         while heard(&bench.far[0]).is_some() {}
     }
     bench.works();
+}
+
+/// A real tap of this test's, if there can be one: its queues, and its name.
+fn real_tap(letter: char, queues: u16) -> Option<(Vec<OwnedFd>, String)> {
+    let text = format!("cbt{letter}{}", std::process::id());
+    let name = tap::Name::new(&text).unwrap();
+    let queue = || {
+        let mut options = File::options();
+        options.read(true).write(true).custom_flags(OFlags::NONBLOCK.bits() as i32);
+        let queue = OwnedFd::from(options.open("/dev/net/tun").ok()?);
+        tap::attach(&queue, name, true).ok().map(|()| queue)
+    };
+    let queues: Option<Vec<_>> = (0..queues).map(|_| queue()).collect();
+    let up = Command::new("ip").args(["link", "set", &text, "up"]).status().is_ok_and(|s| s.success());
+    if queues.is_none() || !up {
+        eprintln!("SKIP: taps need root, /dev/net/tun and iproute2");
+        return None;
+    }
+    Some((queues?, text))
+}
+
+/// What the host's side of an interface has counted.
+fn counted(name: &str, what: &str) -> u64 {
+    let text = std::fs::read_to_string(format!("/sys/class/net/{name}/statistics/{what}"));
+    text.map_or(0, |text| text.trim().parse().unwrap())
+}
+
+fn counts(name: &str, what: &str, least: u64) {
+    let until = Instant::now() + Duration::from_secs(10);
+    while counted(name, what) < least {
+        assert!(Instant::now() < until, "{what} of {name} is {}", counted(name, what));
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn a_real_tap_takes_frames_and_judges_headers() {
+    let Some((queues, name)) = real_tap('a', 1) else { return };
+    let roles = (0..).map(Role::Tap).zip(queues).collect();
+    let mut bench = try_start(&config(), roles).unwrap();
+    for features in [ALL, 0] {
+        bench.begin(features);
+        let before = counted(&name, "rx_packets");
+        let sent = frame(1, 100);
+        bench.driver.poke(DATA, &sent);
+        for _ in 0..10 {
+            bench.send(&[Segment::read(DATA, 12), Segment::read(DATA + 12, 100)]);
+        }
+        counts(&name, "rx_packets", before + 10);
+        // Checksums and segments that lie nowhere in the frame.
+        let mut wrong = sent.clone();
+        wrong[..10].copy_from_slice(&[1, 1, 255, 255, 255, 255, 255, 255, 255, 255]);
+        bench.driver.poke(DATA, &wrong);
+        for _ in 0..10 {
+            bench.send(&[Segment::read(DATA, 112)]);
+        }
+        assert_eq!((bench.driver.status(), counted(&name, "rx_packets")), (15, before + 10));
+    }
+    bench.driver.reset();
+}
+
+#[test]
+fn a_real_tap_has_the_queues_that_the_driver_uses() {
+    let Some((queues, name)) = real_tap('b', 3) else { return };
+    queues.iter().skip(1).for_each(|queue| tap::use_queue(queue, false).unwrap());
+    let roles = (0..).map(Role::Tap).zip(queues).collect();
+    let mut bench = try_start(&NetConfig { pairs: 3, ..config() }, roles).unwrap();
+    let used = || {
+        let queues = std::fs::read_dir(format!("/sys/class/net/{name}/queues")).unwrap();
+        queues.filter(|queue| queue.as_ref().unwrap().file_name().to_string_lossy().starts_with("tx")).count()
+    };
+    bench.driver.begin(ALL, 7, 16);
+    assert_eq!(used(), 1);
+    for pairs in [3, 1, 2] {
+        assert_eq!(command(&mut bench.driver, 6, &[4, 0, pairs, 0]), (0, 1));
+        assert_eq!(used(), usize::from(pairs));
+    }
+    // A successor leaves it so; another driver begins with one.
+    bench.driver.host.replace().unwrap();
+    assert_eq!(command(&mut bench.driver, 6, &[9, 9, 9, 9]), (1, 1));
+    assert_eq!(used(), 2);
+    bench.driver.reset();
+    bench.driver.begin(ALL, 7, 16);
+    assert_eq!(command(&mut bench.driver, 6, &[9, 9, 9, 9]), (1, 1));
+    assert_eq!(used(), 1);
 }
 
 #[test]

@@ -80,9 +80,13 @@ pub fn attach(fd: impl AsFd, name: Name, several_queues: bool) -> Result<()> {
     let flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | several;
     let mut request = Request { name: name.0, flags, rest: [0; 22] };
     // SAFETY: TUNSETIFF reads a `struct ifreq` and writes it back; `Request` has its 40 bytes.
-    unsafe { ioctl(&fd, Updater::<TUNSETIFF, Request>::new(&mut request)) }?;
+    let setter = unsafe { Updater::<TUNSETIFF, Request>::new(&mut request) };
+    // SAFETY: as above.
+    unsafe { ioctl(&fd, setter) }?;
     // SAFETY: TUNSETVNETHDRSZ reads an int.
-    unsafe { ioctl(&fd, Setter::<TUNSETVNETHDRSZ, i32>::new(HEADER_BYTES)) }
+    let setter = unsafe { Setter::<TUNSETVNETHDRSZ, i32>::new(HEADER_BYTES) };
+    // SAFETY: as above.
+    unsafe { ioctl(&fd, setter) }
 }
 
 /// Whether the interface stays when nobody has it open.
@@ -90,8 +94,7 @@ pub fn attach(fd: impl AsFd, name: Name, several_queues: bool) -> Result<()> {
 /// # Errors
 /// The kernel's.
 pub fn set_persistent(fd: impl AsFd, persistent: bool) -> Result<()> {
-    // SAFETY: TUNSETPERSIST takes a number.
-    unsafe { ioctl(fd, IntegerSetter::<TUNSETPERSIST>::new_usize(persistent.into())) }
+    set_number::<TUNSETPERSIST>(fd, persistent.into())
 }
 
 /// Lets the user `uid` attach to the interface.
@@ -99,9 +102,7 @@ pub fn set_persistent(fd: impl AsFd, persistent: bool) -> Result<()> {
 /// # Errors
 /// The kernel's.
 pub fn set_owner(fd: impl AsFd, uid: u32) -> Result<()> {
-    let uid = usize::try_from(uid).map_err(|_| Errno::INVAL)?;
-    // SAFETY: TUNSETOWNER takes a number.
-    unsafe { ioctl(fd, IntegerSetter::<TUNSETOWNER>::new_usize(uid)) }
+    set_number::<TUNSETOWNER>(fd, usize::try_from(uid).map_err(|_| Errno::INVAL)?)
 }
 
 /// What the reader takes beside whole frames: bits of [`offload`].
@@ -109,8 +110,7 @@ pub fn set_owner(fd: impl AsFd, uid: u32) -> Result<()> {
 /// # Errors
 /// The kernel's.
 pub fn set_offloads(fd: impl AsFd, bits: usize) -> Result<()> {
-    // SAFETY: TUNSETOFFLOAD takes a number.
-    unsafe { ioctl(fd, IntegerSetter::<TUNSETOFFLOAD>::new_usize(bits)) }
+    set_number::<TUNSETOFFLOAD>(fd, bits)
 }
 
 /// Takes this queue of a tap with several into use, or out of it; what waits in it is then dropped.
@@ -121,7 +121,17 @@ pub fn use_queue(fd: impl AsFd, used: bool) -> Result<()> {
     let flags = if used { IFF_ATTACH_QUEUE } else { IFF_DETACH_QUEUE };
     let request = Request { name: [0; 16], flags, rest: [0; 22] };
     // SAFETY: TUNSETQUEUE reads a `struct ifreq`; `Request` has its 40 bytes.
-    unsafe { ioctl(fd, Setter::<TUNSETQUEUE, Request>::new(request)) }
+    let setter = unsafe { Setter::<TUNSETQUEUE, Request>::new(request) };
+    // SAFETY: as above.
+    unsafe { ioctl(fd, setter) }
+}
+
+/// A request of those that take a number.
+fn set_number<const REQUEST: Opcode>(fd: impl AsFd, number: usize) -> Result<()> {
+    // SAFETY: it is called for TUNSETPERSIST, TUNSETOWNER and TUNSETOFFLOAD, which take a number.
+    let setter = unsafe { IntegerSetter::<REQUEST>::new_usize(number) };
+    // SAFETY: as above.
+    unsafe { ioctl(fd, setter) }
 }
 
 #[cfg(test)]

@@ -79,7 +79,7 @@ impl Passt {
         let mut said = String::new();
         // It has ended: the pipe has an end.
         self.0.stderr.take()?.take(4096).read_to_string(&mut said).ok()?;
-        let lines = said.lines().filter(|line| !line.trim().is_empty() && !line.contains("syslog"));
-        lines.last().map(str::to_owned)
+        let mut lines = said.lines().filter(|line| !line.trim().is_empty() && !line.contains("syslog"));
+        lines.next_back().map(str::to_owned)
     }
 }
