@@ -1,6 +1,6 @@
 //! What a driver may ask of a network device, and what it must not: the same for a device in this process and one in a worker.
 //! The far end is a socket that keeps the borders of frames, which a tap's descriptor does, too.
-#![allow(clippy::unwrap_used, dead_code, unreachable_pub)] // Helpers beside the tests; not all tests use all.
+#![allow(clippy::unwrap_used, clippy::panic, dead_code, unreachable_pub)] // Helpers beside the tests; not all tests use all.
 
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -62,7 +62,7 @@ pub fn heard(end: &OwnedFd) -> Option<Vec<u8>> {
             Some(bytes)
         }
         Err(Errno::AGAIN) => None,
-        Err(errno) => Err(errno).unwrap(),
+        Err(errno) => panic!("the far end: {errno}"),
     }
 }
 
