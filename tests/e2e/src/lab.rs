@@ -66,6 +66,24 @@ impl Lab {
         Some(Self::new(name, places).expect("the test's folder"))
     }
 
+    /// A lab for Debian on `disks` of this machine; `None`, and a line that says why, where there is none.
+    pub fn with_debian(name: &str, disks: &[&str]) -> Option<Self> {
+        let places = Places::find();
+        let missing = || disks.iter().find(|disk| !Path::new(disk).exists());
+        let why = if places.debian.is_none() {
+            Some("Debian is not here; it is given by CELLBLOCK_DEBIAN (scripts/test emulated)".to_owned())
+        } else {
+            places
+                .why_no_vm()
+                .or_else(|| missing().map(|disk| format!("no disk {disk} (scripts/host --disk)")))
+        };
+        if let Some(why) = why {
+            skip(&why);
+            return None;
+        }
+        Some(Self::new(name, places).expect("the test's folder"))
+    }
+
     fn new(name: &str, found: Places) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix(&format!("cellblock-{name}-")).tempdir()?;
         let mut places = found.clone();
@@ -121,6 +139,18 @@ impl Lab {
             "--cmdline",
             &cmdline,
         ])
+    }
+
+    /// A VM with Debian on `disk`, a copy of its root file system; `options` are those of `--disk`.
+    pub fn debian(&self, disk: &str, options: &str) -> Plan<'_> {
+        let folder = self.places.debian.clone().unwrap_or_default();
+        let path = |name: &str| folder.join(name).display().to_string();
+        let cmdline = fs::read_to_string(folder.join("cmdline")).expect("the folder of scripts/debian");
+        let disk = format!("path={disk}{options}");
+        let (kernel, initrd) = (path("vmlinuz"), path("initrd.img"));
+        let arguments =
+            ["--kernel", &kernel, "--initrd", &initrd, "--cmdline", cmdline.trim(), "--disk", &disk];
+        self.plan().with(arguments)
     }
 
     /// A file of this content in the lab's folder, which any user may write.

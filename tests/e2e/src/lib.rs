@@ -9,7 +9,9 @@
 //! | `CELLBLOCK_DIST` | the folder with `bin/` and `libexec/` | `dist/x86_64-linux`, in the emulated host `/opt/cellblock` |
 //! | `CELLBLOCK_GUESTS` | the bare-metal guests | `.cache/guests` |
 //! | `CELLBLOCK_IMAGES` | Debian's kernel and the initrd | `/boot` in the emulated host, else none (QEMU's guests: `.cache/images/x86_64`) |
+//! | `CELLBLOCK_DEBIAN` | what boots `root.img` of `scripts/debian`, copies of which are `/dev/vda`, `/dev/vdb` | none |
 
+pub mod debian;
 pub mod lab;
 pub mod leftovers;
 pub mod line;
@@ -20,6 +22,7 @@ pub mod terminal;
 pub mod user;
 pub mod vm;
 
+pub use debian::Debian;
 pub use lab::Lab;
 pub use line::Line;
 pub use places::Places;

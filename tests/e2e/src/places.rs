@@ -12,6 +12,8 @@ pub struct Places {
     pub guests: PathBuf,
     /// Holds `bzImage`, `vmlinux` and `initrd.cpio`, where Linux guests can run.
     pub images: Option<PathBuf>,
+    /// Holds `vmlinuz`, `initrd.img` and `cmdline` of a Debian whose root file systems are this machine's disks.
+    pub debian: Option<PathBuf>,
 }
 
 impl Places {
@@ -25,6 +27,7 @@ impl Places {
             dist: variable("CELLBLOCK_DIST").unwrap_or(dist),
             guests: variable("CELLBLOCK_GUESTS").unwrap_or_else(|| checkout.join(".cache/guests")),
             images: variable("CELLBLOCK_IMAGES").or_else(|| emulated.then(|| PathBuf::from("/boot"))),
+            debian: variable("CELLBLOCK_DEBIAN"),
         }
     }
 

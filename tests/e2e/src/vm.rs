@@ -159,12 +159,21 @@ impl Vm {
     /// # Errors
     /// It has not within [`patience`], or the output ended; the error holds all output.
     pub fn expect(&mut self, text: &str) -> Result<()> {
+        self.expect_within(text, self.patience).map(drop)
+    }
+
+    /// As [`expect`](Self::expect), for at most `time`; returns what came before `text`.
+    ///
+    /// # Errors
+    /// It has not by then, or the output ended; the error holds all output.
+    pub fn expect_within(&mut self, text: &str, time: Duration) -> Result<String> {
         let (from, wanted) = (self.read_to, text.as_bytes());
         let found = |bytes: &[u8]| position(&bytes[from.min(bytes.len())..], wanted);
-        if self.output.wait(Instant::now() + self.patience, |bytes| found(bytes).is_some()) {
+        if self.output.wait(Instant::now() + time, |bytes| found(bytes).is_some()) {
             let bytes = self.output.bytes.lock().unwrap_or_else(PoisonError::into_inner);
-            self.read_to = from + found(&bytes.0).unwrap_or(0) + wanted.len();
-            return Ok(());
+            let at = from + found(&bytes.0).unwrap_or(0);
+            self.read_to = at + wanted.len();
+            return Ok(String::from_utf8_lossy(&bytes.0[from..at]).into_owned());
         }
         bail!(
             "the guest did not write {text:?}\n--- output\n{}\n--- messages\n{}",

@@ -10,7 +10,6 @@ mod disk;
 mod doctor;
 mod front;
 mod launch;
-mod net;
 mod process_facts;
 mod ps;
 mod restart;
@@ -32,7 +31,6 @@ fn main() -> ExitCode {
         Command::Ps(args) => ps::ps(&args).map(|()| Status::Success),
         Command::Restart(args) => restart::restart(&args).map(|()| Status::Success),
         Command::Balloon(args) => balloon::balloon(&args).map(|()| Status::Success),
-        Command::Tap(args) => net::tap::tap(&args.command).map(|()| Status::Success),
         Command::Doctor(args) => doctor::doctor(&args),
     };
     match result {
