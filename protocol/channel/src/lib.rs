@@ -62,6 +62,8 @@ pub mod futex;
 pub mod memory;
 pub mod ram;
 pub mod socket;
+pub mod tap;
+pub mod vectors;
 
 use memory::{Mapping, ReadOnly, Writable};
 

@@ -136,6 +136,8 @@ const TABLE: &[(&str, u64)] = &[
     ("TCGETS", 0x5401),
     ("FIONREAD", 0x541b),
     ("FIONBIO", 0x5421),
+    ("TUNSETOFFLOAD", 0x400454d0),
+    ("TUNSETQUEUE", 0x400454d9),
     ("KVM_RUN", 0xae80),
     ("KVM_IRQ_LINE", 0x4008ae61),
     ("KVM_SIGNAL_MSI", 0x4020aea5),

@@ -67,6 +67,8 @@ pub(crate) enum Command {
     Balloon(BalloonArgs),
     /// Give a device of a running VM a new worker process; the guest notices a pause at most.
     Restart(RestartArgs),
+    /// Make or delete a tap interface that stays, for `--net tap=NAME`.
+    Tap(TapArgs),
     /// Say what this host offers and lacks, what that means, and how to mend it.
     Doctor(DoctorArgs),
 }
@@ -275,6 +277,32 @@ pub(crate) struct RestartArgs {
     pub id: String,
     /// The device, as `cellblock ps` names it.
     pub device: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TapArgs {
+    #[command(subcommand)]
+    pub command: TapCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TapCommand {
+    /// Make a tap of several queues, take it into use, and keep it.
+    Create {
+        /// The interface's name: 1 to 15 letters, digits, '-', '_' and '.'.
+        name: String,
+        /// Who may run a VM on it, beside root: a name or a number.
+        #[arg(long, value_name = "USER")]
+        user: Option<String>,
+        /// The host's own address on it and its network's bits, as 192.168.70.1/24.
+        #[arg(long, value_name = "ADDRESS/BITS")]
+        address: Option<String>,
+    },
+    /// Delete a tap that nobody uses.
+    Delete {
+        /// The interface's name.
+        name: String,
+    },
 }
 
 #[derive(Debug, Args)]

@@ -30,7 +30,8 @@ use crate::board::Granted;
 use crate::front::relay::Process;
 use crate::front::stream::{self, StreamPipes, WorkerEnds};
 use crate::front::terminal::TerminalSize;
-use crate::{board, disk};
+use crate::net::Passt;
+use crate::{board, disk, net};
 
 mod back_end;
 
@@ -47,6 +48,8 @@ pub(crate) struct Launched {
     pub pipes: Vec<StreamPipes>,
     /// The front's end of the vsock worker's wishes.
     pub vsock: Option<Control>,
+    /// End on drop.
+    pub passts: Vec<Passt>,
     /// Holds the uid range until all processes are gone.
     pub uids: Option<UidRange>,
     /// Removed, with the workers' groups, on drop.
@@ -78,7 +81,8 @@ pub(crate) fn launch(config: &VmConfig, layers: LayerSet, screen: TerminalSize) 
     layers.check(rustix::process::geteuid().is_root()).map_err(|error| error.to_string())?;
     let (serial, serial_pipes) = serial(&config.serial)?;
     let mut pipes = vec![serial_pipes];
-    let mut virtio = virtio_devices(config, screen, &mut pipes)?;
+    let mut passts = Vec::new();
+    let mut virtio = virtio_devices(config, screen, &mut pipes, &mut passts)?;
     let vsock = config.vsock.as_ref().map(|vsock| self::vsock(vsock, &mut virtio)).transpose()?;
     let devices = board::devices(serial, virtio)?;
     let opened = open(config, &devices)?;
@@ -120,7 +124,7 @@ pub(crate) fn launch(config: &VmConfig, layers: LayerSet, screen: TerminalSize) 
     };
     let supervisor = fork_supervisor(plan, opened.null.as_fd(), uids.as_ref())?;
     let spawner = Process { pidfd: spawner.pidfd, pid: spawner.pid };
-    Ok(Launched { link, supervisor, spawner, loader, pipes, vsock, uids, cgroup })
+    Ok(Launched { link, supervisor, spawner, loader, pipes, vsock, passts, uids, cgroup })
 }
 
 /// Who the processes of one VM are, and what they are held by.
@@ -158,10 +162,16 @@ fn virtio_devices(
     config: &VmConfig,
     screen: TerminalSize,
     pipes: &mut Vec<StreamPipes>,
+    passts: &mut Vec<Passt>,
 ) -> Result<Vec<Granted>, String> {
     let mut devices = Vec::new();
     for disk in &config.disks {
         devices.push(granted_disk(disk)?);
+    }
+    for (number, device) in config.nets.iter().enumerate() {
+        let net::OpenNet { config, resources, passt } = net::open(device, config.id.as_str(), number)?;
+        passts.extend(passt);
+        devices.push(Granted { config: DeviceConfig::Net(config), resources });
     }
     if let Some(limits) = config.rng {
         devices.push(granted_rng(limits));

@@ -10,6 +10,7 @@ mod disk;
 mod doctor;
 mod front;
 mod launch;
+mod net;
 mod process_facts;
 mod ps;
 mod restart;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         Command::Ps(args) => ps::ps(&args).map(|()| Status::Success),
         Command::Restart(args) => restart::restart(&args).map(|()| Status::Success),
         Command::Balloon(args) => balloon::balloon(&args).map(|()| Status::Success),
+        Command::Tap(args) => net::tap::tap(&args.command).map(|()| Status::Success),
         Command::Doctor(args) => doctor::doctor(&args),
     };
     match result {

@@ -61,7 +61,7 @@ fn live(config: &VmConfig, layers: LayerSet, verbose: u8) -> Result<Refusal, Ref
     let listener = listener.transpose().map_err(refused)?;
     loop {
         let started = Instant::now();
-        let Launched { link, supervisor, spawner, loader, pipes, vsock, uids, cgroup } =
+        let Launched { link, supervisor, spawner, loader, pipes, vsock, passts, uids, cgroup } =
             launch::launch(config, layers, screen(&sinks)).map_err(refused)?;
         let streams = pipes.into_iter().zip(&mut sinks).enumerate();
         let streams =
@@ -82,7 +82,7 @@ fn live(config: &VmConfig, layers: LayerSet, verbose: u8) -> Result<Refusal, Ref
         };
         let (mut end, asked_to_stop) =
             relay.run().map_err(|error| (Status::Failure, format!("the front's loop failed: {error}")))?;
-        drop((uids, cgroup));
+        drop((passts, uids, cgroup));
         if end == End::Reset && config.on_reboot == OnReboot::Restart {
             if !asked_to_stop {
                 eprintln!("cellblock: guest rebooted; starting it anew");

@@ -84,6 +84,8 @@ pub struct Queues {
     slots: Vec<Slot>,
     interrupt: Interrupt,
     traffic: Arc<Traffic>,
+    /// A bit for each source.
+    ready: u32,
 }
 
 #[derive(Debug)]
@@ -97,7 +99,7 @@ impl Queues {
     /// No queue is ready. For each slot: its queue's number, and what says that it is to be taken away.
     pub(super) fn new(slots: impl IntoIterator<Item = (u16, Arc<AtomicBool>)>, interrupt: Interrupt) -> Self {
         let slots = slots.into_iter().map(|(number, stop)| Slot { number, queue: None, stop }).collect();
-        Queues { slots, interrupt, traffic: Arc::default() }
+        Queues { slots, interrupt, traffic: Arc::default(), ready: u32::MAX }
     }
 
     /// What all their queues passed.
@@ -136,6 +138,16 @@ impl Queues {
             self.interrupt.used_buffer_of(usize::from(*number));
         }
         Ok(())
+    }
+
+    /// Whether source `number` may be ready. `false` = it was waited for, and was not when the wait ended: to try it now is in
+    /// vain, to wait for it again is not.
+    pub fn source_ready(&self, number: u32) -> bool {
+        self.ready.checked_shr(number).is_none_or(|bits| bits & 1 != 0)
+    }
+
+    pub(super) fn set_ready(&mut self, sources: u32) {
+        self.ready = sources;
     }
 
     /// The device's interrupt, for changes of its configuration space.

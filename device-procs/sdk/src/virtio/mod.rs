@@ -30,6 +30,7 @@ mod state;
 mod tests;
 pub mod threads;
 pub mod transport;
+mod vectored;
 
 pub use cellblock_channel::ram::{Buffer, Piece, Ram, RamError};
 pub use chain::{Buffers, Chain, ChainError};
@@ -42,3 +43,4 @@ pub use limit::{Bucket, Limiter};
 pub use queue::{QueueError, Virtqueue};
 pub use threads::{Kicker, Post, Threads};
 pub use transport::{Identity, Transport};
+pub use vectored::{Gather, Scatter, Taken};

@@ -25,7 +25,7 @@ use crate::host::{Traffic, WakeLine, start_thread};
 
 /// The longest sleep of a post that waits for a time: longer ones would take another system call.
 const LONGEST_SLEEP: u64 = 3600 * SECOND;
-/// What one wait tells of. Which it is does not matter, so it need not be all.
+/// What one wait tells of. It need not be all: the next tells of the rest.
 const EVENTS: usize = 4;
 /// What kicks tell of themselves; sources tell their number.
 const KICK: u64 = u64::MAX;
@@ -287,7 +287,8 @@ impl<W: Work> Thread<W> {
         loop {
             self.take_orders();
             let wait = if self.queues.any() { self.turn() } else { Wait::default() };
-            self.sleep.until(&wait);
+            let ready = self.sleep.until(&wait);
+            self.queues.set_ready(ready);
         }
     }
 
@@ -359,22 +360,27 @@ impl Sleep {
         Ok(Sleep { epoll, _kicks: kicks, sources: sources.into_iter().map(source).collect() })
     }
 
-    fn until(&mut self, wait: &Wait) {
+    /// Waits; a bit for each source that may be ready then.
+    fn until(&mut self, wait: &Wait) -> u32 {
         if wait.again {
-            return;
+            return u32::MAX;
         }
-        let ready = self.arm(wait);
+        let always = self.arm(wait);
         let pause = wait.until.map(|time| time.saturating_sub(clock::now()).min(LONGEST_SLEEP));
-        let pause = if ready { Some(0) } else { pause };
+        let pause = if always != 0 { Some(0) } else { pause };
         let pause = pause.map(|ns| Timespec { tv_sec: (ns / SECOND) as i64, tv_nsec: (ns % SECOND) as i64 });
-        let none = epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) };
+        let none = epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(KICK) };
+        let mut events = [none; EVENTS];
         // Interrupted or not: work finds out what there is to do.
-        let _ = epoll::wait(&self.epoll, &mut [none; EVENTS][..], pause.as_ref());
+        let count = epoll::wait(&self.epoll, &mut events[..], pause.as_ref()).unwrap_or(0);
+        let source = |event: &epoll::Event| u32::try_from(event.data.u64()).ok();
+        let bit = |number| 1u32.checked_shl(number).unwrap_or(0);
+        events.iter().take(count).filter_map(source).fold(always, |ready, number| ready | bit(number))
     }
 
-    /// Whether something that is waited for is always ready.
-    fn arm(&mut self, wait: &Wait) -> bool {
-        let mut always = false;
+    /// A bit for each source that is waited for and always ready.
+    fn arm(&mut self, wait: &Wait) -> u32 {
+        let mut always = 0;
         for (number, source) in (0u32..).zip(&mut self.sources) {
             let wanted = |bits: u32, flag| {
                 if bits.checked_shr(number).unwrap_or(0) & 1 != 0 { flag } else { epoll::EventFlags::empty() }
@@ -382,7 +388,9 @@ impl Sleep {
             let wanted =
                 wanted(wait.readable, epoll::EventFlags::IN) | wanted(wait.writable, epoll::EventFlags::OUT);
             source.arm(&self.epoll, number, wanted);
-            always |= source.always && !wanted.is_empty();
+            if source.always && !wanted.is_empty() {
+                always |= 1u32.checked_shl(number).unwrap_or(0);
+            }
         }
         always
     }

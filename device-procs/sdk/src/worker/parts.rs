@@ -162,6 +162,25 @@ impl Parts {
         self.take(Role::Broker).ok_or(Refusal::Missing("the socket to the front"))
     }
 
+    /// A tap's queue, for queue pair `pair`.
+    ///
+    /// # Errors
+    /// None was granted, or one that blocks, or cannot be both read and written.
+    pub fn tap(&mut self, pair: u8) -> Result<OwnedFd, Refusal> {
+        let role = Role::Tap(pair);
+        let tap = self.take(role).ok_or(Refusal::Missing("a queue of the tap"))?;
+        let flags = fcntl_getfl(&tap).unwrap_or(OFlags::empty());
+        if flags & OFlags::RWMODE != OFlags::RDWR || !flags.contains(OFlags::NONBLOCK) {
+            return Err(Refusal::WrongEnd { role, used: "read and written without blocking" });
+        }
+        Ok(tap)
+    }
+
+    /// The stream socket that leads to a network, if that was granted in place of a tap.
+    pub fn net_stream(&mut self) -> Option<OwnedFd> {
+        self.take(Role::NetStream)
+    }
+
     /// A thread for each of `servers`, which serve queues 0 and up.
     ///
     /// # Errors
