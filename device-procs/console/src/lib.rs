@@ -11,6 +11,8 @@
 //!    change nothing; buffers that are too short for a message are given back empty.
 //! 4. Across a restart, bytes from the guest reach the pipe at least once: a buffer that was not given back is sent again
 //!    from its beginning. Bytes from the host are the guest's at most once: at most one buffer that was being filled is lost.
+//!    A successor knows which ports are added, ready and open, and says again what may not have been heard, but for
+//!    `DEVICE_ADD`; only what a driver said in the moment before the end, not yet saved by the register thread, is forgotten.
 //! 5. A change of the terminal's size is told in the configuration space with its interrupt, and to a driver that knows of
 //!    ports also by a message; only the last of several that come at once is.
 //!

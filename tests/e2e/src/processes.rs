@@ -21,6 +21,15 @@ pub struct Row {
     /// Accesses served, of a worker.
     #[serde(default)]
     pub exits: Option<u64>,
+    /// Requests in virtqueues that were done, of a worker.
+    #[serde(default)]
+    pub requests: Option<u64>,
+    /// Bytes that the guest was given, by a worker.
+    #[serde(default)]
+    pub bytes_to_guest: Option<u64>,
+    /// Bytes that the guest gave, to a worker.
+    #[serde(default)]
+    pub bytes_from_guest: Option<u64>,
     /// Proportional set size without guest memory.
     #[serde(default)]
     pub memory_kib: Option<u64>,

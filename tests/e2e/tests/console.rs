@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use cellblock_e2e::{Ended, Lab, Line, Terminal, Vm};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 
 const WAITS: &str = "CELLBLOCK-WAITS";
 
@@ -69,6 +69,24 @@ fn bytes_pass_by_the_console_and_by_a_named_port() {
     port.send(&numbers).unwrap();
     vm.expect("CELLBLOCK-SAME").unwrap();
     assert_eq!(console.text().replace(['\r', '\n'], ""), "out", "the port's bytes are not the console's");
+
+    // What its worker did is told. One that is killed is replaced: what is open stays so, and no byte is lost.
+    vm.type_in("exec 4<>$port; tell OPENED\n").unwrap();
+    vm.expect("CELLBLOCK-OPENED").unwrap();
+    let tree = vm.processes(plan.id()).unwrap();
+    let row = tree.processes.iter().find(|row| row.process == "console").unwrap();
+    let enough = Some(bytes as u64);
+    assert!(
+        row.bytes_to_guest >= enough && row.bytes_from_guest >= enough && row.requests > Some(10),
+        "{row:?}"
+    );
+    kill_process(Pid::from_raw(row.pid).unwrap(), Signal::KILL).unwrap();
+    port.send("after its end\n").unwrap();
+    vm.type_in("echo again >&3; read -r line <&4; tell \"NEXT=$line\"; echo back >&4\n").unwrap();
+    console.expect("again").unwrap();
+    assert_eq!(vm.expect_line("NEXT=").unwrap(), "after its end");
+    port.expect("back").unwrap();
+    assert_ne!(vm.processes(plan.id()).unwrap().pid("console").unwrap(), row.pid);
     vm.type_in("quit\n").unwrap();
     vm.wait().unwrap().assert(0, "guest rebooted");
 }
