@@ -182,7 +182,7 @@ fn table(vms: &[Vm]) -> String {
         let _ = writeln!(text, "VM {} (uid {}): {} vCPU, {exits} exits", vm.id, vm.uid, vm.vcpu_exits.len());
         let _ = writeln!(
             text,
-            "  {:<12} {:>8} {:>6} {:<9} {:>8} {:>9} {:>8} {:>7} {:>7} {:>9}  LAYERS",
+            "  {:<12} {:>8} {:>10} {:<9} {:>8} {:>9} {:>8} {:>7} {:>7} {:>9}  LAYERS",
             "PROCESS", "PID", "UID", "STATE", "EXITS", "REQUESTS", "IRQS", "IN", "OUT", "MEMORY"
         );
         for row in &vm.processes {
@@ -191,7 +191,7 @@ fn table(vms: &[Vm]) -> String {
             let memory = row.facts.memory_kib.map_or(String::from("-"), |kib| format!("{kib} KiB"));
             let _ = writeln!(
                 text,
-                "  {:<12} {:>8} {uid:>6} {:<9} {:>8} {:>9} {:>8} {:>7} {:>7} {memory:>9}  {}",
+                "  {:<12} {:>8} {uid:>10} {:<9} {:>8} {:>9} {:>8} {:>7} {:>7} {memory:>9}  {}",
                 row.process,
                 row.pid,
                 row.state,
