@@ -7,11 +7,11 @@ use std::sync::Arc;
 use cellblock_net::backend::{OnePair, Passt, Tap, TapQueues};
 use cellblock_net::{identity, pairs};
 use cellblock_sdk::virtio::{Identity, Interrupt, Post, Ram, Threads, Transport, Work};
-use cellblock_sdk::worker;
+use cellblock_sdk::virtio_worker;
 use cellblock_sdk::worker::{Parts, Refusal};
 use cellblock_wire::device::{DeviceConfig, DeviceKind, NetConfig};
 
-worker!(DeviceKind::Net, |parts| {
+virtio_worker!(DeviceKind::Net, |parts| {
     // The kind was checked; another configuration cannot come.
     let DeviceConfig::Net(config) = parts.config().clone() else { return Err(Refusal::NoGrant) };
     let (ram, identity) = (parts.guest_memory()?, identity(&config));

@@ -3,9 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::panic, unreachable_pub)] // Helpers beside the tests.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use cellblock_channel::tap;
@@ -336,6 +336,56 @@ fn a_real_tap_has_the_queues_that_the_driver_uses() {
     bench.driver.begin(ALL, 7, 16);
     assert_eq!(command(&mut bench.driver, 6, &[9, 9, 9, 9]), (1, 1));
     assert_eq!(used(), 1);
+}
+
+/// The real passt at the far end answers for the gateway.
+#[test]
+fn passt_answers() {
+    let (near, theirs) = stream();
+    rustix::io::ioctl_fionbio(&theirs, false).unwrap();
+    rustix::io::fcntl_setfd(&theirs, rustix::io::FdFlags::empty()).unwrap();
+    let fd = theirs.as_raw_fd().to_string();
+    let passt = Command::new("passt").args(["-f", "-q", "--fd", &fd]).stderr(Stdio::null()).spawn();
+    let Ok(mut passt) = passt else {
+        eprintln!("SKIP: passt is not here");
+        return;
+    };
+    drop(theirs);
+    let mut bench =
+        try_start(&NetConfig { offloads: false, ..config() }, vec![(Role::NetStream, near)]).unwrap();
+    bench.begin(ALL);
+    bench.offer(&[Segment::write(DATA + 0x1000, 2048)]);
+    // An ARP request (RFC 826) of 02:01:02:03:04:05, 10.0.2.15, for 10.0.2.2.
+    let mut request = vec![0; HEADER];
+    request.extend([0xff; 6]);
+    request.extend([2, 1, 2, 3, 4, 5, 8, 6, 0, 1, 8, 0, 6, 4, 0, 1, 2, 1, 2, 3, 4, 5, 10, 0, 2, 15]);
+    request.extend([0, 0, 0, 0, 0, 0, 10, 0, 2, 2]);
+    bench.driver.poke(DATA, &request);
+    bench.send(&[Segment::read(DATA, request.len() as u32)]);
+    let until = Instant::now() + Duration::from_secs(10);
+    let used = loop {
+        if let Some(used) = bench.driver.used(RX) {
+            break used;
+        }
+        if passt.try_wait().unwrap().is_some() {
+            eprintln!("SKIP: passt does not run here (it needs a default route)");
+            return;
+        }
+        assert!(Instant::now() < until, "passt does not answer");
+        std::thread::sleep(Duration::from_millis(1));
+    };
+    assert!(used.1 >= 12 + 42, "{used:?}");
+    let reply = bench.driver.peek(DATA + 0x1000 + 12, 42);
+    assert_eq!(
+        (&reply[..6], &reply[12..22]),
+        (&[2u8, 1, 2, 3, 4, 5][..], &[8u8, 6, 0, 1, 8, 0, 6, 4, 0, 2][..])
+    );
+    drop(bench);
+    let until = Instant::now() + Duration::from_secs(10);
+    while passt.try_wait().unwrap().is_none() {
+        assert!(Instant::now() < until, "passt does not end with its socket");
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 #[test]

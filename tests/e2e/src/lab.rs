@@ -11,10 +11,14 @@ use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 
 use crate::leftovers::Scope;
+use crate::network::Network;
+use crate::user::ORDINARY;
 use crate::{Places, Terminal, User, Vm, skip};
 
 /// One test's programs, guests and names. Everything in it may be read by any user.
 pub struct Lab {
+    /// Goes before the programs do.
+    network: Network,
     folder: TempDir,
     places: Places,
     name: String,
@@ -94,7 +98,12 @@ impl Lab {
             places.guests = folder.path().join("guests");
         }
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755))?;
-        Ok(Lab { folder, places, name: name.to_owned() })
+        let network = Network::find(&places.program());
+        if matches!(network, Network::None) {
+            // Then it is not among the workers that every device has.
+            let _ = fs::remove_file(folder.path().join("dist/libexec/cellblock/net"));
+        }
+        Ok(Lab { network, folder, places, name: name.to_owned() })
     }
 
     /// The lab's folder.
@@ -202,7 +211,8 @@ impl Plan<'_> {
             ("--console", format!("file={},name=log", log.display())),
             ("--vsock", format!("cid=3,path={}", socket.display())),
         ];
-        let options = options.into_iter().flat_map(|(name, value)| [name.to_owned(), value]);
+        let net = self.lab.network.option(ORDINARY).map(|option| ("--net", option));
+        let options = options.into_iter().chain(net).flat_map(|(name, value)| [name.to_owned(), value]);
         let plain = ["--rng", "--balloon"].map(String::from);
         self.with(plain.into_iter().chain(options))
     }

@@ -15,6 +15,7 @@ pub mod debian;
 pub mod lab;
 pub mod leftovers;
 pub mod line;
+mod network;
 pub mod places;
 pub mod processes;
 pub mod qemu;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The uid and gid of the ordinary user in tests; no account needs to exist.
-const ORDINARY: u32 = 61_234;
+pub(crate) const ORDINARY: u32 = 61_234;
 /// The group that owns the ordinary user's `/dev/kvm`, as group kvm does on a distribution.
 const KVM_GROUP: u32 = 61_235;
 

@@ -18,8 +18,14 @@ pub(crate) fn run(request: &Request) -> Result<bool> {
     let images =
         places.images.clone().context("no images here: run by `scripts/bench boot`, in the emulated host")?;
     let (kernel, initrd) = (images.join("vmlinux"), images.join("initrd.cpio"));
-    let guest =
-        Guest { kernel: &kernel, initrd: Some(&initrd), cmdline: CMDLINE, cpus: request.cpus, disk: None };
+    let guest = Guest {
+        kernel: &kernel,
+        initrd: Some(&initrd),
+        cmdline: CMDLINE,
+        cpus: request.cpus,
+        disk: None,
+        tap: None,
+    };
     let mut programs = Vec::new();
     if places.program().exists() {
         programs.push((Program::Cellblock(places), Sample::default()));

@@ -17,8 +17,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 
-const USAGE: &str =
-    "usage: cellblock-bench boot|start|io|restart [--runs N] [--firecracker PATH] [--cpus N] [--initrd PATH]";
+const USAGE: &str = "usage: cellblock-bench boot|start|io|restart [--runs N] [--firecracker PATH] [--cpus N] [--initrd PATH] [--only disk|net]";
 
 /// What to measure, from the command line.
 pub(crate) struct Request {
@@ -30,6 +29,8 @@ pub(crate) struct Request {
     cpus: u32,
     /// The initrd with the guest's programs.
     initrd: Option<PathBuf>,
+    /// Of `io`: this half only.
+    only: Option<String>,
 }
 
 fn main() -> ExitCode {
@@ -47,12 +48,13 @@ fn main() -> ExitCode {
 fn measure() -> Result<bool> {
     let mut arguments = std::env::args().skip(1);
     let bench = arguments.next().context(USAGE)?;
-    let mut request = Request { runs: 0, firecracker: None, cpus: 1, initrd: None };
+    let mut request = Request { runs: 0, firecracker: None, cpus: 1, initrd: None, only: None };
     while let Some(option) = arguments.next() {
         let value = arguments.next().with_context(|| format!("{option} needs a value"))?;
         match option.as_str() {
             "--runs" => request.runs = value.parse().with_context(|| format!("--runs {value}"))?,
             "--cpus" => request.cpus = value.parse().with_context(|| format!("--cpus {value}"))?,
+            "--only" => request.only = Some(value),
             "--initrd" => request.initrd = Some(value.into()),
             "--firecracker" => request.firecracker = Some(value.into()),
             _ => bail!("{option} is not an option\n{USAGE}"),

@@ -18,6 +18,8 @@ pub(crate) struct Guest<'a> {
     pub(crate) cpus: u32,
     /// The raw image of a disk that it may write, through the host's page cache; a flush reaches the file system.
     pub(crate) disk: Option<&'a Path>,
+    /// The tap of a network device.
+    pub(crate) tap: Option<&'a str>,
 }
 
 /// A program that is measured.
@@ -46,6 +48,7 @@ impl Program {
                 arguments.push(format!("--kernel={}", guest.kernel.display()));
                 arguments.extend(guest.initrd.map(|initrd| format!("--initrd={}", initrd.display())));
                 arguments.extend(guest.disk.map(|disk| format!("--disk=path={}", disk.display())));
+                arguments.extend(guest.tap.map(|tap| format!("--net=tap={tap}")));
                 Vm::start(&places.program(), &User::Own, arguments)
             }
             Program::Firecracker(program) => {
@@ -76,9 +79,12 @@ fn firecracker_config(guest: &Guest<'_>) -> serde_json::Value {
         })
     };
     let drives: Vec<_> = guest.disk.map(drive).into_iter().collect();
+    let nets: Vec<_> =
+        guest.tap.map(|tap| json!({ "iface_id": "net", "host_dev_name": tap })).into_iter().collect();
     json!({
         "boot-source": boot,
         "drives": drives,
+        "network-interfaces": nets,
         "machine-config": { "vcpu_count": guest.cpus, "mem_size_mib": MEMORY_MIB },
     })
 }

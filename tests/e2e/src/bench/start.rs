@@ -47,7 +47,11 @@ pub(crate) fn run(request: &Request) -> Result<bool> {
 }
 
 fn start(program: &Program, kernel: &Path, cpus: u32, id: &str, folder: &Path) -> Result<Vm> {
-    program.start(&Guest { kernel, initrd: None, cmdline: "console=ttyS0", cpus, disk: None }, id, folder)
+    program.start(
+        &Guest { kernel, initrd: None, cmdline: "console=ttyS0", cpus, disk: None, tap: None },
+        id,
+        folder,
+    )
 }
 
 fn first_byte(program: &Program, kernel: &Path, cpus: u32) -> Result<Duration> {

@@ -4,6 +4,7 @@
 //! meet the same machine, however busy it is: what counts is the ratio of two figures that stand side by side.
 
 mod disk;
+mod net;
 
 use std::path::PathBuf;
 
@@ -41,18 +42,24 @@ pub(crate) fn run(request: &Request) -> Result<bool> {
     }
     programs.extend(request.firecracker.clone().map(Program::Firecracker));
     ensure!(!programs.is_empty(), "neither cellblock nor firecracker is here");
-    disk::run(request, &programs, &images)
+    let wanted = |half| request.only.as_deref().is_none_or(|only| only == half);
+    let disk = !wanted("disk") || disk::run(request, &programs, &images)?;
+    let net = !wanted("net") || net::run(request, &programs, &images)?;
+    Ok(disk && net)
 }
 
 /// A VM whose guest waits for orders.
 struct Session {
     name: &'static str,
     vm: Vm,
+    /// What `HOST` in a command is: the host's address on the VM's own network, if it has one.
+    host: String,
 }
 
 impl Session {
     /// Has the guest run `command`, which tells `CELLBLOCK-IO bytes=N ns=N`: bytes per second.
     fn measure(&mut self, command: &str) -> Result<f64> {
+        let command = &command.replace("HOST", &self.host);
         self.vm.type_in(&format!("{command}\n"))?;
         let told = self.vm.expect_line("CELLBLOCK-IO ")?;
         let number = |what: &str| -> Option<f64> {

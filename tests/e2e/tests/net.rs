@@ -1,0 +1,270 @@
+//! The network device, as Debian's own driver uses it (in the emulated host): over a tap with and without offloads, several queues,
+//! and passt.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // Tests; clippy knows only #[test] functions as such.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::Command;
+use std::thread::{self, JoinHandle};
+
+use cellblock_e2e::lab::Plan;
+use cellblock_e2e::{Lab, Vm, places, skip};
+
+const WAITS: &str = "CELLBLOCK-WAITS";
+const BYTES: usize = 4 << 20;
+
+/// A tap for as long as a test takes.
+struct Tap<'a> {
+    lab: &'a Lab,
+    name: String,
+}
+
+impl<'a> Tap<'a> {
+    /// Made by `cellblock tap create`; `None`, and a line that says why, where that cannot be.
+    fn create(lab: &'a Lab, name: &str, address: &str) -> Option<Self> {
+        if !rustix::process::geteuid().is_root() || !Path::new("/dev/net/tun").exists() {
+            skip("taps need root and /dev/net/tun");
+            return None;
+        }
+        let output = Command::new(lab.places().program())
+            .args(["tap", "create", name, "--user", "nobody", "--address", address])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Some(Tap { lab, name: name.to_owned() })
+    }
+
+    /// Queues that carry frames.
+    fn queues(&self) -> usize {
+        let queues = fs::read_dir(format!("/sys/class/net/{}/queues", self.name)).unwrap();
+        queues
+            .filter(|queue| queue.as_ref().unwrap().file_name().to_string_lossy().starts_with("tx-"))
+            .count()
+    }
+
+    fn delete(&self) -> bool {
+        let deleted = Command::new(self.lab.places().program()).args(["tap", "delete", &self.name]).output();
+        deleted.is_ok_and(|output| output.status.success())
+    }
+}
+
+impl Drop for Tap<'_> {
+    fn drop(&mut self) {
+        self.delete();
+    }
+}
+
+/// Waits until the guest takes commands; the emulator now and then corrupts a guest: then it is started once more.
+fn with_commands(plan: &Plan<'_>) -> Vm {
+    let mut vm = plan.start();
+    if let Err(broken) = vm.expect(WAITS) {
+        assert!(places::in_emulated_host(), "{broken:?}");
+        eprintln!("RETRY: the first run broke: {broken:?}");
+        drop(vm);
+        vm = plan.start();
+        vm.expect(WAITS).unwrap();
+    }
+    vm
+}
+
+/// Has the guest run `command`, and returns what it tells behind `start`.
+fn told(vm: &mut Vm, command: &str, start: &str) -> String {
+    vm.type_in(&format!("{command}\n")).unwrap();
+    vm.expect_line(&format!("CELLBLOCK-{start}=")).unwrap()
+}
+
+fn sha256(path: &Path) -> String {
+    let output = Command::new("sha256sum").arg(path).output().unwrap();
+    String::from_utf8(output.stdout).unwrap().split(' ').next().unwrap().to_owned()
+}
+
+/// Listens at `address`, takes one connection, and puts what comes into `file`.
+fn take(address: &str, file: &Path) -> (u16, JoinHandle<()>) {
+    let (listener, file) = (TcpListener::bind((address, 0)).unwrap(), file.to_owned());
+    let port = listener.local_addr().unwrap().port();
+    let taker = thread::spawn(move || {
+        let mut bytes = vec![];
+        listener.accept().unwrap().0.read_to_end(&mut bytes).unwrap();
+        fs::write(file, bytes).unwrap();
+    });
+    (port, taker)
+}
+
+/// Listens at `address`, takes one connection, and gives it `bytes`.
+fn give(address: &str, bytes: Vec<u8>) -> (u16, JoinHandle<()>) {
+    let listener = TcpListener::bind((address, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let giver = thread::spawn(move || listener.accept().unwrap().0.write_all(&bytes).unwrap());
+    (port, giver)
+}
+
+/// Bytes that are nowhere the same.
+fn content(bytes: usize) -> Vec<u8> {
+    (0..bytes as u64 / 8).flat_map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15)).to_le_bytes()).collect()
+}
+
+/// 4 MiB each way between guest and `host`, which listens at `address`, with checksums. Bytes in a frame on average, out and in.
+fn transfer(lab: &Lab, vm: &mut Vm, host: &str, address: &str) -> (u64, u64) {
+    let average = "average() { p=$(cat /sys/class/net/eth0/statistics/${1}_packets); \
+                   b=$(cat /sys/class/net/eth0/statistics/${1}_bytes); \
+                   [ -n \"$2\" ] && echo $(((b - $2) / (p - $3 + 1))) || echo $b $p; }\n";
+    vm.type_in(average).unwrap();
+    let out = lab.folder().join("out");
+    let (port, taker) = take(address, &out);
+    let command = format!(
+        "dd if=/dev/urandom of=/tmp/f bs=64k count=64 2>/dev/null; before=$(average tx); nc {host} {port} </tmp/f; \
+         tell AVERAGE=$(average tx $before); tell SENT=$(sha256sum /tmp/f | cut -d' ' -f1)"
+    );
+    let sent_average = told(vm, &command, "AVERAGE").parse().unwrap();
+    let sent = vm.expect_line("CELLBLOCK-SENT=").unwrap();
+    taker.join().unwrap();
+    assert_eq!(sha256(&out), sent, "to the host");
+    let bytes = content(BYTES);
+    fs::write(&out, &bytes).unwrap();
+    let (port, giver) = give(address, bytes);
+    let command = format!(
+        "before=$(average rx); nc {host} {port} </dev/null >/tmp/g; tell AVERAGE=$(average rx $before); \
+         tell GOT=$(sha256sum /tmp/g | cut -d' ' -f1)"
+    );
+    let got_average = told(vm, &command, "AVERAGE").parse().unwrap();
+    let got = vm.expect_line("CELLBLOCK-GOT=").unwrap();
+    giver.join().unwrap();
+    assert_eq!(got, sha256(&out), "to the guest");
+    (sent_average, got_average)
+}
+
+fn quit(mut vm: Vm) {
+    vm.type_in("quit\n").unwrap();
+    vm.wait().unwrap().assert(0, "guest rebooted");
+}
+
+const UP: &str = "until [ -e /sys/class/net/eth0 ]; do sleep 0.1; done; ip link set eth0 up";
+
+/// Over a tap with what `options` say: what the guest finds, and bytes in a frame on average, out and in.
+fn over_a_tap(name: &str, options: &str) -> Option<([String; 3], (u64, u64))> {
+    let lab = Lab::with_images(name)?;
+    let tap = Tap::create(&lab, "e2e0", "192.168.70.1/24")?;
+    let plan =
+        lab.linux("vmlinux", "load,commands,reboot").with(["--net".to_owned(), format!("tap=e2e0{options}")]);
+    let mut vm = with_commands(&plan);
+    let command =
+        format!("{UP}; ip addr add 192.168.70.2/24 dev eth0; tell MAC=$(cat /sys/class/net/eth0/address)");
+    let mac = told(&mut vm, &command, "MAC");
+    let mtu = told(&mut vm, "tell MTU=$(cat /sys/class/net/eth0/mtu)", "MTU");
+    let carrier = told(&mut vm, "tell CARRIER=$(cat /sys/class/net/eth0/carrier)", "CARRIER");
+    let ping =
+        "ping -c 3 -q 192.168.70.1 >/tmp/ping; tell \"LOST=$(grep -o '[0-9]*% packet loss' /tmp/ping)\"";
+    assert_eq!(told(&mut vm, ping, "LOST"), "0% packet loss");
+    assert!(!tap.delete(), "it is in use");
+    // Another VM cannot have it beside this one.
+    lab.linux("vmlinux", "reboot").with(["--net", "tap=e2e0"]).start().wait().unwrap().assert(3, "is in use");
+    let averages = transfer(&lab, &mut vm, "192.168.70.1", "192.168.70.1");
+    quit(vm);
+    assert!(tap.delete(), "the VM has left it");
+    Some(([mac, mtu, carrier], averages))
+}
+
+#[test]
+fn offloads_carry_large_segments_both_ways() {
+    let Some((found, (out, into))) = over_a_tap("offloads", ",mac=02:aa:bb:cc:dd:ee") else { return };
+    assert_eq!(found, ["02:aa:bb:cc:dd:ee", "1500", "1"]);
+    assert!(out > 3000, "segments of {out} bytes went out");
+    assert!(into > 3000, "segments of {into} bytes came in");
+}
+
+#[test]
+fn without_offloads_frames_are_whole_and_no_larger_than_the_mtu() {
+    let Some(([mac, mtu, _], (out, into))) = over_a_tap("plain", ",offloads=off,mtu=1400") else { return };
+    assert_eq!(mtu, "1400");
+    let first = u8::from_str_radix(&mac[..2], 16).unwrap();
+    assert_eq!(first & 3, 2, "{mac}: locally administered, unicast");
+    assert!((1000..=1414).contains(&out), "{out}");
+    // The tap's own MTU is 1500; the guest has told its peer by the segment size that it takes no more.
+    assert!((1000..=1414).contains(&into), "{into}");
+}
+
+#[test]
+fn two_processors_have_two_queues() {
+    let Some(lab) = Lab::with_images("queues") else { return };
+    let Some(tap) = Tap::create(&lab, "e2e0", "192.168.70.1/24") else { return };
+    for (cpus, queues) in [("1", 1), ("2", 2)] {
+        let plan = lab.linux("vmlinux", "load,commands,reboot").with([
+            "--net",
+            "tap=e2e0,queues=2",
+            "--cpus",
+            cpus,
+            "--memory",
+            "256M",
+        ]);
+        let mut vm = with_commands(&plan);
+        let command = format!(
+            "{UP}; ip addr add 192.168.70.2/24 dev eth0; tell QUEUES=$(ls /sys/class/net/eth0/queues | wc -l)"
+        );
+        assert_eq!(told(&mut vm, &command, "QUEUES"), "4", "two each way");
+        assert_eq!(tap.queues(), queues, "as many as processors");
+        let tree = vm.processes(plan.id()).unwrap();
+        let threads = fs::read_dir(format!("/proc/{}/task", tree.pid("net").unwrap())).unwrap().count();
+        assert_eq!(threads, 3, "one for each pair, and the register thread");
+        // From each processor, at a time.
+        let takers: Vec<_> = (0..cpus.parse().unwrap())
+            .map(|cpu: usize| (cpu, take("192.168.70.1", &lab.folder().join(format!("out{cpu}")))))
+            .collect();
+        vm.type_in("dd if=/dev/urandom of=/tmp/f bs=64k count=32 2>/dev/null\n").unwrap();
+        for (cpu, (port, _)) in &takers {
+            vm.type_in(&format!("taskset {} nc 192.168.70.1 {port} </tmp/f &\n", 1 << cpu)).unwrap();
+        }
+        let sent = told(&mut vm, "wait; tell SENT=$(sha256sum /tmp/f | cut -d' ' -f1)", "SENT");
+        for (cpu, (_, taker)) in takers {
+            taker.join().unwrap();
+            assert_eq!(sha256(&lab.folder().join(format!("out{cpu}"))), sent, "from processor {cpu}");
+        }
+        quit(vm);
+    }
+}
+
+/// passt gives the guest what this host may reach. It needs an interface with a default route to take after.
+#[test]
+fn passt_needs_no_tap() {
+    let Some(lab) = Lab::with_images("passt") else { return };
+    let there = Command::new("passt").arg("--version").output().is_ok_and(|output| output.status.success());
+    if !there {
+        return skip("passt is not here");
+    }
+    let Some(_tap) = Tap::create(&lab, "e2eup", "10.9.9.1/24") else { return };
+    let route = Command::new("ip").args(["route", "add", "default", "via", "10.9.9.2"]).output().unwrap();
+    if !route.status.success() {
+        return skip("this host's routes are not the test's");
+    }
+    let plan = lab.linux("vmlinux", "load,commands,reboot").with(["--net", "passt"]);
+    let mut vm = with_commands(&plan);
+    let command =
+        format!("{UP}; ip addr add 10.9.9.1/24 dev eth0; tell CARRIER=$(cat /sys/class/net/eth0/carrier)");
+    assert_eq!(told(&mut vm, &command, "CARRIER"), "1");
+    // The gateway's address is this host's own loopback, for passt.
+    transfer(&lab, &mut vm, "10.9.9.2", "127.0.0.1");
+    let passt = fs::read_dir("/proc").unwrap().filter_map(|entry| {
+        let path = entry.unwrap().path();
+        let name = fs::read_to_string(path.join("comm")).ok()?;
+        name.starts_with("passt").then(|| path.file_name().unwrap().to_string_lossy().parse::<i32>().unwrap())
+    });
+    let passt: Vec<_> = passt.collect();
+    assert_eq!(passt.len(), 1, "one passt");
+    let pid = rustix::process::Pid::from_raw(passt[0]).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    let command = "until [ $(cat /sys/class/net/eth0/carrier) = 0 ]; do sleep 0.1; done; tell CARRIER=0";
+    assert_eq!(told(&mut vm, command, "CARRIER"), "0", "the guest sees that its network is gone");
+    quit(vm);
+    assert!(!Path::new(&format!("/proc/{}", passt[0])).exists(), "nothing is left of it");
+}
+
+#[test]
+fn what_cannot_be_opened_is_said() {
+    let Some(lab) = Lab::with_guests("no-tap") else { return };
+    let refused = |net: &str| lab.guest("poweroff").with(["--net", net]).start().wait().unwrap();
+    refused("tap=nosuchtap").assert(3, "cellblock tap create nosuchtap");
+    refused("tap=lo").assert(3, "lo is no tap interface");
+    refused("tap=a/b").assert(2, "net is");
+    refused("passt,queues=2").assert(2, "passt has one queue");
+}
