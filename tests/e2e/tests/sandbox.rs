@@ -127,8 +127,9 @@ fn a_worker_holds_only_what_it_was_granted() {
         "anon_inode:[eventpoll]",
         "anon_inode:[timerfd]",
     ];
-    // Those that do DMA have guest memory, and a disk has its image: exactly one file of the host.
-    const DMA: [&str; 5] = ["balloon", "block", "console", "entropy", "vsock"];
+    // Those that do DMA have guest memory, a disk has its image: exactly one file of the host, and a network device perhaps a
+    // tap's queue.
+    const DMA: [&str; 6] = ["balloon", "block", "console", "entropy", "net", "vsock"];
     if !rustix::process::geteuid().is_root() {
         return cellblock_e2e::skip("only root may look into processes that have made themselves undumpable");
     }
@@ -139,13 +140,16 @@ fn a_worker_holds_only_what_it_was_granted() {
                 let images = files.extract_if(.., |file| file.ends_with(".img")).count();
                 assert_eq!(images, 1, "{files:?}");
             }
+            if name == "net" {
+                assert!(files.extract_if(.., |file| file == "/dev/net/tun").count() <= 1, "{files:?}");
+            }
             assert!(
                 files.iter().all(|file| ALLOWED.iter().any(|kind| file.starts_with(kind))),
                 "{name}: {files:?}"
             );
-            // The supervisor's, and the one by which a vsock worker gets its streams.
+            // The supervisor's, and the one by which a vsock worker gets its streams, or passt's.
             let sockets = files.iter().filter(|file| file.starts_with("socket:")).count();
-            assert!(sockets <= 1 + usize::from(name == "vsock"), "{name}: {files:?}");
+            assert!(sockets <= 1 + usize::from(name == "vsock" || name == "net"), "{name}: {files:?}");
             assert!(files.len() <= 24, "{name}: {files:?}");
             let maps = std::fs::read_to_string(format!("/proc/{}/maps", process.0)).unwrap();
             let dma = DMA.contains(&&*name);
