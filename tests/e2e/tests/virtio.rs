@@ -3,9 +3,11 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use cellblock_e2e::lab::Plan;
 use cellblock_e2e::{Ended, Lab, places};
+use rustix::process::{Pid, Signal, kill_process};
 
 const UP: &str = "CELLBLOCK-GUEST-UP";
 const MIB: usize = 1 << 20;
@@ -93,6 +95,30 @@ fn two_processors_write_through_two_queues() {
         assert!(ended.output.contains(&format!("CELLBLOCK-DISK {cpu}")), "{ended}");
     }
     assert_eq!(told(&ended, "after"), sha256(&image), "{ended}");
+}
+
+/// Killed while the guest reads and writes: requests in flight are finished by the successor, and the guest notices nothing.
+#[test]
+fn a_disk_whose_worker_is_killed_loses_nothing() {
+    let Some(lab) = Lab::with_images("killed-disk") else { return };
+    let image = lab.image("disk.img", &content(32 * MIB));
+    let plan = lab.linux("vmlinux", "load,disk,disk,reboot").with(disk(&image, ",queues=2"));
+    let mut vm = plan.start();
+    vm.expect("CELLBLOCK-DISK size").unwrap();
+    for generation in 2..5 {
+        // Somewhere in the midst of it; where exactly decides nothing.
+        std::thread::sleep(Duration::from_millis(150));
+        let worker = vm.processes(plan.id()).unwrap().pid("block").unwrap();
+        kill_process(Pid::from_raw(worker).unwrap(), Signal::KILL).unwrap();
+        vm.expect_message(&format!("device block: its successor serves (generation {generation}")).unwrap();
+    }
+    let ended = vm.wait().unwrap();
+    ended.assert(0, "guest rebooted");
+    for line in ["DISK buffered", "DISK direct", "DISK same", "DISK discarded"] {
+        assert_eq!(ended.output.matches(&format!("CELLBLOCK-{line}")).count(), 2, "{line}: {ended}");
+    }
+    let after = ended.output.lines().rev().find_map(|line| line.trim().strip_prefix("CELLBLOCK-DISK after="));
+    assert_eq!(after, Some(&*sha256(&image)), "{ended}");
 }
 
 #[test]
