@@ -172,6 +172,11 @@ impl<H: Host> Rig<H> {
     /// Waits until a buffer of `queue` comes back, and takes what is in it.
     pub(crate) fn filled(&mut self, queue: usize) -> Vec<u8> {
         let (head, length) = self.back(queue);
+        self.bytes_of(queue, head, length)
+    }
+
+    /// The first `length` bytes of the one buffer `head`, which came back.
+    pub(crate) fn bytes_of(&self, queue: usize, head: u32, length: u32) -> Vec<u8> {
         let table = Driver::<H>::areas(queue as u16)[0];
         let at = self.driver.peek(table + 16 * u64::from(head), 8);
         let at = u64::from_le_bytes(at.try_into().unwrap());
