@@ -73,9 +73,9 @@ pub(crate) fn content(bytes: usize) -> Vec<u8> {
     (0..bytes as u32).map(|i| (i.wrapping_mul(0x9e37_79b1) >> 24) as u8).collect()
 }
 
-/// What follows a `RESIZE`: Linux has the rows first.
+/// What follows a `RESIZE`.
 pub(crate) fn size(columns: u16, rows: u16) -> Vec<u8> {
-    [rows.to_le_bytes(), columns.to_le_bytes()].concat()
+    [columns.to_le_bytes(), rows.to_le_bytes()].concat()
 }
 
 /// Queues of port `port`: to the driver, and from it.
