@@ -10,7 +10,7 @@ use std::os::unix::process::ExitStatusExt;
 
 use cellblock_block::spec::{QUEUE_SIZE, feature as block, status};
 use cellblock_sdk::testing::process::{Program, Supervised, Wanted};
-use cellblock_sdk::testing::vhost_user::{Remote, connection, driver};
+use cellblock_sdk::testing::vhost_user::{Remote, connection, driver, in_flight};
 use cellblock_sdk::testing::virtio::{Driver, Edges, RAM_BYTES, shared_ram};
 use cellblock_sdk::testing::{Harness, Host};
 use cellblock_sdk::virtio::engine::Engine;
@@ -34,7 +34,7 @@ fn start(config: &BlockConfig) -> (Supervised, UnixStream) {
 /// A disk's worker on `image`, and its front end's end of the connection.
 fn start_on(config: &BlockConfig, image: File) -> (Supervised, UnixStream) {
     let (stream, role, theirs) = connection();
-    let extras = vec![(role, theirs), (Role::Image, image.into())];
+    let extras = vec![(role, theirs), (Role::Image, image.into()), in_flight()];
     let program = include_bytes!(concat!(env!("OUT_DIR"), "/worker.start.bpf"));
     let program = Program::find("block", env!("CARGO_BIN_EXE_block"), program);
     let config = DeviceConfig::Block(config.clone());
@@ -156,4 +156,29 @@ fn memory_may_change_and_queues_stop_and_go_on() {
         image.read_exact_at(&mut bytes, sector * 512).unwrap();
         assert_eq!(bytes[..], pattern(sector as u8, 512));
     }
+}
+
+/// The record says where the queue was, not the front end, which has lost count.
+#[test]
+fn a_successor_goes_on_with_what_its_predecessor_recorded() {
+    let image = tempfile::tempfile().unwrap();
+    image.set_len(SECTORS * 512).unwrap();
+    let (ram, _, memory) = shared_ram();
+    let (first, stream) = start_on(&config(), image.try_clone().unwrap());
+    let (mut before, _) = driver(stream, device_id::BLOCK, QUEUE_SIZE, (ram.clone(), &memory));
+    let (inflight, record) = before.host.device.engine().record();
+    before.begin(ALL, 1, 16);
+    for sector in 0..5 {
+        assert_eq!(write(&mut before, sector, &pattern(sector as u8, 512)), status::OK);
+    }
+    drop(first);
+    let (_second, stream) = start_on(&config(), image.try_clone().unwrap());
+    let mut remote = Remote::connect(stream, &memory, Interrupt::new(Edges::default()));
+    remote.go_on_with(&inflight, &record);
+    let areas = Driver::<Harness<Transport<Remote>>>::areas(0);
+    let [desc, driver_area, device_area] = areas;
+    let layout = Layout { size: 16, desc, driver: driver_area, device: device_area };
+    let queue = Virtqueue::new(&layout, 16, ram, feature::VERSION_1, Position::Start).unwrap();
+    remote.describe(0, &queue, 0).unwrap();
+    assert_eq!(remote.restart(0), 5, "nothing was done again");
 }

@@ -136,6 +136,11 @@ impl Ram {
         Ram::from(GuestMemoryMmap::default())
     }
 
+    /// Whether this is `other`, and not just like it.
+    pub fn is(&self, other: &Ram) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// What vm-memory and virtio-queue work on.
     pub fn memory(&self) -> &GuestMemoryMmap {
         &self.0

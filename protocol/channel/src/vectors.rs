@@ -33,6 +33,14 @@ impl Vectors {
         Vectors { ram, vectors: Vec::with_capacity(room), start: 0 }
     }
 
+    /// From now on of `ram`; if that is another, all are taken away.
+    pub fn lie_in(&mut self, ram: &Ram) {
+        if !self.ram.is(ram) {
+            self.clear();
+            self.ram = ram.clone();
+        }
+    }
+
     /// Adds `length` bytes at guest-physical `address` at the end. Returns how many vectors these are: several where the
     /// mappings of guest memory meet.
     ///

@@ -63,16 +63,17 @@ impl Qemu {
         self
     }
 
-    /// Adds a network device with `queues` queue pairs of the back end at `socket`.
+    /// Adds a network device of the back end at `socket`.
     #[must_use]
-    pub fn with_net(mut self, socket: &Path, queues: u32) -> Self {
+    pub fn with_net(mut self, socket: &Path) -> Self {
         let id = format!("c{}", self.devices);
         self.devices += 1;
-        let several = if queues > 1 { format!(",mq=on,vectors={}", 2 * queues + 2) } else { String::new() };
         for (name, value) in [
             ("-chardev", format!("socket,id={id},path={}", socket.display())),
-            ("-netdev", format!("vhost-user,id=n{id},chardev={id},queues={queues}")),
-            ("-device", format!("virtio-net-pci,netdev=n{id}{several},romfile=")),
+            ("-netdev", format!("vhost-user,id=n{id},chardev={id}")),
+            // With MSI-X and without KVM this front end of QEMU 7.2 ends by a fault of its own (it unmasks an irqfd that
+            // it never made).
+            ("-device", format!("virtio-net-pci,netdev=n{id},romfile=,vectors=0")),
         ] {
             self.arguments.extend([name.to_owned(), value]);
         }

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // Tests; clippy knows only #[test] functions as such.
 
 use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use cellblock_e2e::processes::{Process, Tree};
 use cellblock_e2e::qemu::{PATIENCE, Qemu};
-use cellblock_e2e::{Ended, Lab, User, Vm};
+use cellblock_e2e::{Ended, Lab, User, Vm, skip};
 use rustix::process::{Pid, Signal, kill_process};
 
 const MIB: usize = 1 << 20;
@@ -122,6 +123,66 @@ fn a_worker_that_is_killed_has_a_successor_and_the_guest_goes_on() {
     end.wait().unwrap().assert(0, "no longer served");
 }
 
+/// Has the guest run `command`, and returns what it tells behind `start`.
+fn asked(guest: &mut Vm, command: &str, start: &str) -> String {
+    guest.type_in(&format!("{command}\n")).unwrap();
+    guest.expect_line(&format!("CELLBLOCK-{start}=")).unwrap()
+}
+
+/// The addresses of this test are its own: it runs once more in a network namespace, where they are.
+#[test]
+fn qemus_guest_uses_our_network() {
+    let tools = Command::new("unshare").args(["-n", "true"]).output();
+    if !tools.is_ok_and(|output| output.status.success()) || !Path::new("/dev/net/tun").exists() {
+        return skip("taps need root and /dev/net/tun");
+    }
+    let own = std::env::current_exe().unwrap();
+    let mut inner = Command::new("unshare");
+    inner.arg("-n").arg(own).args(["--exact", "in_a_network_of_its_own", "--ignored", "--nocapture"]);
+    assert!(inner.status().unwrap().success());
+}
+
+#[test]
+#[ignore = "by qemus_guest_uses_our_network"]
+fn in_a_network_of_its_own() {
+    const BYTES: usize = 4 * MIB;
+    let Some(lab) = Lab::with_program("qemu-net") else { return };
+    let Some(qemu) = Qemu::find(&lab, 1, "commands,reboot") else { return };
+    let tap = ["tap", "create", "e2e0", "--address", "192.168.70.1/24"];
+    let made = Command::new(lab.places().program()).args(tap).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let socket = lab.folder().join("net.sock");
+    let (end, _) = back_end(&lab, &socket, &["--net", "tap=e2e0", "--once"]);
+    let mut guest = qemu.with_net(&socket).start().unwrap();
+    guest.expect("CELLBLOCK-WAITS").unwrap();
+    let up = "until [ -e /sys/class/net/eth0 ]; do sleep 0.1; done; ip link set eth0 up; \
+              ip addr add 192.168.70.2/24 dev eth0; ping -c 3 -q 192.168.70.1 >/tmp/ping; \
+              tell \"LOST=$(grep -o '[0-9]*% packet loss' /tmp/ping)\"";
+    assert_eq!(asked(&mut guest, up, "LOST"), "0% packet loss");
+
+    let listener = TcpListener::bind(("192.168.70.1", 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (out, into) = (lab.folder().join("out"), lab.image("into", &content(BYTES)));
+    let send = format!(
+        "dd if=/dev/urandom of=/tmp/f bs=64k count=64 2>/dev/null; tell SENT=$(sha256sum /tmp/f | cut -d' ' -f1); \
+         nc 192.168.70.1 {port} </tmp/f"
+    );
+    let sent = asked(&mut guest, &send, "SENT");
+    let mut bytes = Vec::new();
+    listener.accept().unwrap().0.read_to_end(&mut bytes).unwrap();
+    std::fs::write(&out, bytes).unwrap();
+    assert_eq!(sha256(&out), sent, "to the host");
+    let give = std::fs::read(&into).unwrap();
+    let giver = std::thread::spawn(move || listener.accept().unwrap().0.write_all(&give).unwrap());
+    let take =
+        format!("nc 192.168.70.1 {port} </dev/null >/tmp/g; tell GOT=$(sha256sum /tmp/g | cut -d' ' -f1)");
+    assert_eq!(asked(&mut guest, &take, "GOT"), sha256(&into), "to the guest");
+    giver.join().unwrap();
+    guest.type_in("quit\n").unwrap();
+    guest.wait().unwrap().assert(0, "");
+    ends_well(end, &socket);
+}
+
 /// A front end that connects and says nothing, for as long as the stream lives; its worker serves.
 fn silent(end: &Vm, id: &str, socket: &Path) -> (UnixStream, Tree) {
     let stream = UnixStream::connect(socket).unwrap();
@@ -136,7 +197,13 @@ fn the_worker_is_in_the_same_jail_as_a_vms() {
     let path = format!("path={}", image.display());
     for user in lab.users() {
         let folder = lab.sockets(if matches!(user, User::Own) { "own" } else { "ordinary" });
-        for (device, name) in [(&["--rng"][..], "entropy"), (&["--disk", &path][..], "block")] {
+        let vsock = format!("cid=3,path={}", folder.join("v").display());
+        let devices = [
+            (&["--rng"][..], "entropy"),
+            (&["--disk", &path][..], "block"),
+            (&["--vsock", &vsock][..], "vsock"),
+        ];
+        for (device, name) in devices {
             let socket = folder.join(name);
             let (end, id) = back_end_of(&lab, &user, &socket, device);
             let (_stream, tree) = silent(&end, &id, &socket);

@@ -26,8 +26,9 @@ const DISK_CACHE: u64 = 224 << 20;
 
 /// The most memory that a front end can lend, in bytes of address space.
 const FRONT_END_MEMORY: u64 = 1 << 40;
-/// Descriptors of a worker that a front end drives: three for each queue, one for each piece of memory, and its own.
-const FRONT_END_FILES: u32 = 192;
+/// Descriptors that a front end gives its worker at most: three for each queue, one for each piece of memory, twice those while
+/// they change.
+const FRONT_END_FILES: u32 = 128;
 
 /// A device and what its worker gets from the host.
 pub(crate) struct Granted {
@@ -118,7 +119,8 @@ pub(crate) fn back_end(Granted { config, resources }: Granted) -> DevicePlan {
 
 /// As [`limits`], where the memory of the guest, unknown yet, is another VMM's.
 pub(crate) fn back_end_limits(device: &DevicePlan) -> Limits {
-    Limits { files: FRONT_END_FILES, ..limits(device, FRONT_END_MEMORY) }
+    let own = limits(device, FRONT_END_MEMORY);
+    Limits { files: own.files + FRONT_END_FILES, ..own }
 }
 
 /// As [`group_limits`]. Memory of the front end that nobody had touched before counts as the worker's.

@@ -37,6 +37,8 @@ With QEMU as the front end, whose guest memory must be shared:
   qemu-system-x86_64 … -object memory-backend-memfd,id=mem,size=512M,share=on -machine q35,memory-backend=mem \\
     -chardev socket,id=disk,path=disk.sock -device vhost-user-blk-pci,chardev=disk,num-queues=2
 
+  … -chardev socket,id=net,path=net.sock -netdev vhost-user,id=net,chardev=net -device virtio-net-pci,netdev=net
+
 Front ends are served one after the other, each by a worker of its own in the same sandbox as a VM's; the next one waits until
 the last is gone. Who may connect is who may open the socket: it is made for this user alone.
 
@@ -199,7 +201,7 @@ pub(crate) struct VhostUserArgs {
     #[arg(long, value_name = "DISK")]
     disk: Option<String>,
 
-    /// A network device, as for `cellblock run`.
+    /// A network device with one queue pair, as for `cellblock run`.
     #[arg(long, value_name = "NET")]
     net: Option<String>,
 

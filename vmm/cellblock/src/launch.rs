@@ -83,7 +83,11 @@ pub(crate) fn launch(config: &VmConfig, layers: LayerSet, screen: TerminalSize) 
     let mut pipes = vec![serial_pipes];
     let mut passts = Vec::new();
     let mut virtio = virtio_devices(config, screen, &mut pipes, &mut passts)?;
-    let vsock = config.vsock.as_ref().map(|vsock| self::vsock(vsock, &mut virtio)).transpose()?;
+    let vsock = config.vsock.as_ref().map(granted_vsock).transpose()?;
+    let vsock = vsock.map(|(granted, own)| {
+        virtio.push(granted);
+        own
+    });
     let devices = board::devices(serial, virtio)?;
     let opened = open(config, &devices)?;
     let ram = GuestRam::create(config.memory, config.hugepages).map_err(|error| error.to_string())?;
@@ -232,12 +236,11 @@ fn console(
 }
 
 /// The vsock device, and the front's end of its socket.
-fn vsock(vsock: &Vsock, devices: &mut Vec<Granted>) -> Result<Control, String> {
+fn granted_vsock(vsock: &Vsock) -> Result<(Granted, Control), String> {
     let failed = |error| format!("a socket for the vsock worker cannot be made: {error}");
     let (own, worker) = socket::pair().map_err(failed)?;
     let config = DeviceConfig::Vsock(VsockConfig { cid: vsock.cid });
-    devices.push(Granted { config, resources: vec![(Role::Broker, worker.into())] });
-    Ok(own)
+    Ok((Granted { config, resources: vec![(Role::Broker, worker.into())] }, own))
 }
 
 fn open(config: &VmConfig, devices: &[DevicePlan]) -> Result<Opened, String> {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use cellblock_channel::socket::SocketError;
-use cellblock_config::BackEnd;
+use cellblock_config::{BackEnd, BackEndDevice};
 use cellblock_supervisor::link::{Command, End, Event};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Signal;
@@ -20,6 +20,7 @@ use crate::front::control_socket::{ControlSocket, What};
 use crate::front::relay::see_off;
 use crate::front::signals::Signals;
 use crate::front::sink::remove_stale_socket;
+use crate::front::vsock::{self, Listener, Vsock};
 use crate::launch;
 use crate::run::{chain, control_socket, layers_without, tell_what_is_lost};
 use crate::status::{Status, of_end};
@@ -46,7 +47,11 @@ fn serve(config: &BackEnd, verbose: u8) -> Result<Ending, Ending> {
     tell_what_is_lost(layers);
     let control = control_socket(config.id.as_str()).map_err(refused)?;
     let socket = Socket::bind(&config.socket).map_err(refused)?;
-    let launch::BackEnd { link, supervisor, spawner, uids, cgroup } =
+    let listener = match &config.device {
+        BackEndDevice::Vsock(vsock) => Some(Listener::open(&vsock.path).map_err(refused)?),
+        _ => None,
+    };
+    let launch::BackEnd { link, supervisor, spawner, vsock, passt, uids, cgroup } =
         launch::back_end(config, layers).map_err(refused)?;
     let mut front = Front {
         config,
@@ -58,6 +63,7 @@ fn serve(config: &BackEnd, verbose: u8) -> Result<Ending, Ending> {
         signals,
         control,
         socket,
+        vsock: listener.as_ref().zip(vsock).map(|(listener, own)| Vsock::new(listener, own)),
         serving: false,
         stopping: None,
         last: None,
@@ -66,7 +72,7 @@ fn serve(config: &BackEnd, verbose: u8) -> Result<Ending, Ending> {
     front.say(1, &format!("front ends connect to {}", config.socket.display()));
     front.run().map_err(|error| (Status::Failure, format!("the front's loop failed: {error}")))?;
     see_off(&front.supervisor, &front.spawner);
-    drop((uids, cgroup));
+    drop((passt, uids, cgroup));
     Ok(front.ending())
 }
 
@@ -112,6 +118,7 @@ struct Front<'a> {
     signals: Signals,
     control: ControlSocket,
     socket: Socket,
+    vsock: Option<Vsock<'a>>,
     /// A front end is connected, or its worker still ends.
     serving: bool,
     /// When the supervisor is killed.
@@ -128,6 +135,7 @@ enum Source {
     Link,
     Supervisor,
     Listener,
+    Vsock(vsock::Side),
 }
 
 impl Front<'_> {
@@ -141,6 +149,7 @@ impl Front<'_> {
                     Source::Control => self.take_requests(),
                     Source::Link => self.take_events(),
                     Source::Listener => self.accept(),
+                    Source::Vsock(side) => self.vsock.iter_mut().for_each(|vsock| vsock.advance(side)),
                     Source::Supervisor => {
                         self.take_events();
                         gone = true;
@@ -156,6 +165,7 @@ impl Front<'_> {
     }
 
     fn wait(&self) -> io::Result<Vec<Source>> {
+        let now = Instant::now();
         let mut watched: Vec<(Source, BorrowedFd<'_>)> = vec![
             (Source::Signals, self.signals.as_fd()),
             (Source::Control, self.control.as_fd()),
@@ -167,10 +177,18 @@ impl Front<'_> {
         if !self.serving && self.stopping.is_none() {
             watched.push((Source::Listener, self.socket.listener.as_fd()));
         }
+        // While there is no worker, nobody would take what host programs want.
+        let vsock = self.vsock.as_ref().filter(|_| self.serving);
+        watched.extend(
+            vsock
+                .into_iter()
+                .flat_map(|vsock| vsock.watched(now).map(|(side, fd, _)| (Source::Vsock(side), fd))),
+        );
         let mut fds: Vec<PollFd<'_>> =
             watched.iter().map(|(_, fd)| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
-        let timeout = self.stopping.map(|at| {
-            let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+        let rest = vsock.and_then(|vsock| vsock.deadline(now));
+        let timeout = self.stopping.into_iter().chain(rest).min().map(|at| {
+            let left = at.saturating_duration_since(now) + Duration::from_millis(1);
             Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() }
         });
         match poll(&mut fds, timeout.as_ref()) {

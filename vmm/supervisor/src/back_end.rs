@@ -13,7 +13,7 @@ use cellblock_spawner::protocol::{Cause, Event as SpawnerEvent};
 use cellblock_wire::control::{LogLevel, ToWorker};
 
 use crate::error::BuildError;
-use crate::link::{Command, DeviceState, End, Event, Status, cut};
+use crate::link::{Command, DeviceState, DeviceStatus, End, Event, Status, cut};
 use crate::plan::DevicePlan;
 use crate::poller::{Poller, Token};
 use crate::worker::{News, Worker};
@@ -123,7 +123,9 @@ impl BackEnd {
                     }
                 }
                 Ok((Command::ReportStatus, _)) => {
-                    let status = Status { devices: vec![self.worker.status()], vcpu_exits: Vec::new() };
+                    // Each front end has a worker of its own: none is another's successor.
+                    let worker = DeviceStatus { restarts: 0, ..self.worker.status() };
+                    let status = Status { devices: vec![worker], vcpu_exits: Vec::new() };
                     self.say(Event::Status(status));
                     self.worker.tell(&ToWorker::ReportCounters);
                 }

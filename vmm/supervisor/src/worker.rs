@@ -19,7 +19,7 @@ use cellblock_wire::Version;
 use cellblock_wire::control::{
     BalloonReport, Counters, FIXED_DESCRIPTORS, FromWorker, Grant, LogLevel, ToWorker,
 };
-use cellblock_wire::device::{DeviceConfig, DeviceKind, IN_FLIGHT_BYTES, Role};
+use cellblock_wire::device::{DeviceConfig, DeviceKind, IN_FLIGHT_BYTES, MAX_QUEUES, Role};
 
 use crate::deaths::{Deaths, Verdict};
 use crate::error::BuildError;
@@ -200,8 +200,12 @@ impl Worker {
 
     /// As [`succeed`](Self::succeed), for the front end of another VMM at the other end of `stream`.
     pub(crate) fn serve_front_end(&mut self, stream: OwnedFd) -> Result<Control, BuildError> {
-        self.dismiss_front_end();
-        self.roles.push((Role::VhostUser, stream));
+        let device = self.kind();
+        let pages = memory::create_replies(device.name(), usize::from(MAX_QUEUES) * IN_FLIGHT_BYTES);
+        let memory = "memory of requests in flight";
+        let pages = pages.map_err(|source| BuildError::Memory { device, memory, source })?;
+        self.roles.retain(|(role, _)| !matches!(role, Role::VhostUser | Role::InFlight));
+        self.roles.extend([(Role::VhostUser, stream), (Role::InFlight, pages.fd)]);
         self.succeed()
     }
 

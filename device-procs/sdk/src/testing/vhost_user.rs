@@ -2,6 +2,7 @@
 //! [`Transport`] it makes a [`Host`](super::Host), so that the probes of a device run on a worker that is a back end, too.
 #![allow(clippy::expect_used, reason = "part of the tests: what goes wrong here fails the test")]
 
+use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,10 +10,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use cellblock_wire::device::Role;
+use cellblock_channel::memory;
+use cellblock_wire::device::{IN_FLIGHT_BYTES, MAX_QUEUES, Role};
 use rustix::fs::fstat;
 use vhost::vhost_user::message::{
-    VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
+    VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserInflight, VhostUserProtocolFeatures,
+    VhostUserVirtioFeatures,
 };
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
@@ -28,6 +31,15 @@ use crate::virtio::{Identity, Interrupt, Ram, Space, Transport};
 pub const USER_BASE: u64 = 0x7f00_0000_0000;
 /// The device's own features (§2.2): what is above is the transport's.
 const DEVICE_FEATURES: u64 = (1 << 24) - 1;
+
+/// What a supervisor grants besides a connection: memory for requests in flight.
+///
+/// # Panics
+/// No descriptors are left.
+pub fn in_flight() -> (Role, OwnedFd) {
+    let bytes = IN_FLIGHT_BYTES * usize::from(MAX_QUEUES);
+    (Role::InFlight, memory::create_replies("in flight", bytes).expect("a memfd").fd)
+}
 
 /// A socket pair: the front end's end, and what the worker is granted.
 ///
@@ -99,6 +111,25 @@ impl Remote {
             mmap_handle: memory.as_raw_fd(),
         };
         self.frontend.set_mem_table(&[region]).expect("set_mem_table");
+    }
+
+    /// Asks for memory in which requests in flight are recorded, and has it used: what a later back end is to go on with.
+    ///
+    /// # Panics
+    /// The back end has none.
+    pub fn record(&mut self) -> (VhostUserInflight, File) {
+        let wanted = VhostUserInflight::new(0, 0, self.events.len() as u16, 16);
+        let (inflight, file) = self.frontend.get_inflight_fd(&wanted).expect("get_inflight_fd");
+        self.go_on_with(&inflight, &file);
+        (inflight, file)
+    }
+
+    /// Gives the back end what an earlier one has recorded.
+    ///
+    /// # Panics
+    /// It does not take it.
+    pub fn go_on_with(&mut self, inflight: &VhostUserInflight, file: &File) {
+        self.frontend.set_inflight_fd(inflight, file.as_raw_fd()).expect("set_inflight_fd");
     }
 
     /// The configuration space's first `length` bytes.

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use cellblock_wire::control::MAX_TEXT;
+use cellblock_wire::device::{IN_FLIGHT_BYTES, MAX_QUEUE_SIZE, MAX_QUEUES};
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
     VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig, VhostUserSharedMsg,
@@ -17,13 +18,16 @@ use super::calls::Calls;
 use super::memory::Memory;
 use crate::device::Event;
 use crate::virtio::engine::Engine;
-use crate::virtio::queue::{Layout, Position, Virtqueue};
+use crate::virtio::inflight::Pages;
+use crate::virtio::queue::{Layout, Position, QueueError, Virtqueue};
 use crate::virtio::spec::feature;
 use crate::virtio::transport::{Bare, Identity};
 
 /// How long a queue's request in flight may take when the queue is to stop. The front end waits meanwhile; past it the session
 /// ends.
 const STOP_PATIENCE: Duration = Duration::from_secs(30);
+/// Bytes of memory for requests in flight: for as many queues as a device may have.
+const PAGES_BYTES: u64 = (IN_FLIGHT_BYTES * MAX_QUEUES as usize) as u64;
 /// The feature bit by which a back end says that it has protocol features; it is no feature of the device.
 const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
 
@@ -48,16 +52,43 @@ pub(super) struct Backend<E> {
     calls: Calls,
     memory: Memory,
     features: u64,
+    accepted: bool,
     vrings: Vec<Vring>,
+    /// Memory for requests in flight, for a front end that asks for some.
+    own_pages: Option<OwnedFd>,
+    /// Where requests in flight are recorded.
+    pages: Option<Pages>,
     /// Why the last message failed, for people: the protocol has no words for it.
     complaint: String,
 }
 
 impl<E: Engine> Backend<E> {
-    pub(super) fn new(Bare { identity, engine, on_event }: Bare<E>, calls: Calls) -> Self {
+    pub(super) fn new(
+        Bare { identity, engine, on_event, .. }: Bare<E>,
+        calls: Calls,
+        own_pages: Option<OwnedFd>,
+    ) -> Self {
         let vrings = (0..identity.queues).map(|_| Vring::default()).collect();
         let (memory, complaint) = (Memory::none(), String::with_capacity(MAX_TEXT));
-        Backend { identity, engine, on_event, calls, memory, features: 0, vrings, complaint }
+        let (features, accepted, pages) = (0, false, None);
+        Backend {
+            identity,
+            engine,
+            on_event,
+            calls,
+            memory,
+            features,
+            accepted,
+            vrings,
+            own_pages,
+            pages,
+            complaint,
+        }
+    }
+
+    /// Whether the front end has accepted features, or none, yet.
+    pub(super) fn has_accepted(&self) -> bool {
+        self.accepted
     }
 
     /// Why the last message failed, if there is more to say than the protocol's error.
@@ -112,6 +143,28 @@ impl<E: Engine> Backend<E> {
         Some(Layout { size: vring.size, desc: guest(desc)?, driver: guest(driver)?, device: guest(device)? })
     }
 
+    /// Queue `index`, where the record of requests in flight says that it was; else from available index `base` on.
+    fn virtqueue(
+        &self,
+        index: usize,
+        layout: &Layout,
+        base: u16,
+    ) -> std::result::Result<Virtqueue, QueueError> {
+        let make = |from, record| {
+            let (ram, most) = (self.memory.ram.clone(), self.identity.queue_size);
+            Virtqueue::recorded(layout, most, ram, self.features, from, record)
+        };
+        let record = || self.pages.as_ref().and_then(|pages| pages.region(index));
+        if record().is_some_and(|record| record.is_begun()) {
+            match make(Position::Resume, record()) {
+                // It is of another time of the queue, or a predecessor has broken it.
+                Err(QueueError::InFlight { .. }) => {}
+                made => return made,
+            }
+        }
+        make(Position::At(base), record())
+    }
+
     /// Puts queue `index` into service, if all is there that it needs.
     fn start(&mut self, index: usize) -> Result<()> {
         let Some(vring) = self.vrings.get(index) else { return Ok(()) };
@@ -123,14 +176,13 @@ impl<E: Engine> Backend<E> {
                 "queue {index} starts without VIRTIO_F_VERSION_1; legacy drivers are not served"
             ));
         }
-        let from = Position::At(vring.base);
+        let base = vring.base;
         let Some(layout) = self.layout(index) else {
             return self
                 .refused(format!("queue {index} starts, but its rings are not in the memory that was lent"));
         };
-        let (ram, features) = (self.memory.ram.clone(), self.features);
-        match Virtqueue::new(&layout, self.identity.queue_size, ram, features, from) {
-            Ok(queue) => self.engine.start(index, queue, features),
+        match self.virtqueue(index, &layout, base) {
+            Ok(queue) => self.engine.start(index, queue, self.features),
             Err(error) => return self.refused(format!("queue {index}: {error}")),
         }
         if let Some(vring) = self.vrings.get_mut(index) {
@@ -190,7 +242,7 @@ impl<E: Engine> VhostUserBackendReqHandlerMut for Backend<E> {
                 vring.enabled |= all_enabled;
             }
         }
-        self.features = features & !PROTOCOL_FEATURES;
+        (self.features, self.accepted) = (features & !PROTOCOL_FEATURES, true);
         (0..self.vrings.len()).try_for_each(|index| self.start(index))
     }
 
@@ -274,7 +326,12 @@ impl<E: Engine> VhostUserBackendReqHandlerMut for Backend<E> {
         } else {
             VhostUserProtocolFeatures::CONFIG
         };
-        Ok(always | config)
+        let in_flight = if self.own_pages.is_some() {
+            VhostUserProtocolFeatures::INFLIGHT_SHMFD
+        } else {
+            VhostUserProtocolFeatures::empty()
+        };
+        Ok(always | config | in_flight)
     }
 
     fn set_protocol_features(&mut self, _features: u64) -> Result<()> {
@@ -323,12 +380,41 @@ impl<E: Engine> VhostUserBackendReqHandlerMut for Backend<E> {
         Err(Error::InvalidParam)
     }
 
-    fn get_inflight_fd(&mut self, _inflight: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
-        Err(Error::InvalidParam)
+    /// Fresh memory: nothing is in flight in it.
+    fn get_inflight_fd(&mut self, wanted: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
+        if wanted.num_queues > MAX_QUEUES || wanted.queue_size > MAX_QUEUE_SIZE {
+            let (queues, size) = (wanted.num_queues, wanted.queue_size);
+            return self.refused(format!("{queues} queues of {size} are to be recorded; there is less room"));
+        }
+        (0..self.vrings.len()).try_for_each(|index| self.stop(index))?;
+        let Some(own) = &self.own_pages else { return self.refused("nothing is recorded".to_owned()) };
+        let made = Pages::open(own, MAX_QUEUES).map_err(|error| error.to_string()).and_then(|pages| {
+            (0..MAX_QUEUES.into()).filter_map(|index| pages.region(index)).for_each(|region| region.forget());
+            own.try_clone().map_err(|error| error.to_string())
+        });
+        match made {
+            Ok(fd) => {
+                let answer = VhostUserInflight { mmap_size: PAGES_BYTES, mmap_offset: 0, ..*wanted };
+                Ok((answer, fd.into()))
+            }
+            Err(error) => self.refused(format!("memory of requests in flight: {error}")),
+        }
     }
 
-    fn set_inflight_fd(&mut self, _inflight: &VhostUserInflight, _file: File) -> Result<()> {
-        Err(Error::InvalidParam)
+    /// What [`get_inflight_fd`](Self::get_inflight_fd) has given, now or to a front end that has lost its worker.
+    fn set_inflight_fd(&mut self, inflight: &VhostUserInflight, file: File) -> Result<()> {
+        if inflight.mmap_size != PAGES_BYTES || inflight.mmap_offset != 0 {
+            let (bytes, offset) = (inflight.mmap_size, inflight.mmap_offset);
+            return self.refused(format!(
+                "memory of requests in flight has {bytes} bytes at {offset}; ours had not"
+            ));
+        }
+        (0..self.vrings.len()).try_for_each(|index| self.stop(index))?;
+        match Pages::open(&file.into(), MAX_QUEUES) {
+            Ok(pages) => self.pages = Some(pages),
+            Err(error) => return self.refused(format!("memory of requests in flight: {error}")),
+        }
+        (0..self.vrings.len()).try_for_each(|index| self.start(index))
     }
 
     fn get_max_mem_slots(&mut self) -> Result<u64> {

@@ -15,6 +15,7 @@
 
 mod backend;
 mod calls;
+mod early;
 mod memory;
 mod session;
 #[cfg(test)]
@@ -22,4 +23,4 @@ mod tests;
 mod watch;
 
 pub(crate) use calls::Calls;
-pub(crate) use session::Session;
+pub(crate) use session::{FrontEnd, Session};

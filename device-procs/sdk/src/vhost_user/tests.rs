@@ -36,6 +36,13 @@ impl Serve for Zeroes {
     }
 }
 
+fn in_flight() -> std::fs::File {
+    use cellblock_wire::device::{IN_FLIGHT_BYTES, MAX_QUEUES};
+    let sealed =
+        cellblock_channel::memory::create_replies("in flight", IN_FLIGHT_BYTES * MAX_QUEUES as usize);
+    sealed.unwrap().fd.into()
+}
+
 type Handler = BackendReqHandler<Mutex<Backend<Inline<OneByOne<Zeroes>>>>>;
 
 #[allow(clippy::arc_with_non_send_sync, reason = "the crate wants an Arc, and one thread has it")]
@@ -44,8 +51,8 @@ fn handler(stream: UnixStream) -> Handler {
     let posts = vec![(OneByOne(Zeroes), vec![0]), (OneByOne(Zeroes), vec![1])];
     let config = Space::with_writable(vec![1; 40], 8..12);
     let identity = Identity { id: 2, features: 1 << 32, queues: 2, queue_size: 64, config };
-    let bare = Bare { identity, engine: Inline::new(posts, interrupt), on_event: None };
-    let backend = Backend::new(bare, Calls::new(Arc::default()));
+    let bare = Bare { identity, engine: Inline::new(posts, interrupt.clone()), interrupt, on_event: None };
+    let backend = Backend::new(bare, Calls::new(Arc::default()), Some(in_flight().into()));
     BackendReqHandler::from_stream(stream, Arc::new(Mutex::new(backend)))
 }
 

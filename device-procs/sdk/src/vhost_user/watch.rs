@@ -12,10 +12,13 @@ pub(super) enum Source {
     Control,
     /// The front end has sent something, or is gone.
     Message,
+    /// A queue's thread has something to tell. An edge, which need not be read to be silent.
+    Wake,
 }
 
 impl Source {
-    pub(super) const COUNT: usize = 2;
+    pub(super) const COUNT: usize = 3;
+    const ALL: [Source; Self::COUNT] = [Source::Control, Source::Message, Source::Wake];
 }
 
 /// An epoll instance.
@@ -29,7 +32,8 @@ impl Watch {
 
     /// Waits for `fd`, too.
     pub(super) fn add(&self, fd: impl AsFd, source: Source) -> Result<(), Errno> {
-        epoll::add(&self.0, fd, epoll::EventData::new_u64(source as u64), epoll::EventFlags::IN)
+        let edge = if source == Source::Wake { epoll::EventFlags::ET } else { epoll::EventFlags::empty() };
+        epoll::add(&self.0, fd, epoll::EventData::new_u64(source as u64), epoll::EventFlags::IN | edge)
     }
 
     /// Waits until something is ready.
@@ -42,8 +46,8 @@ impl Watch {
         };
         let mut ready = [None; Source::COUNT];
         for (slot, event) in ready.iter_mut().zip(events.iter().take(count)) {
-            let control = event.data.u64() == Source::Control as u64;
-            *slot = Some(if control { Source::Control } else { Source::Message });
+            let number = event.data.u64();
+            *slot = Source::ALL.into_iter().find(|source| *source as u64 == number);
         }
         Ok(ready)
     }

@@ -81,6 +81,16 @@ impl Region {
         self.store(HEAD, VERSION | size << 16 | last << 32 | used << 48);
     }
 
+    /// Whether a queue was begun here.
+    pub(crate) fn is_begun(&self) -> bool {
+        self.load(HEAD) as u16 != 0
+    }
+
+    /// No queue was begun here.
+    pub(crate) fn forget(&self) {
+        self.store(HEAD, 0);
+    }
+
     /// Nothing is in flight in a queue of `size` descriptors.
     ///
     /// # Errors

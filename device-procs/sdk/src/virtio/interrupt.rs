@@ -83,7 +83,7 @@ impl Interrupt {
     }
 
     /// Why the device needs a reset, once.
-    pub(super) fn complaint(&self) -> Option<String> {
+    pub(crate) fn complaint(&self) -> Option<String> {
         if !self.asks_for_reset() {
             return None;
         }

@@ -227,6 +227,11 @@ impl Virtqueue {
         self.resumed
     }
 
+    /// The memory that its chains lie in.
+    pub(super) fn ram(&self) -> &Ram {
+        &self.ram
+    }
+
     /// Where it is.
     pub fn layout(&self) -> Layout {
         let (desc, driver, device) =

@@ -54,6 +54,7 @@ pub(crate) struct Bare<E> {
     /// With the features of every device.
     pub(crate) identity: Identity,
     pub(crate) engine: E,
+    pub(crate) interrupt: Interrupt,
     /// As [`Transport::on_event`] has it.
     pub(crate) on_event: Option<Box<dyn FnMut(Event)>>,
 }
@@ -109,7 +110,12 @@ impl<E: Engine> Transport<E> {
 
     /// The device without its registers, for another transport.
     pub(crate) fn into_bare(self) -> Bare<E> {
-        Bare { identity: self.identity, engine: self.engine, on_event: self.on_event }
+        Bare {
+            identity: self.identity,
+            engine: self.engine,
+            interrupt: self.interrupt,
+            on_event: self.on_event,
+        }
     }
 
     fn read_register(&mut self, offset: u64) -> u32 {

@@ -39,6 +39,11 @@ impl Gather {
     pub fn pop(&mut self, queue: &mut Virtqueue) -> Result<Option<u16>, QueueError> {
         let head = queue.pop_into(&mut self.buffers)?;
         self.vectors.clear();
+        if !self.ram.is(queue.ram()) {
+            // Another VMM has lent other memory.
+            self.vectors.lie_in(queue.ram());
+            self.ram = queue.ram().clone();
+        }
         let readable = &self.buffers.readable;
         self.whole = readable.iter().all(|piece| self.vectors.push(piece.address, piece.length).is_ok());
         Ok(head)
@@ -147,6 +152,12 @@ impl Scatter {
     /// # Errors
     /// The ring or the chain makes no sense.
     pub fn take(&mut self, queue: &mut Virtqueue, least: u64) -> Result<Taken, QueueError> {
+        if !self.ram.is(queue.ram()) {
+            // As above; what was taken before was that queue's.
+            self.forget();
+            self.vectors.lie_in(queue.ram());
+            self.ram = queue.ram().clone();
+        }
         let Some(head) = queue.pop_into(&mut self.buffers)? else { return Ok(Taken::None) };
         let pieces = &self.buffers.writable;
         let bytes: u64 = pieces.iter().map(|piece| u64::from(piece.length)).sum();

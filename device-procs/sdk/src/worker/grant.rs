@@ -128,10 +128,10 @@ impl Granted {
         }
         let roles = std::mem::take(&mut self.roles);
         let mut parts = Parts::new(self.grant.config, roles, wake_line()?);
-        let (stream, calls) = parts.front_end().ok_or(Refusal::Missing("the front end's socket"))?;
+        let front_end = parts.front_end().ok_or(Refusal::Missing("the front end's socket"))?;
         let device = build(&mut parts)?.into_bare();
         parts.all_taken()?;
-        Ok(Service::FrontEnd(Session::new(stream, device, calls, parts.tally(), control)?))
+        Ok(Service::FrontEnd(Session::new(device, front_end, parts.tally(), control)?))
     }
 }
 

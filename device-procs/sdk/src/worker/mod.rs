@@ -148,7 +148,7 @@ fn refuse(control: &Control, reason: &str) -> i32 {
 }
 
 /// `text`, cut to what one message may hold.
-fn cut(text: &str) -> String {
+pub(crate) fn cut(text: &str) -> String {
     let end = (0..=text.len().min(MAX_TEXT)).rev().find(|&end| text.is_char_boundary(end));
     text.get(..end.unwrap_or(0)).unwrap_or_default().to_owned()
 }

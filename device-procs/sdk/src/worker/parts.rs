@@ -13,7 +13,7 @@ use rustix::time::{ClockId, clock_gettime};
 use super::refusal::Refusal;
 use crate::device::{Clock, SECOND, Trigger};
 use crate::host::{Pipes, Tally, WakeLine};
-use crate::vhost_user::Calls;
+use crate::vhost_user::{Calls, FrontEnd};
 use crate::virtio::inflight::Pages;
 use crate::virtio::threads::{Post, Threads};
 use crate::virtio::{Interrupt, Kept, OneByOne, Raise, Serve, Work};
@@ -34,15 +34,13 @@ impl Parts {
         Parts { config, roles, wake, tally: Arc::default(), front_end: None }
     }
 
-    /// For a worker that another VMM drives: what it is signalled by, and its socket.
-    ///
-    /// # Errors
-    /// It is no socket.
-    pub(super) fn front_end(&mut self) -> Option<(OwnedFd, Calls)> {
+    /// For a worker that another VMM drives.
+    pub(super) fn front_end(&mut self) -> Option<FrontEnd> {
         let stream = self.take(Role::VhostUser)?;
         let calls = Calls::new(self.tally());
         self.front_end = Some(calls.clone());
-        Some((stream, calls))
+        let wake = Arc::clone(&self.wake);
+        Some(FrontEnd { stream, calls, in_flight: self.take(Role::InFlight), wake })
     }
 
     /// What the worker counts.

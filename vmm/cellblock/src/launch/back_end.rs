@@ -10,16 +10,24 @@ use cellblock_jail::cgroup::VmGroup;
 use cellblock_jail::uids::UidRange;
 use cellblock_jail::{LayerSet, process};
 use cellblock_supervisor::BackEndPlan;
+use cellblock_wire::device::DeviceConfig;
 
-use super::{Ground, granted_disk, granted_rng, ground, kept, manifest, open_worker, worker_directory};
-use crate::board;
+use super::{
+    Ground, granted_disk, granted_rng, granted_vsock, ground, kept, manifest, open_worker, worker_directory,
+};
+use crate::board::{self, Granted};
 use crate::front::relay::Process;
+use crate::net::{self, Passt};
 
 /// The processes that serve other VMMs' front ends, seen from the front.
 pub(crate) struct BackEnd {
     pub link: Control,
     pub supervisor: Process,
     pub spawner: Process,
+    /// As for a VM.
+    pub vsock: Option<Control>,
+    /// As for a VM.
+    pub passt: Option<Passt>,
     /// As for a VM.
     pub uids: Option<UidRange>,
     /// As for a VM.
@@ -32,11 +40,24 @@ pub(crate) struct BackEnd {
 /// What was refused, in a sentence.
 pub(crate) fn back_end(config: &config::BackEnd, layers: LayerSet) -> Result<BackEnd, String> {
     layers.check(rustix::process::geteuid().is_root()).map_err(|error| error.to_string())?;
+    let (mut vsock, mut passt) = (None, None);
     let device = board::back_end(match &config.device {
         BackEndDevice::Disk(disk) => granted_disk(disk)?,
         BackEndDevice::Rng(limits) => granted_rng(*limits),
-        BackEndDevice::Net(_) | BackEndDevice::Vsock(_) => {
-            return Err("network and socket devices are not served to other VMMs yet".to_owned());
+        BackEndDevice::Vsock(device) => {
+            let (granted, own) = granted_vsock(device)?;
+            vsock = Some(own);
+            granted
+        }
+        BackEndDevice::Net(device) if device.queues > 1 => {
+            return Err(
+                "a network device of another VMM has one queue pair: its control queue is not ours".into()
+            );
+        }
+        BackEndDevice::Net(device) => {
+            let net::OpenNet { config, resources, passt: own } = net::open(device, config.id.as_str(), 0)?;
+            passt = own;
+            Granted { config: DeviceConfig::Net(config), resources }
         }
     });
     let directory = worker_directory(config.worker_dir.as_deref())?;
@@ -57,5 +78,5 @@ pub(crate) fn back_end(config: &config::BackEnd, layers: LayerSet) -> Result<Bac
         .map_err(|error| format!("the supervisor cannot be started: {error}"))?;
     let supervisor = Process { pidfd: child.pidfd, pid: child.pid };
     let spawner = Process { pidfd: spawner.pidfd, pid: spawner.pid };
-    Ok(BackEnd { link, supervisor, spawner, uids, cgroup })
+    Ok(BackEnd { link, supervisor, spawner, vsock, passt, uids, cgroup })
 }
