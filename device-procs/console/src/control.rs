@@ -67,7 +67,8 @@ pub struct Size {
 }
 
 impl Size {
-    fn is_known(self) -> bool {
+    /// Whether it is known.
+    pub fn is_known(self) -> bool {
         self != Size::default()
     }
 }
@@ -229,7 +230,7 @@ impl Control {
             _ => (event::PORT_OPEN, 1),
         };
         let head = Message { port: port as u32, event, value }.bytes();
-        let size = [self.size.rows.to_le_bytes(), self.size.columns.to_le_bytes()];
+        let size = [self.size.columns.to_le_bytes(), self.size.rows.to_le_bytes()];
         let tail: &[u8] = match bit {
             due::NAME => self.names.get(port).map_or(&[], String::as_bytes),
             due::SIZE => size.as_flattened(),

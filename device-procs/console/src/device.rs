@@ -95,6 +95,8 @@ pub struct Console {
     kept: Kept,
     /// The driver knows of ports.
     multiport: bool,
+    /// The driver is to look at the console's size, although it has not changed.
+    size_untold: bool,
 }
 
 impl Console {
@@ -113,6 +115,7 @@ impl Console {
             screen,
             kept,
             multiport: false,
+            size_untold: false,
         }
     }
 
@@ -160,6 +163,7 @@ impl Console {
 impl Work for Console {
     fn begin(&mut self, slot: usize, features: u64) {
         self.multiport = features & feature::MULTIPORT != 0;
+        self.size_untold |= slot == queue::TRANSMIT_0;
         if slot == queue::CONTROL_TRANSMIT {
             // Nothing, unless a predecessor left it.
             self.control.resume(Standing::from_word(self.kept.get()));
@@ -176,7 +180,12 @@ impl Work for Console {
 
     fn work(&mut self, queues: &mut Queues) -> Result<Wait, QueueError> {
         let mut wait = Wait::default();
-        self.control.resize(self.screen.size());
+        let size = self.screen.size();
+        self.control.resize(size);
+        if std::mem::take(&mut self.size_untold) && size.is_known() && !self.multiport {
+            // Without ports, Linux looks at the size only when it is told of a change.
+            queues.interrupt().config_changed();
+        }
         if self.multiport {
             self.take_messages(queues, &mut wait)?;
             self.give_messages(queues, &mut wait)?;

@@ -47,11 +47,8 @@ pub mod event {
 
 /// Bytes of a control message: port (32 bits), event (16), value (16).
 pub const MESSAGE_BYTES: usize = 8;
-/// What follows a [`event::RESIZE`]: rows (16 bits), columns (16).
-///
-/// Virtio 1.3 §5.3.6.2 has the columns first. Linux has read the rows first since it knows the message (2.6.35; only 6.15 to
-/// 6.17 did otherwise, which was taken back), and for the sake of all those drivers devices send it so. The configuration
-/// space has the columns first for everybody.
+/// What follows a [`event::RESIZE`]: columns (16 bits), rows (16). Linux took them for rows and columns until 6.15 and the stable
+/// kernels of its time, such as Debian 12's; older drivers have a screen turned by 90 degrees.
 pub const RESIZE_BYTES: usize = 4;
 
 /// Bytes of the configuration space (§5.3.4): columns (16 bits), rows (16), `max_nr_ports` (32), `emerg_wr` (32).

@@ -5,8 +5,9 @@ mod probes;
 
 use std::sync::Arc;
 
+use cellblock_console::control::Message;
 use cellblock_console::port::{End, Pipes};
-use cellblock_console::spec::event;
+use cellblock_console::spec::{event, queue};
 use cellblock_console::state::Standing;
 use cellblock_console::{Console, Screen, handler, identity};
 use cellblock_sdk::device::Event;
@@ -16,7 +17,8 @@ use cellblock_sdk::testing::conformance::conforms;
 use cellblock_sdk::testing::virtio::{Driver, Edges, shared_ram};
 use cellblock_sdk::virtio::{Inline, Interrupt, Kept, Transport};
 use cellblock_wire::device::ConsoleConfig;
-use probes::{Far, Rig, three_ports};
+use probes::{Far, NO_PORT, Rig, three_ports};
+use proptest::prelude::*;
 use rustix::pipe::{PipeFlags, pipe_with};
 
 type Inside = Harness<Transport<Inline<Console>>>;
@@ -139,4 +141,50 @@ fn a_successor_goes_on_where_they_stood() {
     let error = third.driver.host.device;
     let mut device = error;
     assert!(device.restore(&altered).unwrap_err().to_string().contains("kept"));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(64) })]
+
+    /// Whatever a driver says, and into whatever it has the device speak: each port is added once at most, nothing is told of
+    /// a port before it is ready, and the device runs on.
+    #[test]
+    fn no_message_breaks_the_rules(
+        words in proptest::collection::vec((0u32..5, 0u16..9, 0u16..3, 0usize..12, 0u32..64), 1..60),
+    ) {
+        let (mut rig, _) = rig(&three_ports());
+        rig.driver.begin(u64::MAX, 8, probes::SIZE);
+        let (mut added, mut ready, mut heard, mut offered) = ([0; 3], [false; 3], Vec::new(), 0);
+        for (port, event, value, length, room) in words {
+            if offered < probes::SIZE {
+                rig.offer(queue::CONTROL_RECEIVE, room);
+                offered += 1;
+            }
+            let port = if port == 4 { NO_PORT } else { port };
+            let message = Message { port, event, value };
+            let mut bytes = message.bytes().to_vec();
+            bytes.resize(length, 0);
+            rig.say_bytes(&bytes);
+            if length >= 8 && event == event::PORT_READY && value == 1 && port < 3 {
+                ready[port as usize] = true;
+            }
+            while let Some((head, length)) = rig.driver.used(queue::CONTROL_RECEIVE as u16) {
+                offered -= 1;
+                let bytes = rig.bytes_of(queue::CONTROL_RECEIVE, head, length);
+                if bytes.is_empty() {
+                    continue;
+                }
+                let (port, event) = (usize::from(bytes[0]), u16::from(bytes[4]));
+                prop_assert!(bytes.len() >= 8 && port < 3, "{bytes:?}");
+                if event == event::DEVICE_ADD {
+                    added[port] += 1;
+                } else {
+                    prop_assert!(ready[port], "port {port} is told of before it is ready: {bytes:?}");
+                }
+                heard.push((port, event));
+            }
+            prop_assert!(added.iter().all(|count| *count <= 1), "{heard:?}");
+            prop_assert_eq!(rig.driver.status(), 15);
+        }
+    }
 }

@@ -5,115 +5,92 @@ use std::io::Write;
 
 use cellblock_sdk::device::SECOND;
 use cellblock_sdk::testing::conformance::conforms;
-use cellblock_sdk::testing::virtio::{Driver, Edges, shared_ram};
-use cellblock_sdk::testing::{Harness, ManualClock};
-use cellblock_sdk::virtio::{Inline, Interrupt, Transport};
 use cellblock_vsock::connection::{CLOSING_TIME, DRAINING_TIME, GREETING_TIME, OPENING_TIME, REQUEST_TIME};
 use cellblock_vsock::spec::{MAX_CONNECTIONS, op, shutdown};
-use cellblock_vsock::{Host, Vsock, identity};
 
 mod probes;
 use probes::*;
 
-type InProcess = Guest<Harness<Transport<Inline<Vsock<ManualClock>>>>>;
-
-fn device() -> (InProcess, ManualClock, Edges) {
-    let (front, socket) = broker();
-    let (clock, edges) = (ManualClock::at(0), Edges::default());
-    let interrupt = Interrupt::new(edges.clone());
-    let ram = shared_ram().0;
-    let work = Vsock::new(&CONFIG, Host::new(socket).unwrap(), clock.clone());
-    let engine = Inline::new(vec![(work, vec![0, 1, 2])], interrupt.clone());
-    let device = Transport::new(identity(&CONFIG), engine, ram.clone(), interrupt);
-    (Guest::new(Driver::new(Harness::new(device), ram), front), clock, edges)
-}
-
-fn ready() -> InProcess {
-    let mut guest = device().0;
-    guest.begin(ALL);
-    guest
-}
-
 #[test]
 fn it_conforms() {
-    conforms(&mut device().0.driver, &CONFORMING);
+    conforms(&mut in_process().0.driver, &CONFORMING);
 }
 
 #[test]
 fn it_is_found() {
-    is_found(&mut device().0);
+    is_found(&mut in_process().0);
 }
 
 #[test]
 fn hosts_and_guests_connect() {
-    hosts_connect(&mut ready());
-    guests_connect(&mut ready());
+    hosts_connect(&mut ready_in_process());
+    guests_connect(&mut ready_in_process());
 }
 
 #[test]
 fn what_is_not_accepted_is_closed() {
-    refusals(&mut ready());
+    refusals(&mut ready_in_process());
 }
 
 #[test]
 fn strays_are_answered() {
-    strays(&mut ready());
+    strays(&mut ready_in_process());
 }
 
 #[test]
 fn broken_rules_break_one_connection() {
-    broken_rules(&mut ready());
+    broken_rules(&mut ready_in_process());
 }
 
 #[test]
 fn guests_keep_to_their_credit() {
-    guests_credit(&mut ready());
+    guests_credit(&mut ready_in_process());
 }
 
 #[test]
 fn hosts_keep_to_the_guests_credit() {
-    hosts_credit(&mut ready());
+    hosts_credit(&mut ready_in_process());
 }
 
 #[test]
 fn directions_end_alone() {
-    halves(&mut ready());
+    halves(&mut ready_in_process());
 }
 
 #[test]
 fn last_bytes_arrive() {
-    last_bytes(&mut ready());
+    last_bytes(&mut ready_in_process());
 }
 
 #[test]
 fn connections_are_bounded() {
-    bounds(&mut ready());
+    bounds(&mut ready_in_process());
 }
 
 #[test]
 fn connections_have_their_turns() {
-    fairness(&mut ready());
+    fairness(&mut ready_in_process());
 }
 
 #[test]
 fn answers_wait_for_buffers() {
-    no_buffers(&mut device().0);
+    no_buffers(&mut in_process().0);
 }
 
 #[test]
 fn streams_are_negotiated() {
-    implied_streams(&mut device().0);
+    implied_streams(&mut in_process().0);
 }
 
 #[test]
 fn a_reset_closes_all() {
-    resets(&mut device().0);
+    resets(&mut in_process().0);
 }
 
 /// Each wait has an end, at its time and not before.
 #[test]
 fn nothing_pends_for_ever() {
-    let (mut guest, clock, _) = device();
+    let (mut guest, clock) = in_process();
     guest.begin(ALL);
     let step = |guest: &mut InProcess, time: u64| {
         clock.advance(time - 1);
@@ -159,7 +136,7 @@ fn nothing_pends_for_ever() {
 /// A closed guest's bytes wait for a program that goes on reading, and not for one that rests.
 #[test]
 fn draining_ends_when_nobody_reads() {
-    let (mut guest, clock, _) = device();
+    let (mut guest, clock) = in_process();
     guest.begin(ALL);
     for reads in [true, false] {
         let mut server = guest.connect((6, 7));
@@ -183,7 +160,7 @@ fn draining_ends_when_nobody_reads() {
 /// A place is free again in whatever way a connection ended.
 #[test]
 fn no_place_is_lost() {
-    let (mut guest, clock, _) = device();
+    let (mut guest, clock) = in_process();
     guest.begin(ALL);
     for round in 0..3 * MAX_CONNECTIONS as u32 {
         let ports = (4000, round);
@@ -221,7 +198,7 @@ fn no_place_is_lost() {
 /// Without the front the host's side is closed, and the guest is told so at once.
 #[test]
 fn without_the_front_nothing_is_opened() {
-    let mut guest = ready();
+    let mut guest = ready_in_process();
     let (mut client, ports) = guest.accept(5);
     guest.front = broker().0;
     guest.quiet();

@@ -101,10 +101,13 @@ fn a_sink_that_takes_nothing_holds_its_port_alone() {
         .with(socket(&port_path, ",name=slow"));
     let mut vm = with_commands(|| plan.start());
     let mut console = Line::connect(&console_path).unwrap();
-    // Connected, and not read.
+    // Connected, and not read. The guest's buffers hold 128 KiB of such pieces, pipe and socket less than 400.
     let slow = std::os::unix::net::UnixStream::connect(&port_path).unwrap();
     vm.type_in("until [ -c /dev/vport*p1 ]; do sleep 0.1; done; port=$(echo /dev/vport*p1); seq 1 200000 >/tmp/numbers\n").unwrap();
-    vm.type_in("(cat /tmp/numbers >$port; : >/tmp/sent) & sleep 1; [ -e /tmp/sent ] || tell HELD\n").unwrap();
+    vm.type_in(
+        "(dd if=/tmp/numbers of=$port bs=1k; : >/tmp/sent) & sleep 1; [ -e /tmp/sent ] || tell HELD\n",
+    )
+    .unwrap();
     vm.expect("CELLBLOCK-HELD").unwrap();
     vm.type_in("stty -F /dev/hvc0 raw -echo; echo passes >/dev/hvc0; tell BYTES=$(wc -c </tmp/numbers)\n")
         .unwrap();
@@ -119,13 +122,13 @@ fn a_sink_that_takes_nothing_holds_its_port_alone() {
     vm.wait().unwrap().assert(0, "guest rebooted");
 }
 
-/// What the guest finds of its terminal's size, `rows columns`, when it is told to look until it is this.
+/// Has the guest look at its terminal's size until it is `wanted`, `rows columns`; it tells what it finds meanwhile.
 fn size_becomes(serial: &mut Line, wanted: &str) {
-    serial
-        .send(&format!(
-            "until [ \"$(stty -F /dev/hvc0 size 2>/dev/null)\" = '{wanted}' ]; do sleep 0.1; done; tell \"SIZE=$(stty -F /dev/hvc0 size)\"\n"
-        ))
-        .unwrap();
+    let look = format!(
+        "last=; until size=$(stty -F /dev/hvc0 size 2>&1); [ \"$size\" = '{wanted}' ]; do \
+         [ \"$size\" = \"$last\" ] || tell \"FOUND=$size\"; last=$size; sleep 0.1; done; tell \"SIZE=$size\"\n"
+    );
+    serial.send(&look).unwrap();
     assert_eq!(serial.expect_line("CELLBLOCK-SIZE=").unwrap(), wanted);
 }
 

@@ -182,6 +182,11 @@ pub(crate) fn a_lone_console_has_two_queues<H: Host>(mut rig: Rig<H>) {
     rig.driver.set(register::QUEUE_SEL, 2);
     assert_eq!(rig.driver.get(register::QUEUE_SIZE_MAX), 0);
     rig.driver.begin(u64::MAX, 2, super::SIZE);
+    // The driver is told to look at the size that it has from the beginning.
+    rig.until("no interrupt", |rig| {
+        let status = rig.driver.get(register::INTERRUPT_STATUS);
+        (status & interrupt::CONFIG_CHANGE != 0).then_some(())
+    });
     rig.give(1, b"out");
     assert_eq!(rig.collect(0, 3), b"out");
     rig.offer(0, ROOM);

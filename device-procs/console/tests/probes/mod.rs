@@ -73,9 +73,9 @@ pub(crate) fn content(bytes: usize) -> Vec<u8> {
     (0..bytes as u32).map(|i| (i.wrapping_mul(0x9e37_79b1) >> 24) as u8).collect()
 }
 
-/// What follows a `RESIZE`: Linux has the rows first.
+/// What follows a `RESIZE`.
 pub(crate) fn size(columns: u16, rows: u16) -> Vec<u8> {
-    [rows.to_le_bytes(), columns.to_le_bytes()].concat()
+    [columns.to_le_bytes(), rows.to_le_bytes()].concat()
 }
 
 /// Queues of port `port`: to the driver, and from it.
@@ -172,6 +172,11 @@ impl<H: Host> Rig<H> {
     /// Waits until a buffer of `queue` comes back, and takes what is in it.
     pub(crate) fn filled(&mut self, queue: usize) -> Vec<u8> {
         let (head, length) = self.back(queue);
+        self.bytes_of(queue, head, length)
+    }
+
+    /// The first `length` bytes of the one buffer `head`, which came back.
+    pub(crate) fn bytes_of(&self, queue: usize, head: u32, length: u32) -> Vec<u8> {
         let table = Driver::<H>::areas(queue as u16)[0];
         let at = self.driver.peek(table + 16 * u64::from(head), 8);
         let at = u64::from_le_bytes(at.try_into().unwrap());

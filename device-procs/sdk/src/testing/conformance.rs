@@ -250,7 +250,15 @@ fn broken_chains<H: Host>(driver: &mut Driver<H>, device: &Device<'_>) {
 /// Chains that are chains, but hardly what the device wants. It may serve them, hold them or need a reset; it goes on answering.
 fn odd_chains<H: Host>(driver: &mut Driver<H>, device: &Device<'_>) {
     let (read, write) = (Segment::read, Segment::write);
-    let odd: [&[Segment]; 14] = [
+    let [table, available, used] = Driver::<H>::areas(0);
+    let odd: [&[Segment]; 20] = [
+        // Buffers over each other, and over the rings of a queue.
+        &[read(BUFFERS, 64), write(BUFFERS, 64)],
+        &[read(BUFFERS, 64), read(BUFFERS + 16, 64), write(BUFFERS + 32, 64), write(BUFFERS + 48, 64)],
+        &[write(table, 16 * u32::from(SIZE))],
+        &[read(BUFFERS, 64), write(available, 64)],
+        &[read(used, 64), write(used, 64)],
+        &[read(table, 64), write(table, 64)],
         &[read(BUFFERS, 0)],
         &[write(BUFFERS, 0)],
         &[read(BUFFERS, 0), write(BUFFERS, 0)],

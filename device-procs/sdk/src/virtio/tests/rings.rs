@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use cellblock_channel::memory;
 use cellblock_wire::device::IN_FLIGHT_BYTES;
 use proptest::prelude::*;
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::device::Action;
@@ -16,7 +17,7 @@ use crate::testing::virtio::{DATA, Driver, Segment, shared_ram};
 use crate::virtio::inflight::{Pages, Region};
 use crate::virtio::queue::{Layout, Position};
 use crate::virtio::spec::feature;
-use crate::virtio::{Buffers, QueueError, Virtqueue};
+use crate::virtio::{Buffer, Buffers, QueueError, Virtqueue};
 
 /// Takes every register write, and reads as one.
 pub(super) struct Nobody;
@@ -169,6 +170,82 @@ fn a_batch_interrupts_where_the_driver_wants_it() {
     assert!(!batch(&mut driver, &mut queue, 3), "entries 8 to 10");
     assert!(batch(&mut driver, &mut queue, 2), "entries 11 and 12");
     assert!(!queue.wants_interrupt().unwrap());
+}
+
+/// §2.7.7, §2.7.10: how the device says whether it wants kicks.
+#[test]
+fn kicks_are_wanted_as_negotiated() {
+    let mut driver = driver(8);
+    let [desc, available, used] = Driver::<Nobody>::areas(0);
+    let layout = Layout { size: 8, desc, driver: available, device: used };
+    let queue = |features| Virtqueue::new(&layout, 8, driver.ram.clone(), features, Position::Start).unwrap();
+    let (mut with, mut without) = (queue(feature::EVENT_IDX), queue(0));
+    let word = |driver: &Driver<Nobody>, at| driver.peek(at, 2)[0];
+    driver.push(0, &[Segment::write(DATA, 1)]);
+    without.silence().unwrap();
+    assert_eq!(word(&driver, used), 1, "VIRTQ_USED_F_NO_NOTIFY");
+    assert!(without.listen().unwrap(), "there is something");
+    assert_eq!(word(&driver, used), 0);
+    assert_eq!(word(&driver, used + 4 + 8 * 8), 0, "no event index");
+    take(&mut with).unwrap();
+    with.silence().unwrap();
+    assert_eq!(word(&driver, used), 0, "the flag means nothing");
+    assert!(!with.listen().unwrap());
+    assert_eq!(word(&driver, used + 4 + 8 * 8), 1, "at the entry after the first");
+}
+
+/// A descriptor that is mostly one.
+fn descriptor() -> impl Strategy<Value = (u64, u32, u16, u16)> {
+    let address = prop_oneof![8 => 0x10_0000u64..0x10_1000, 1 => any::<u64>()];
+    // Of those in place, and those in the table that an indirect one names.
+    let length = prop_oneof![4 => 0u32..64, 2 => (0u32..12).prop_map(|n| 16 * n), 1 => any::<u32>()];
+    let flags = prop_oneof![6 => 0u16..4, 1 => 4u16..8];
+    (address, length, flags, 0u16..9)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    /// Chains are walked as `virtio-queue` does it, but for its silence about broken ones.
+    #[test]
+    fn chains_are_the_librarys(
+        table in proptest::collection::vec(descriptor(), 8),
+        indirect in proptest::collection::vec(descriptor(), 12),
+        head in 0u16..9,
+    ) {
+        let mut driver = driver(8);
+        let at = Driver::<Nobody>::areas(0);
+        for (base, list) in [(at[0], &table), (0x10_0000, &indirect)] {
+            for (index, (address, length, flags, next)) in (0..).zip(list) {
+                // Indirect tables are where there is one.
+                let address = if flags & 4 != 0 { 0x10_0000 } else { *address };
+                driver.descriptor(base, index, Segment::read(address, *length), *flags, *next);
+            }
+        }
+        driver.make_available(0, head);
+        let mut library = Queue::new(8).unwrap();
+        library.try_set_desc_table_address(GuestAddress(at[0])).unwrap();
+        library.try_set_avail_ring_address(GuestAddress(at[1])).unwrap();
+        library.try_set_used_ring_address(GuestAddress(at[2])).unwrap();
+        library.set_ready(true);
+        let chain: Vec<_> = library.iter(driver.ram.memory()).unwrap().next().unwrap().collect();
+        let whole = chain.last().is_some_and(|last| !last.has_next());
+        let ordered = chain.is_sorted_by_key(|part| part.is_write_only());
+        let wanted = |writable| -> Vec<(u64, u32)> {
+            let of = chain.iter().filter(|part| part.is_write_only() == writable && part.len() > 0);
+            of.map(|part| (part.addr().0, part.len())).collect()
+        };
+        let mut buffers = Buffers::default();
+        let ours = queue(&driver, 8, Position::Start, None).unwrap().pop_into(&mut buffers);
+        if whole && ordered && chain.len() <= 8 {
+            prop_assert_eq!(ours.unwrap(), Some(head));
+            let list = |list: &[Buffer]| -> Vec<_> { list.iter().map(|b| (b.address, b.length)).collect() };
+            prop_assert_eq!(list(&buffers.readable), wanted(false));
+            prop_assert_eq!(list(&buffers.writable), wanted(true));
+        } else {
+            prop_assert!(ours.is_err(), "{:?}", chain);
+        }
+    }
 }
 
 /// What a test does with a queue.
