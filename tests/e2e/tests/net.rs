@@ -8,6 +8,7 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use cellblock_e2e::lab::Plan;
 use cellblock_e2e::{Lab, Vm, places, skip};
@@ -222,6 +223,33 @@ fn two_processors_have_two_queues() {
         }
         quit(vm);
     }
+}
+
+/// 4 MiB each way at 2 MiB a second, of which half a MiB may pass at once.
+#[test]
+fn a_rate_is_kept_both_ways() {
+    let Some(lab) = Lab::with_images("rate") else { return };
+    let Some(_tap) = Tap::create(&lab, "e2e0", "192.168.70.1/24") else { return };
+    let plan = lab.linux("vmlinux", "load,commands,reboot").with(["--net", "tap=e2e0,rate=2M+512K"]);
+    let mut vm = with_commands(&plan);
+    vm.type_in(&format!("{UP}; ip addr add 192.168.70.2/24 dev eth0; ping -c 1 192.168.70.1 >/dev/null\n"))
+        .unwrap();
+    vm.type_in("dd if=/dev/zero of=/tmp/f bs=64k count=64 2>/dev/null\n").unwrap();
+    let least = Duration::from_secs_f64(0.95 * (4.0 - 0.5) / 2.0);
+    let measure = |vm: &mut Vm, what: &str, command: &str| {
+        let begun = Instant::now();
+        told(vm, &format!("{command}; tell DONE=1"), "DONE");
+        let took = begun.elapsed();
+        assert!(took >= least, "{what}: {took:?}");
+        println!("{what}: {:.1} % of the rate", 100.0 * (4.0 - 0.5) / 2.0 / took.as_secs_f64());
+    };
+    let (port, taker) = take("192.168.70.1", &lab.folder().join("out"));
+    measure(&mut vm, "out", &format!("nc 192.168.70.1 {port} </tmp/f"));
+    taker.join().unwrap();
+    let (port, giver) = give("192.168.70.1", content(BYTES));
+    measure(&mut vm, "in", &format!("nc 192.168.70.1 {port} </dev/null >/tmp/g"));
+    giver.join().unwrap();
+    quit(vm);
 }
 
 /// passt gives the guest what this host may reach. It needs an interface with a default route to take after.

@@ -5,6 +5,7 @@ mod posts;
 mod recovery;
 mod rings;
 mod space;
+mod vectored;
 
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Receiver, Sender, channel};
