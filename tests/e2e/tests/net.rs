@@ -126,7 +126,7 @@ fn transfer(lab: &Lab, vm: &mut Vm, host: &str, address: &str) -> (u64, u64) {
     fs::write(&out, &bytes).unwrap();
     let (port, giver) = give(address, bytes);
     let command = format!(
-        "before=$(average rx); nc {host} {port} </dev/null >/tmp/g; tell AVERAGE=$(average rx $before); \
+        "before=$(average rx); {HOLD}; nc {host} {port} </tmp/hold >/tmp/g; kill $!; tell AVERAGE=$(average rx $before); \
          tell GOT=$(sha256sum /tmp/g | cut -d' ' -f1)"
     );
     let got_average = told(vm, &command, "AVERAGE").parse().unwrap();
@@ -141,6 +141,8 @@ fn quit(mut vm: Vm) {
     vm.wait().unwrap().assert(0, "guest rebooted");
 }
 
+/// An input for the guest's nc that does not end: passt ends connections whose guest has ended its own half.
+const HOLD: &str = "rm -f /tmp/hold; mkfifo /tmp/hold; sleep 600 >/tmp/hold & :";
 const UP: &str = "until [ -e /sys/class/net/eth0 ]; do sleep 0.1; done; ip link set eth0 up";
 
 /// Over a tap with what `options` say: what the guest finds, and bytes in a frame on average, out and in.
@@ -203,7 +205,7 @@ fn two_processors_have_two_queues() {
         let command = format!(
             "{UP}; ip addr add 192.168.70.2/24 dev eth0; tell QUEUES=$(ls /sys/class/net/eth0/queues | wc -l)"
         );
-        assert_eq!(told(&mut vm, &command, "QUEUES"), "4", "two each way");
+        assert_eq!(told(&mut vm, &command, "QUEUES"), (2 * queues).to_string(), "each way");
         assert_eq!(tap.queues(), queues, "as many as processors");
         let tree = vm.processes(plan.id()).unwrap();
         let threads = fs::read_dir(format!("/proc/{}/task", tree.pid("net").unwrap())).unwrap().count();
@@ -232,9 +234,11 @@ fn a_rate_is_kept_both_ways() {
     let Some(_tap) = Tap::create(&lab, "e2e0", "192.168.70.1/24") else { return };
     let plan = lab.linux("vmlinux", "load,commands,reboot").with(["--net", "tap=e2e0,rate=2M+512K"]);
     let mut vm = with_commands(&plan);
-    vm.type_in(&format!("{UP}; ip addr add 192.168.70.2/24 dev eth0; ping -c 1 192.168.70.1 >/dev/null\n"))
-        .unwrap();
-    vm.type_in("dd if=/dev/zero of=/tmp/f bs=64k count=64 2>/dev/null\n").unwrap();
+    let command = format!(
+        "{UP}; ip addr add 192.168.70.2/24 dev eth0; ping -c 1 192.168.70.1 >/dev/null; \
+         dd if=/dev/zero of=/tmp/f bs=64k count=64 2>/dev/null; tell READY=1"
+    );
+    told(&mut vm, &command, "READY");
     let least = Duration::from_secs_f64(0.95 * (4.0 - 0.5) / 2.0);
     let measure = |vm: &mut Vm, what: &str, command: &str| {
         let begun = Instant::now();
@@ -247,7 +251,7 @@ fn a_rate_is_kept_both_ways() {
     measure(&mut vm, "out", &format!("nc 192.168.70.1 {port} </tmp/f"));
     taker.join().unwrap();
     let (port, giver) = give("192.168.70.1", content(BYTES));
-    measure(&mut vm, "in", &format!("nc 192.168.70.1 {port} </dev/null >/tmp/g"));
+    measure(&mut vm, "in", &format!("{HOLD}; nc 192.168.70.1 {port} </tmp/hold >/tmp/g; kill $!"));
     giver.join().unwrap();
     quit(vm);
 }

@@ -48,7 +48,7 @@ pub(super) fn run(request: &Request, programs: &[Program], images: &Images) -> R
 /// A tap that both programs take: of one queue, made before.
 fn make_tap(name: &str, address: &str) -> Result<()> {
     let tools: [&[&str]; 3] = [
-        &["tunctl", "-b", "-t", name],
+        &["tunctl", "-t", name],
         &["ip", "addr", "add", address, "dev", name],
         &["ip", "link", "set", name, "up"],
     ];
