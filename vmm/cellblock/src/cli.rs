@@ -137,8 +137,9 @@ pub(crate) struct RunArgs {
     /// A console port (virtio), a sink as for --serial with [,name=NAME]; may be repeated, and the first is /dev/hvc0.
     ///
     /// The others are /dev/vport0pN, and by their names in /sys/class/virtio-ports. The console's size is its terminal's. A port
-    /// waits for a sink that does not take its bytes, and its guest with it. One of all ports and --serial can be stdio; if that
-    /// is the first port, the default kernel command line has its messages there.
+    /// waits for a sink that does not take its bytes, and its guest with it; what it sends to a socket without a client is
+    /// lost. One of all ports and --serial can be stdio; if that is the first port, the default kernel command line has its
+    /// messages there.
     #[arg(long, value_name = "SINK")]
     console: Vec<String>,
 
