@@ -1,12 +1,12 @@
 //! Virtio devices, as Debian's own drivers use them (in the emulated host), and what is refused before a guest runs.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // Tests; clippy knows only #[test] functions as such.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use cellblock_e2e::lab::Plan;
-use cellblock_e2e::{Ended, Lab, places};
+use cellblock_e2e::{Ended, Lab, places, skip};
 use rustix::process::{Pid, Signal, kill_process};
 
 const UP: &str = "CELLBLOCK-GUEST-UP";
@@ -139,6 +139,73 @@ fn linux_cannot_write_a_read_only_disk_and_finds_its_queues() {
         assert!(!ended.output.contains(&format!("CELLBLOCK-{line}")), "{line}: {ended}");
     }
     assert_eq!(sha256(&image), before);
+}
+
+/// `qemu-img` with `arguments`, in the lab's folder: what it says. `None`, and a line, where it is missing.
+fn qemu_img(lab: &Lab, arguments: &[&str]) -> Option<String> {
+    let Ok(output) = Command::new("qemu-img").args(arguments).current_dir(lab.folder()).output() else {
+        skip("qemu-img is missing (package qemu-utils)");
+        return None;
+    };
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "qemu-img {arguments:?}: {} {said}", output.status);
+    Some(String::from_utf8(output.stdout).unwrap())
+}
+
+/// A qcow2 image on a raw base; its options for `--disk`.
+fn qcow2_on_a_base(lab: &Lab, bytes: usize) -> Option<(PathBuf, PathBuf, String)> {
+    let base = lab.image("base.raw", &content(bytes));
+    let image = lab.image("disk.qcow2", &[]);
+    qemu_img(lab, &["create", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw", "disk.qcow2"])?;
+    let options = format!(",format=qcow2,backing={}", base.display());
+    Some((image, base, options))
+}
+
+#[test]
+fn linux_uses_a_qcow2_image_and_qemu_understands_it() {
+    let Some(lab) = Lab::with_images("qcow2") else { return };
+    let Some((image, base, options)) = qcow2_on_a_base(&lab, 16 * MIB) else { return };
+    let before = sha256(&base);
+    let plan = lab.linux("vmlinux", "load,disk,reboot").with(disk(&image, &options));
+    let ended = run(&plan, || drop(qcow2_on_a_base(&lab, 16 * MIB)));
+    ended.assert(0, "guest rebooted");
+    for line in ["DISK buffered", "DISK direct", "DISK same", "DISK discarded"] {
+        assert!(ended.output.contains(&format!("CELLBLOCK-{line}")), "no {line}: {ended}");
+    }
+    assert_eq!((told(&ended, "before"), told(&ended, "size")), (&*before, "32768"), "{ended}");
+    assert_eq!(sha256(&base), before, "the base is never written");
+    // Exits with an error if it finds one.
+    qemu_img(&lab, &["check", "-q", "disk.qcow2"]);
+    qemu_img(&lab, &["convert", "-O", "raw", "disk.qcow2", "whole.raw"]);
+    let after = told(&ended, "after").to_owned();
+    assert_eq!(sha256(&lab.folder().join("whole.raw")), after, "{ended}");
+    assert_ne!(after, before);
+    // Read only, and by a second VM.
+    let again =
+        lab.linux("vmlinux", "load,readdisk,reboot").with(disk(&image, &format!("{options},readonly")));
+    let ended = run(&again, || ());
+    assert_eq!((told(&ended, "before"), told(&ended, "ro")), (&*after, "1"), "{ended}");
+}
+
+#[test]
+fn what_a_qcow2_image_is_based_on_must_be_said() {
+    let Some(lab) = Lab::with_guests("backing") else { return };
+    let Some((image, base, options)) = qcow2_on_a_base(&lab, MIB) else { return };
+    let end = |image: &Path, options: &str| {
+        lab.guest("poweroff").with(disk(image, options)).start().wait().unwrap()
+    };
+    end(&image, &options).assert(0, "guest powered off");
+    end(&image, ",format=qcow2").assert(3, "is backed by \"base.raw\"; names in images are never followed");
+    end(&base, ",format=qcow2").assert(3, "is no qcow2 image");
+    let more = format!("{options},backing={}", base.display());
+    end(&image, &more).assert(3, "2 backing files are given, but layer 1");
+    // Nobody may write what another is based on.
+    let first = lab.guest("hello").with(disk(&image, &options));
+    let vm = first.start();
+    vm.expect_any().unwrap();
+    end(&base, "").assert(3, "is in use");
+    end(&base, ",readonly").assert(0, "guest powered off");
+    drop(vm);
 }
 
 #[test]
