@@ -39,7 +39,9 @@ pub(super) fn walk(
         if descriptor.refers_to_indirect_table() {
             // §2.7.5.3.1: no table in a table, and whole descriptors.
             let size = descriptor.len() / DESCRIPTOR_BYTES;
-            if indirect || !descriptor.len().is_multiple_of(DESCRIPTOR_BYTES) {
+            // A descriptor's successor has 16 bits: more cannot be meant.
+            let whole = descriptor.len().is_multiple_of(DESCRIPTOR_BYTES) && size <= u16::MAX.into();
+            if indirect || !whole {
                 return Err(cut);
             }
             (table, next, indirect) = (Table { address: descriptor.addr().0, size }, 0, true);
