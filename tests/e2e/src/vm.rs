@@ -283,6 +283,11 @@ impl Vm {
         self.output.text()
     }
 
+    /// Everything that the program itself has said so far.
+    pub fn messages(&self) -> String {
+        self.messages.text()
+    }
+
     /// Waits for the end within [`patience`].
     ///
     /// # Errors

@@ -77,7 +77,9 @@ impl<'a> Guest<'a> {
     fn balloon(&self, size: &[&str]) -> Value {
         let mut command = Command::new(self.lab.places().program());
         let output = command.args(["balloon", &self.id, "--json"]).args(size).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let said = String::from_utf8_lossy(&output.stderr);
+        let vm = |vm: &Vm| format!("--- output\n{}\n--- messages\n{}", vm.output(), vm.messages());
+        assert!(output.status.success(), "{said}{}", vm(&self.vm));
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
