@@ -157,7 +157,9 @@ impl<C: Clock, W: Fn()> Balloon<C, W> {
                     continue;
                 }
             };
-            let _ = released;
+            if released.refused > 0 {
+                queue.count_failure();
+            }
             queue.push(head, 0)?;
             queues.signal(slot)?;
         }

@@ -73,6 +73,7 @@ fn pages_go_to_the_host() {
 fn what_makes_no_sense_costs_nothing() {
     let mut bench = start(&EVERYTHING);
     probes::pages_that_are_not_there_are_left_out(&mut bench);
+    assert_eq!(bench.driver.host.counters().unwrap().failed, 1);
     probes::bad_requests_end_alone(&mut bench);
     probes::a_request_is_bounded(&mut bench);
     probes::a_loop_needs_a_reset(&mut bench);

@@ -285,6 +285,9 @@ impl<I: Image, C: Clock> Serve for Requests<I, C> {
     fn serve(&mut self, chain: &mut Chain<'_>) -> u32 {
         let Ok(status_byte) = chain.reserve_last() else { return 0 };
         let outcome = self.perform(chain);
+        if outcome.is_err() {
+            chain.fail();
+        }
         let status = outcome.map_or_else(Failure::status, |()| status::OK);
         let told = chain.write_last(status_byte, status).is_ok();
         // The length counts from the beginning on, so the status counts only behind a whole rest.

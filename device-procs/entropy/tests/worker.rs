@@ -98,6 +98,8 @@ fn limits_are_kept() {
         eprintln!("{rate:.0} bytes a second, allowed are {wanted}");
         assert!(rate < 1.1 * wanted, "{rate}");
         if rate > 0.9 * wanted {
+            let counters = driver.host.counters().unwrap();
+            assert!(counters.limited > 10 && counters.failed == 0, "{counters:?}");
             return;
         }
     }

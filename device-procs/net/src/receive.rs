@@ -53,6 +53,7 @@ impl<C: Clock> Receiver<C> {
         let mut turn = Turn::default();
         loop {
             if let Some(time) = self.flow.not_before() {
+                queue.count_limit(time);
                 return Ok(turn.rest(Rest { until: Some(time), ..Rest::default() }));
             }
             if turn.is_over() {

@@ -47,6 +47,7 @@ impl<C: Clock> Transmitter<C> {
     ) -> Result<Rest, QueueError> {
         loop {
             if let Some(time) = self.flow.not_before() {
+                queue.count_limit(time);
                 return Ok(Rest { until: Some(time), ..Rest::default() });
             }
             if turn.is_over() {

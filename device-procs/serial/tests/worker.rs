@@ -134,7 +134,7 @@ fn limited_output_is_as_fast_as_it_may_be() {
         assert!(rate < 1.1 * wanted, "{rate}");
         if rate > 0.9 * wanted {
             let counters = worker.counters().unwrap();
-            assert_eq!(counters.dropped, 0);
+            assert!(counters.limited > 100 && counters.dropped == 0, "{counters:?}");
             return;
         }
     }

@@ -141,6 +141,10 @@ pub struct Counters {
     pub dropped: u64,
     /// Interrupts raised.
     pub interrupts: u64,
+    /// Requests that failed: with an I/O error, or for what they asked.
+    pub failed: u64,
+    /// How often a limit made the guest wait.
+    pub limited: u64,
 }
 
 /// A control message that cannot be sent or understood.

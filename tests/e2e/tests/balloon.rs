@@ -129,7 +129,10 @@ fn the_host_gets_what_the_balloon_holds_and_the_guest_gets_it_back() {
     assert_eq!(bytes(statistics, "total"), total, "{statistics}");
     let free = guest.meminfo("MemFree");
     assert!(bytes(statistics, "free").abs_diff(free) < 4 * MIB, "{statistics}, free {free}");
-    assert!(bytes(statistics, "available") <= total && bytes(statistics, "minor-faults") > 100, "{statistics}");
+    assert!(
+        bytes(statistics, "available") <= total && bytes(statistics, "minor-faults") > 100,
+        "{statistics}"
+    );
 
     assert_eq!(bytes(&guest.balloon(&["128M"]), "target"), 128 * MIB);
     guest.until(|balloon| bytes(balloon, "actual") == 128 * MIB);
@@ -159,7 +162,9 @@ fn a_guest_in_need_takes_memory_back() {
         let filled = guest.fills(more);
         let killed = guest.does("dmesg | grep -c 'Killed process'");
         let actual = bytes(&guest.balloon(&[]), "actual");
-        eprintln!("deflate-on-oom={option}: {more} MiB {filled}, {killed} killed, the balloon holds {actual}");
+        eprintln!(
+            "deflate-on-oom={option}: {more} MiB {filled}, {killed} killed, the balloon holds {actual}"
+        );
         if taken_back {
             assert_eq!((filled.as_str(), killed.as_str()), ("filled", "0"));
             assert!(actual <= 32 * MIB, "{actual}");

@@ -43,11 +43,16 @@ struct Did {
     bytes_from_guest: u64,
     /// Of these, bytes that the host's side did not take.
     dropped_bytes: u64,
+    /// Requests that failed.
+    failed_requests: u64,
+    /// How often a limit made the guest wait.
+    limited: u64,
 }
 
 impl Did {
     fn new(device: &DeviceStatus) -> Self {
-        let Counters { requests, interrupts, host_in, host_out, dropped, .. } = device.counters;
+        let Counters { requests, interrupts, host_in, host_out, dropped, failed, limited, .. } =
+            device.counters;
         Did {
             restarts: device.restarts,
             exits: device.exits,
@@ -56,6 +61,8 @@ impl Did {
             bytes_to_guest: host_in,
             bytes_from_guest: host_out,
             dropped_bytes: dropped,
+            failed_requests: failed,
+            limited,
         }
     }
 }
@@ -216,7 +223,9 @@ fn remark(row: &Row) -> Option<String> {
     let dropped =
         (did.dropped_bytes > 0).then(|| format!("the host did not take {} of it", size(did.dropped_bytes)));
     let replaced = (did.restarts > 0).then(|| format!("replaced {} times, counts anew", did.restarts));
-    let remarks: Vec<_> = dropped.into_iter().chain(replaced).collect();
+    let failed = (did.failed_requests > 0).then(|| format!("{} requests failed", did.failed_requests));
+    let limited = (did.limited > 0).then(|| format!("its limits made the guest wait {} times", did.limited));
+    let remarks: Vec<_> = [dropped, failed, limited, replaced].into_iter().flatten().collect();
     (!remarks.is_empty()).then(|| format!("{}: {}", row.process, remarks.join("; ")))
 }
 

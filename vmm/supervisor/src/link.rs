@@ -224,6 +224,8 @@ mod tests {
                 host_out: u64::MAX,
                 dropped: u64::MAX,
                 interrupts: u64::MAX,
+                failed: u64::MAX,
+                limited: u64::MAX,
             },
         };
         let event = Event::Status(Status { devices: vec![device; 24], vcpu_exits: vec![u64::MAX; 32] });

@@ -61,6 +61,10 @@ pub struct Traffic {
     pub to_guest: Count,
     /// Bytes that there were to be read in them.
     pub from_guest: Count,
+    /// Requests that failed.
+    pub failed: Count,
+    /// How often a limit made requests wait.
+    pub limited: Count,
 }
 
 /// What a worker's parts count.
@@ -99,11 +103,15 @@ impl Tally {
             host_out: self.host_out.get(),
             dropped: self.dropped.get(),
             interrupts: self.interrupts.get(),
+            failed: 0,
+            limited: self.limited.get(),
         };
         for traffic in self.all_traffic().iter() {
             counters.requests += traffic.requests.get();
             counters.host_in += traffic.to_guest.get();
             counters.host_out += traffic.from_guest.get();
+            counters.failed += traffic.failed.get();
+            counters.limited += traffic.limited.get();
         }
         counters
     }

@@ -61,6 +61,7 @@ pub struct Chain<'a> {
     readable: Cursor<'a>,
     writable: Cursor<'a>,
     written: u32,
+    failed: bool,
 }
 
 /// The address of the one byte that [`Chain::reserve_last`] set apart.
@@ -71,7 +72,7 @@ impl<'a> Chain<'a> {
     pub(super) fn new(ram: &'a Ram, buffers: &'a Buffers) -> Self {
         let readable = Cursor::new("readable", &buffers.readable);
         let writable = Cursor::new("writable", &buffers.writable);
-        Chain { ram, readable, writable, written: 0 }
+        Chain { ram, readable, writable, written: 0, failed: false }
     }
 
     /// Bytes that can still be read.
@@ -199,6 +200,16 @@ impl<'a> Chain<'a> {
         let (address, length) = self.writable.next(left);
         // No buffer is larger than 32 bits can say.
         Some(Buffer { address, length: length as u32 })
+    }
+
+    /// The request has failed, whatever the driver is told: to be counted.
+    pub fn fail(&mut self) {
+        self.failed = true;
+    }
+
+    /// Whether it has.
+    pub fn is_failed(&self) -> bool {
+        self.failed
     }
 
     fn count_written(&mut self, bytes: u64) {

@@ -245,14 +245,19 @@ impl<S: Serve> Work for OneByOne<S> {
             if queues.stopping(0) {
                 return Ok(Wait::default());
             }
+            let Some(queue) = queues.get(0) else { break };
             if let Some(time) = self.0.not_before() {
+                queue.count_limit(time);
                 return Ok(Wait::until(time));
             }
-            let Some(queue) = queues.get(0) else { break };
             let Some(head) = queue.pop()? else {
                 return Ok(Wait { again: queue.listen()?, ..Wait::default() });
             };
-            let written = self.0.serve(&mut queue.chain());
+            let mut chain = queue.chain();
+            let written = self.0.serve(&mut chain);
+            if chain.is_failed() {
+                queue.count_failure();
+            }
             queue.push(head, written)?;
             queues.signal(0)?;
         }

@@ -123,6 +123,8 @@ pub struct Virtqueue {
     /// For each descriptor: bytes to be read in the chain that begins there and was popped.
     lengths: Vec<u32>,
     traffic: Arc<Traffic>,
+    /// A limit makes requests wait until then, and that is counted.
+    waits_until: u64,
     /// See [`is_resumed`](Self::is_resumed).
     resumed: bool,
 }
@@ -213,6 +215,7 @@ impl Virtqueue {
             record,
             lengths,
             traffic,
+            waits_until: 0,
             resumed,
         })
     }
@@ -220,6 +223,19 @@ impl Virtqueue {
     /// Counts in `traffic` from now on.
     pub(super) fn count_in(&mut self, traffic: Arc<Traffic>) {
         self.traffic = traffic;
+    }
+
+    /// A limit makes requests wait until `time`, as `Clock::monotonic`: counts that, once.
+    pub fn count_limit(&mut self, time: u64) {
+        if time > self.waits_until {
+            self.waits_until = time;
+            self.traffic.limited.add(1);
+        }
+    }
+
+    /// Counts a request that failed.
+    pub fn count_failure(&self) {
+        self.traffic.failed.add(1);
     }
 
     /// Whether it was served before: what that server knew, and the driver still relies on, may be lost.
