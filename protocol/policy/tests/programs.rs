@@ -16,6 +16,8 @@ fcntl: arg1.low == F_GETFL || arg1.low == F_SETFL && arg2 == O_NONBLOCK
 ioctl: arg1 == 0x5401
 ioctl: arg1 > 0x100000000 && arg1 <= 0x100000002
 exit_group # the end
+[vhost-user]
+munmap
 ";
 const WORKER: &str = "write\n[start]\ngetrandom\n[serve]\nepoll_wait\nread: arg0 == 3\n";
 
@@ -58,6 +60,16 @@ fn a_program_allows_its_lines_and_nothing_else() {
     }
     assert!(asked(Start, libc::SYS_brk, &[]) && !asked(Serve, libc::SYS_brk, &[]));
     assert!(asked(Start, libc::SYS_getrandom, &[]) && !asked(Serve, libc::SYS_getrandom, &[]));
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn what_another_vmm_needs_is_allowed_to_its_workers_alone() {
+    use Section::{Serve, Start, VhostUser};
+    assert!(asked(VhostUser, libc::SYS_munmap, &[]) && asked(Start, libc::SYS_munmap, &[]));
+    assert!(!asked(Serve, libc::SYS_munmap, &[]));
+    assert!(asked(VhostUser, libc::SYS_read, &[9]), "what it serves with, it has there, too");
+    assert!(!asked(VhostUser, libc::SYS_brk, &[]));
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -2,9 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // Tests; clippy knows only #[test] functions as such.
 
 use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::net::{Shutdown, TcpListener};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -181,6 +181,61 @@ fn in_a_network_of_its_own() {
     guest.type_in("quit\n").unwrap();
     guest.wait().unwrap().assert(0, "");
     ends_well(end, &socket);
+}
+
+/// What scripts/guest/vsock.c sends.
+fn pattern(count: usize) -> Vec<u8> {
+    (0..count as u32).map(|at| (at.wrapping_mul(0x9e37_79b1) >> 24) as u8).collect()
+}
+
+#[test]
+fn streams_go_both_ways_between_qemus_guest_and_the_host() {
+    let Some(lab) = Lab::with_program("qemu-vsock") else { return };
+    let Some(qemu) = Qemu::find(&lab, 1, "commands,reboot") else { return };
+    let (socket, path) = (lab.folder().join("vsock.sock"), lab.folder().join("v"));
+    let device = format!("cid=3,path={}", path.display());
+    let (end, _) = back_end(&lab, &socket, &["--vsock", &device, "--once"]);
+    let listener = UnixListener::bind(format!("{}_6000", path.display())).unwrap();
+    let mut guest = qemu.with("vhost-user-vsock-pci", &socket).start().unwrap();
+    guest.expect("CELLBLOCK-WAITS").unwrap();
+
+    guest.type_in("vsock echo 5000 1 &\n").unwrap();
+    guest.expect("CELLBLOCK-VSOCK listening").unwrap();
+    let mut stream = UnixStream::connect(&path).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    writeln!(stream, "CONNECT 5000").unwrap();
+    let (mut line, mut byte) = (String::new(), [0]);
+    while stream.read(&mut byte).unwrap() == 1 && byte != *b"\n" {
+        line.push(char::from(byte[0]));
+    }
+    assert!(line.starts_with("OK "), "{line}");
+    let bytes = pattern(3 * MIB);
+    let (mut writer, sent) = (stream.try_clone().unwrap(), bytes.clone());
+    let writing = std::thread::spawn(move || {
+        writer.write_all(&sent).unwrap();
+        writer.shutdown(Shutdown::Write).unwrap();
+    });
+    let mut got = Vec::new();
+    stream.read_to_end(&mut got).unwrap();
+    writing.join().unwrap();
+    assert!(got == bytes, "{} of {} bytes came back, or others", got.len(), bytes.len());
+
+    let echo = std::thread::spawn(move || {
+        let (mut stream, mut chunk) = (listener.accept().unwrap().0, vec![0; 1 << 16]);
+        loop {
+            match stream.read(&mut chunk).unwrap() {
+                0 => return,
+                count => stream.write_all(&chunk[..count]).unwrap(),
+            }
+        }
+    });
+    guest.type_in("vsock send 6000 3145728\n").unwrap();
+    guest.expect("CELLBLOCK-VSOCK got=3145728 wrong=0").unwrap();
+    echo.join().unwrap();
+    guest.type_in("quit\n").unwrap();
+    guest.wait().unwrap().assert(0, "");
+    ends_well(end, &socket);
+    assert!(!path.exists());
 }
 
 /// A front end that connects and says nothing, for as long as the stream lives; its worker serves.

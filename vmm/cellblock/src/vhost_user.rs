@@ -5,6 +5,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -80,6 +81,8 @@ fn serve(config: &BackEnd, verbose: u8) -> Result<Ending, Ending> {
 struct Socket {
     listener: UnixListener,
     path: PathBuf,
+    /// Device and inode, so that nobody else's socket is removed in the end.
+    inode: Option<(u64, u64)>,
 }
 
 impl Socket {
@@ -95,7 +98,7 @@ impl Socket {
         let listener = UnixListener::bind(path);
         rustix::process::umask(before);
         let listener = listener.map_err(failed)?;
-        let socket = Socket { listener, path: path.to_owned() };
+        let socket = Socket { listener, path: path.to_owned(), inode: inode(path) };
         socket.listener.set_nonblocking(true).map_err(failed)?;
         Ok(socket)
     }
@@ -103,8 +106,15 @@ impl Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
+        if inode(&self.path) == self.inode {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
+}
+
+fn inode(path: &Path) -> Option<(u64, u64)> {
+    let meta = std::fs::symlink_metadata(path).ok()?;
+    Some((meta.dev(), meta.ino()))
 }
 
 /// What the front's loop knows.
