@@ -312,10 +312,13 @@ fn resets<H: Host>(driver: &mut Driver<H>, device: &Device<'_>) {
         }
         driver.reset();
         assert_eq!(driver.get(register::INTERRUPT_STATUS), 0);
-        let used = Driver::<H>::areas(0)[2];
-        let before = driver.peek(used, 0x100);
+        let memory = |driver: &Driver<H>| -> Vec<Vec<u8>> {
+            let rings = (0..device.queues).map(|queue| driver.peek(Driver::<H>::areas(queue)[2], 0x100));
+            rings.chain([driver.peek(BUFFERS, 0x1000)]).collect()
+        };
+        let before = memory(driver);
         std::thread::sleep(std::time::Duration::from_micros(200));
-        assert_eq!(driver.peek(used, 0x100), before, "the ring is the driver's again");
+        assert_eq!(memory(driver), before, "rings and buffers are the driver's again");
     }
     works(driver, device);
 }
