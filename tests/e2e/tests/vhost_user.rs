@@ -279,6 +279,17 @@ fn the_worker_is_in_the_same_jail_as_a_vms() {
                 );
                 assert_ne!(theirs, ours, "{kind} of {name}");
             }
+            // Nothing but what it was granted: no ring, no doorbell, and of files the disk alone.
+            let image = image.display().to_string();
+            let root = rustix::process::geteuid().is_root();
+            if !root {
+                skip("only root may look into processes that have made themselves undumpable");
+            }
+            for file in if root { worker.files().unwrap() } else { Vec::new() } {
+                let plain = ["anon_inode:", "socket:"].iter().any(|kind| file.starts_with(kind));
+                let memory = file.starts_with(&format!("/memfd:{name} "));
+                assert!(plain || memory || (name == "block" && file == image), "{name} holds {file}");
+            }
             let supervisor = Process(tree.pid("supervisor").unwrap());
             assert_eq!(supervisor.status("Seccomp").unwrap(), "2");
             end.signal(Signal::TERM).unwrap();
