@@ -158,6 +158,20 @@ fn memory_may_change_and_queues_stop_and_go_on() {
     }
 }
 
+#[test]
+fn a_reset_forgets_all_queues() {
+    let (mut driver, _, _worker, _) = disk(&config());
+    driver.begin(ALL, 1, 16);
+    for sector in 0..3 {
+        assert_eq!(write(&mut driver, sector, &pattern(1, 512)), status::OK);
+    }
+    assert_eq!(driver.host.device.engine().restart(0), 3);
+    assert_eq!(driver.host.device.engine().reset(0), 0);
+    driver.reset();
+    driver.begin(ALL, 1, 16);
+    assert_eq!(write(&mut driver, 0, &pattern(2, 512)), status::OK);
+}
+
 /// The record says where the queue was, not the front end, which has lost count.
 #[test]
 fn a_successor_goes_on_with_what_its_predecessor_recorded() {

@@ -183,6 +183,16 @@ impl Remote {
         self.frontend.set_vring_enable(index, true).expect("set_vring_enable");
     }
 
+    /// Resets the device (`VHOST_USER_RESET_DEVICE`): the position of queue `index` after it.
+    ///
+    /// # Panics
+    /// The back end refuses.
+    pub fn reset(&mut self, index: usize) -> u32 {
+        self.frontend.reset_device().expect("reset_device");
+        self.serving.fill(false);
+        self.frontend.get_vring_base(index).expect("get_vring_base")
+    }
+
     /// Stops queue `index` and has it go on where it was, as for a guest that is stopped and goes on: that position.
     ///
     /// # Panics
