@@ -2,7 +2,10 @@
 //! are copies of its root file system.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // Tests; clippy knows only #[test] functions as such.
 
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener};
 use std::process::Command;
+use std::thread;
 
 use cellblock_e2e::lab::Plan;
 use cellblock_e2e::{Debian, Lab, places};
@@ -10,7 +13,7 @@ use cellblock_e2e::{Debian, Lab, places};
 const DISKS: [&str; 2] = ["/dev/vda", "/dev/vdb"];
 
 /// A tree of files with their checksums: written, and read again from the disk itself.
-const FILE_WORK: &str = "set -e; mkdir /root/work; cd /root/work; cp -r /etc copy; \
+const FILE_WORK: &str = "set -e; rm -rf /root/work; mkdir /root/work; cd /root/work; cp -r /etc copy; \
     for i in 1 2 3 4; do dd if=/dev/urandom of=random$i bs=1M count=$i status=none; done; \
     rm -r copy/systemd; mv random4 copy/; \
     find . -type f ! -name sums -exec sha256sum {} + >sums; sync; echo 3 >/proc/sys/vm/drop_caches; \
@@ -51,10 +54,48 @@ fn assert_whole(disk: &str) {
     ));
 }
 
+/// A tap of the test's own, where Debian expects its host.
+struct Tap<'a>(&'a Lab);
+
+impl<'a> Tap<'a> {
+    fn create(lab: &'a Lab) -> Self {
+        sh(&format!("{} tap create celltest --address 10.77.0.1/24", lab.places().program().display()));
+        Tap(lab)
+    }
+}
+
+impl Drop for Tap<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new(self.0.places().program()).args(["tap", "delete", "celltest"]).status();
+    }
+}
+
+/// Debian sends `file` to the host by TCP, and gets it back the same.
+fn send_and_get_back(debian: &mut Debian, file: &str) {
+    let listener = TcpListener::bind("10.77.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let host = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut bytes = Vec::new();
+        stream.read_to_end(&mut bytes).unwrap();
+        stream.write_all(&bytes).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        bytes
+    });
+    let sum = debian
+        .must(&format!(
+            "nc -N 10.77.0.1 {port} <{file} >/tmp/back && cmp {file} /tmp/back && sha256sum </tmp/back"
+        ))
+        .unwrap();
+    std::fs::write("/tmp/came", host.join().unwrap()).unwrap();
+    assert_eq!(sh("sha256sum </tmp/came").trim(), sum);
+}
+
 #[test]
-fn debian_boots_to_its_login_and_keeps_its_files() {
+fn debian_boots_to_its_login_and_uses_disk_and_network() {
     let Some(lab) = Lab::with_debian("debian", &DISKS[..1]) else { return };
-    let plan = lab.debian(DISKS[0], ",id=root").with(["--rng", "--memory", "512M"]);
+    let _tap = Tap::create(&lab);
+    let plan = lab.debian(DISKS[0], ",id=root").with(["--rng", "--memory", "512M", "--net", "tap=celltest"]);
     let mut debian = log_in(&plan);
     assert_eq!(debian.run("systemctl is-system-running --wait").unwrap(), (0, "running".into()));
     assert_eq!(
@@ -65,6 +106,9 @@ fn debian_boots_to_its_login_and_keeps_its_files() {
     assert_eq!(debian.must("head -c 100000 /dev/hwrng | wc -c").unwrap(), "100000");
     let files: u32 = debian.must(FILE_WORK).unwrap().parse().unwrap();
     assert!(files > 100, "{files} files");
+    let pinged = debian.must("ping -c 3 -W 20 10.77.0.1").unwrap();
+    assert!(pinged.contains(" 0% packet loss"), "{pinged}");
+    send_and_get_back(&mut debian, "/root/work/random3");
     let tree = debian.vm().processes(plan.id()).unwrap();
     let block = tree.processes.iter().find(|row| row.process == "block").unwrap();
     assert_eq!(block.state, "serving");
