@@ -1,16 +1,22 @@
 //! The balloon in this process.
 #![allow(clippy::unwrap_used, unreachable_pub)] // Helpers beside the tests.
 
+use std::os::fd::OwnedFd;
+
 use cellblock_balloon::device::PATIENCE;
 use cellblock_balloon::spec::PAGE;
 use cellblock_balloon::{Balloon, Desk, Front, Pages, identity, space};
+use cellblock_channel::ram::Piece;
 use cellblock_sdk::device::{Action, Device, Event};
 use cellblock_sdk::testing::conformance::conforms;
-use cellblock_sdk::testing::virtio::{DATA, Driver, Edges, Segment, shared_ram};
+use cellblock_sdk::testing::virtio::{DATA, Driver, Edges, RAM_BYTES, Segment, shared_ram};
 use cellblock_sdk::testing::{Harness, Host, ManualClock};
 use cellblock_sdk::virtio::{Inline, Interrupt, Kicker, Ram, Transport};
 use cellblock_wire::control::BalloonReport;
 use cellblock_wire::device::BalloonConfig;
+use rustix::fs::{
+    FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, ftruncate, memfd_create,
+};
 
 use probes::{Bench, EVERYTHING, INFLATE, REPORTING, Supervised};
 
@@ -72,6 +78,22 @@ fn model(config: &BalloonConfig, ram: Ram, clock: ManualClock) -> Model {
 
 fn bench(config: &BalloonConfig) -> Bench<InProcess> {
     let (ram, _, memory) = shared_ram();
+    bench_of(config, ram, memory)
+}
+
+/// Guest memory from the host's pool of huge pages; `None` = that is empty.
+fn huge_ram() -> Option<(Ram, OwnedFd)> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
+    let memory = memfd_create("ram", flags).ok()?;
+    ftruncate(&memory, RAM_BYTES).unwrap();
+    fcntl_add_seals(&memory, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL).unwrap();
+    // All of it has to be there, or touching it is the end of this process.
+    fallocate(&memory, FallocateFlags::empty(), 0, RAM_BYTES).ok()?;
+    let piece = Piece { address: 0, bytes: RAM_BYTES, offset: 0 };
+    Some((Ram::open(vec![(piece, memory.try_clone().unwrap())]).ok()?, memory))
+}
+
+fn bench_of(config: &BalloonConfig, ram: Ram, memory: OwnedFd) -> Bench<InProcess> {
     let clock = ManualClock::default();
     let harness = Harness::new(model(config, ram.clone(), clock.clone()));
     Bench { driver: Driver::new(InProcess { harness, clock }, ram), memory }
@@ -180,6 +202,24 @@ fn of_huge_pages_only_whole_ones_are_given_back() {
     assert_eq!(bench.given_back(|bench| bench.pages(INFLATE, &numbers)), 2 * DATA);
     let report = [Segment::write(3 * DATA, 4 * DATA as u32)];
     assert_eq!(bench.given_back(|bench| bench.request(REPORTING[0], &report)), 2 * DATA);
+}
+
+#[test]
+fn huge_pages_go_back_to_their_pool() {
+    let Some((ram, memory)) = huge_ram() else {
+        eprintln!("SKIP: no four free huge pages of 2 MiB on this host");
+        return;
+    };
+    let mut bench = bench_of(&BalloonConfig { huge_pages: true, ..EVERYTHING }, ram, memory);
+    bench.begin(u64::MAX);
+    bench.fill();
+    let report = [Segment::write(3 * DATA, 4 * DATA as u32)];
+    assert_eq!(bench.given_back(|bench| bench.request(REPORTING[0], &report)), 2 * DATA);
+    assert_eq!(bench.driver.peek(4 * DATA - 1, 2), [0xa5, 0]);
+    assert_eq!(bench.driver.peek(6 * DATA - 1, 2), [0, 0xa5]);
+    let first = (6 * DATA / PAGE) as u32;
+    assert_eq!(bench.given_back(|bench| bench.pages(INFLATE, &[first, first + 1])), 0);
+    assert_eq!(bench.driver.peek(6 * DATA, 1), [0xa5], "what stays the guest's stays as it is");
 }
 
 #[test]

@@ -145,6 +145,9 @@ pub(crate) struct RunArgs {
 
     /// A balloon, size=SIZE (what it takes from the guest at first) with [,deflate-on-oom=on|off][,statistics=on|off]
     /// [,reporting=on|off]; `cellblock balloon` shows and sets it later.
+    ///
+    /// What it holds is the host's, and with reporting also what the guest does not use. A guest that has no other memory takes
+    /// it back, except with deflate-on-oom=off. With --hugepages only reported memory goes back, in whole huge pages.
     #[arg(long, value_name = "BALLOON", num_args = 0..=1, require_equals = true, default_missing_value = "")]
     balloon: Option<String>,
 
