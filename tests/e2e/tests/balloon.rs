@@ -159,19 +159,18 @@ fn a_guest_in_need_takes_memory_back() {
         let mut guest = Guest::start(&lab, "128M", &balloon);
         guest.until(|balloon| bytes(balloon, "actual") == 48 * MIB);
         let more = guest.meminfo("MemAvailable") / MIB + 24;
+        if !taken_back {
+            // The balloon does not give way, so somebody has to; who is left depends on luck.
+            guest.vm.type_in(&format!("dd if=/dev/zero of=/fill/file bs=1M count={more}\n")).unwrap();
+            guest.vm.expect("Out of memory: Killed process").unwrap();
+            continue;
+        }
         let filled = guest.fills(more);
         let killed = guest.does("dmesg | grep -c 'Killed process'");
         let actual = bytes(&guest.balloon(&[]), "actual");
-        eprintln!(
-            "deflate-on-oom={option}: {more} MiB {filled}, {killed} killed, the balloon holds {actual}"
-        );
-        if taken_back {
-            assert_eq!((filled.as_str(), killed.as_str()), ("filled", "0"));
-            assert!(actual <= 32 * MIB, "{actual}");
-        } else {
-            assert_ne!(killed, "0", "the balloon did not give way, so somebody had to");
-            assert_eq!(actual, 48 * MIB);
-        }
+        eprintln!("{more} MiB {filled}, {killed} killed, the balloon holds {} MiB", actual / MIB);
+        assert_eq!((filled.as_str(), killed.as_str()), ("filled", "0"));
+        assert!(actual <= 32 * MIB, "{actual}");
         guest.ends();
     }
 }
