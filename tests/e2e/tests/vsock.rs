@@ -11,6 +11,7 @@ use std::thread;
 
 use cellblock_e2e::vm::patience;
 use cellblock_e2e::{Lab, Vm, places};
+use rustix::process::{Pid, Signal, kill_process};
 
 const MIB: usize = 1 << 20;
 
@@ -21,17 +22,25 @@ fn vsock(path: &Path) -> [String; 2] {
 /// A guest that waits for commands, and its path. The emulator now and then breaks a guest on its way up: that is repeated
 /// once, and said.
 fn linux(lab: &Lab) -> (Vm, PathBuf) {
+    let (vm, path, _) = named_linux(lab);
+    (vm, path)
+}
+
+/// As [`linux`], with the VM's name.
+fn named_linux(lab: &Lab) -> (Vm, PathBuf, String) {
     let path = lab.sockets("sockets").join("v");
     let start = || {
-        let mut vm = lab.linux("vmlinux", "load,commands,reboot").with(vsock(&path)).start();
-        vm.expect("CELLBLOCK-WAITS").map(|()| vm)
+        let plan = lab.linux("vmlinux", "load,commands,reboot").with(vsock(&path));
+        let mut vm = plan.start();
+        vm.expect("CELLBLOCK-WAITS").map(|()| (vm, plan.id().to_owned()))
     };
     let vm = start().or_else(|error| {
         assert!(places::in_emulated_host(), "{error}");
         eprintln!("RETRY: the guest did not come up: {error}");
         start()
     });
-    (vm.unwrap(), path)
+    let (vm, id) = vm.unwrap();
+    (vm, path, id)
 }
 
 fn quit(mut vm: Vm) {
@@ -181,6 +190,33 @@ fn nobody_waits_for_one_that_does_not_read() {
     assert!(exchange(stream, bytes.clone()) == bytes);
     drop(mute);
     vm.expect("CELLBLOCK-VSOCK mute").unwrap();
+    quit(vm);
+}
+
+/// Streams end with the worker that had them, on both sides; its successor's work at once.
+#[test]
+fn a_killed_worker_resets_its_streams_and_no_others() {
+    let Some(lab) = Lab::with_images("vsock-killed") else { return };
+    let (mut vm, path, id) = named_linux(&lab);
+    vm.type_in("vsock echo 5000 4 &\n").unwrap();
+    vm.expect("CELLBLOCK-VSOCK listening").unwrap();
+    for generation in 2..4 {
+        let mut stream = connect(&path, 5000);
+        assert!(answer(&mut stream).starts_with("OK "));
+        stream.write_all(b"there").unwrap();
+        let mut back = [0; 5];
+        stream.read_exact(&mut back).unwrap();
+        let worker = vm.processes(&id).unwrap().pid("vsock").unwrap();
+        kill_process(Pid::from_raw(worker).unwrap(), Signal::KILL).unwrap();
+        vm.expect_message(&format!("device vsock: its successor serves (generation {generation}")).unwrap();
+        assert!(matches!(stream.read(&mut back), Ok(0) | Err(_)), "the host's end is over");
+        vm.expect("CELLBLOCK-VSOCK read: Connection reset by peer").unwrap();
+        let mut stream = connect(&path, 5000);
+        assert!(answer(&mut stream).starts_with("OK "));
+        let bytes = pattern(MIB / 4);
+        assert!(exchange(stream, bytes.clone()) == bytes, "after generation {generation}");
+    }
+    vm.expect("CELLBLOCK-VSOCK served=4").unwrap();
     quit(vm);
 }
 

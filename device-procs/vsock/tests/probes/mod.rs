@@ -17,8 +17,9 @@ use cellblock_wire::vsock::{Stream, Wanted};
 
 mod local;
 mod streams;
-#[allow(unused_imports)] // A worker's test has another.
+#[allow(unused_imports)] // Not every test has use for all.
 pub use local::*;
+#[allow(unused_imports)] // As above.
 pub use streams::*;
 
 pub const CID: u32 = 17;
