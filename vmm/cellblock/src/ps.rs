@@ -221,7 +221,7 @@ fn table(vms: &[Vm]) -> String {
 fn remark(row: &Row) -> Option<String> {
     let did = row.did.as_ref()?;
     let dropped =
-        (did.dropped_bytes > 0).then(|| format!("the host did not take {} of it", size(did.dropped_bytes)));
+        (did.dropped_bytes > 0).then(|| format!("{} of it did not reach the host", size(did.dropped_bytes)));
     let replaced = (did.restarts > 0).then(|| format!("replaced {} times, counts anew", did.restarts));
     let failed = (did.failed_requests > 0).then(|| format!("{} requests failed", did.failed_requests));
     let limited = (did.limited > 0).then(|| format!("its limits made the guest wait {} times", did.limited));
