@@ -56,6 +56,7 @@
 //! # worker.join().unwrap(); drop(kick); Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+pub mod causes;
 pub mod clock;
 pub mod doorbell;
 pub mod futex;
@@ -65,6 +66,7 @@ pub mod socket;
 pub mod tap;
 pub mod vectors;
 
+pub use causes::{Causes, Pending};
 use memory::{Mapping, ReadOnly, Writable};
 
 /// The supervisor's side of one lane.

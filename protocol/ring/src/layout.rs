@@ -9,11 +9,28 @@ const REQUEST_STRIDE: usize = 16;
 const WAITING: usize = 8;
 /// Words before the first lane of the replies.
 const REPLY_HEADER: usize = 8;
+/// The first cause's acknowledged count, behind the waiting flag of the first lane of the requests.
+const ACKNOWLEDGED: usize = WAITING + 1;
+/// The first cause's raised count, in the header of the replies.
+const RAISED: usize = SLEEPING + 1;
 /// Words in one lane of the replies.
 const REPLY_STRIDE: usize = 8;
 
 /// The worker's sleeping flag, in the replies: not zero = ring the doorbell.
 pub const SLEEPING: usize = 0;
+
+/// Causes of an interrupt: see `cellblock_channel::causes`.
+pub const CAUSES: usize = 2;
+
+/// How often cause `cause` was raised, in the replies.
+pub const fn raised_cause(cause: usize) -> usize {
+    RAISED + cause
+}
+
+/// Which count of cause `cause` the guest has acknowledged, in the requests.
+pub const fn acknowledged_cause(cause: usize) -> usize {
+    ACKNOWLEDGED + cause
+}
 
 /// Words in the requests of `lanes` lanes.
 pub const fn request_words(lanes: u32) -> usize {
@@ -55,5 +72,7 @@ mod tests {
         }
         assert!(waiting_flag(31) < request_words(32) && reply_slot(31) + 4 <= reply_words(32));
         assert_ne!(SLEEPING / 8, reply_slot(0) / 8);
+        assert!(raised_cause(0) > SLEEPING && raised_cause(CAUSES - 1) < reply_slot(0));
+        assert!(acknowledged_cause(0) > waiting_flag(0) && acknowledged_cause(CAUSES - 1) < request_slot(1));
     }
 }

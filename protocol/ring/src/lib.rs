@@ -7,7 +7,7 @@
 //! # Memory
 //! Two memfds with one writer each ([`layout`]). **Requests** (written by the supervisor): per lane a 64-byte slot and
 //! a 64-byte line with the supervisor's *waiting* flag. **Replies** (written by the worker): a 64-byte header with the
-//! worker's *sleeping* flag, then 64 bytes per lane. One lane per vCPU, so each lane has one producer and one consumer.
+//! worker's *sleeping* flag and what caused its interrupt, then 64 bytes per lane. One lane per vCPU, so each lane has one producer and one consumer.
 //!
 //! # Supervisor's side
 //! One [`Requester`] per (vCPU, worker), owned by the vCPU's thread. [`Requester::post`] publishes an access and says

@@ -7,7 +7,7 @@ use cellblock_arch::layout;
 use cellblock_bus::Range;
 use cellblock_jail::Limits;
 use cellblock_jail::cgroup::GroupLimits;
-use cellblock_supervisor::{DevicePlan, Kick};
+use cellblock_supervisor::{CauseRegisters, DevicePlan, Kick};
 use cellblock_wire::device::{DeviceConfig, DeviceKind, Format, Limits as Rates, Role, SECTOR};
 use cellblock_wire::slot::Space;
 use cellblock_wire::vsock::{MAX_STREAMS, STREAM_BYTES};
@@ -19,6 +19,8 @@ const DEADLINE: Duration = Duration::from_secs(5);
 
 /// Offset of virtio-mmio's `QueueNotify` (Virtio 1.3 §4.2.2).
 const QUEUE_NOTIFY: u64 = 0x50;
+/// virtio-mmio's `InterruptStatus` and `InterruptACK`.
+const CAUSES: CauseRegisters = CauseRegisters { status: 0x60, acknowledge: 0x64 };
 /// Memory that a worker may take beside guest memory, in bytes.
 const WORKER_MEMORY: u64 = 32 << 20;
 /// Page cache that a disk's worker may fill on top, in bytes.
@@ -107,6 +109,7 @@ fn virtio(slot: u32, Granted { config, resources }: Granted) -> Result<DevicePla
         regions: vec![Range { space: Space::Mmio, base: slot.address, length: layout::VIRTIO_SLOT_BYTES }],
         gsis: vec![slot.gsi],
         resources,
+        causes: Some(CAUSES),
         memory: true,
         deadline: DEADLINE,
     })
@@ -211,6 +214,7 @@ fn device(config: DeviceConfig, ports: &[(u16, u64)], gsi: Option<u32>) -> Devic
         gsis: gsi.into_iter().collect(),
         resources: Vec::new(),
         kicks: Vec::new(),
+        causes: None,
         memory: false,
         deadline: DEADLINE,
     }

@@ -20,7 +20,7 @@ mod worker;
 
 pub use back_end::{BackEndPlan, serve_front_ends};
 pub use error::EMULATED;
-pub use plan::{DevicePlan, Kick, Plan};
+pub use plan::{CauseRegisters, DevicePlan, Kick, Plan};
 
 use std::os::fd::AsFd;
 

@@ -46,6 +46,8 @@ pub struct DevicePlan {
     pub resources: Vec<(Role, OwnedFd)>,
     /// Writes that KVM takes straight to the worker: those of [`Role::QueueKick`], by its number.
     pub kicks: Vec<Kick>,
+    /// The registers in region 0 that tell the cause of interrupt 0, if the guest gets that from the ring's memory.
+    pub causes: Option<CauseRegisters>,
     /// The device does DMA: its worker maps guest memory.
     pub memory: bool,
     /// How long a vCPU waits for one answer.
@@ -59,4 +61,13 @@ pub struct Kick {
     pub address: u64,
     /// The value written.
     pub value: u32,
+}
+
+/// Two 32-bit registers of a device, by their offsets in region 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CauseRegisters {
+    /// Read: a bit for each cause that is pending.
+    pub status: u64,
+    /// Written: a bit for each cause that is handled.
+    pub acknowledge: u64,
 }

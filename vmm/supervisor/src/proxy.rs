@@ -6,16 +6,43 @@ use std::time::Duration;
 
 use cellblock_channel::doorbell::Ringer;
 use cellblock_channel::memory::{Mapping, ReadOnly, Writable};
-use cellblock_channel::{KickWatch, Requester, clock};
+use cellblock_channel::{KickWatch, Pending, Requester, clock};
 use cellblock_ring::{Access, Deadline, Outcome, Succession, Violation};
 use cellblock_wire::slot::{Action, Op, Reply, Request, mask};
 use thiserror::Error;
 
+use crate::plan::CauseRegisters;
+
 /// A request on which so many workers died is not sent to another.
 const POISONOUS: u32 = 2;
 
+/// What of a device the supervisor answers itself: why it interrupted.
+#[derive(Debug, Clone)]
+pub(crate) struct CauseAnswers {
+    pub registers: CauseRegisters,
+    pub pending: Pending,
+}
+
+impl CauseAnswers {
+    /// The answer to `access`, if it is to one of the two registers.
+    fn answer(&self, access: &Access) -> Option<u64> {
+        if access.region != 0 || access.size != 4 {
+            return None;
+        }
+        match access.op {
+            Op::Read if access.offset == self.registers.status => Some(self.pending.look().into()),
+            Op::Write if access.offset == self.registers.acknowledge => {
+                self.pending.acknowledge(access.data as u32);
+                Some(0)
+            }
+            Op::Read | Op::Write => None,
+        }
+    }
+}
+
 /// One vCPU's way to one worker, and to its successors.
 pub(crate) struct Proxy {
+    causes: Option<CauseAnswers>,
     requester: Requester,
     ringer: Arc<Ringer>,
     served: Arc<AtomicU64>,
@@ -35,6 +62,7 @@ pub(crate) struct Successor {
     pub requests: Mapping<Writable>,
     pub replies: Mapping<ReadOnly>,
     pub generation: u32,
+    pub causes: Option<CauseAnswers>,
 }
 
 /// Why a worker is not to be waited for any longer.
@@ -50,6 +78,7 @@ pub(crate) enum Trouble {
 
 impl Proxy {
     pub(crate) fn new(
+        causes: Option<CauseAnswers>,
         requester: Requester,
         ringer: Arc<Ringer>,
         served: Arc<AtomicU64>,
@@ -57,7 +86,7 @@ impl Proxy {
         patience: Duration,
     ) -> Self {
         let due = clock::deadline_in(patience);
-        Proxy { requester, ringer, served, spin, patience, due, died: 0, settled: None }
+        Proxy { causes, requester, ringer, served, spin, patience, due, died: 0, settled: None }
     }
 
     /// The incarnation that is asked.
@@ -68,6 +97,10 @@ impl Proxy {
     /// Sends `access`.
     pub(crate) fn post(&mut self, access: &Access) {
         (self.died, self.settled) = (0, None);
+        if let Some(data) = self.causes.as_ref().and_then(|causes| causes.answer(access)) {
+            self.settled = Some(Reply { sequence: 0, generation: 0, action: Action::None, data });
+            return;
+        }
         self.due = clock::deadline_in(self.patience);
         if self.requester.post(access) {
             self.ringer.ring();
@@ -96,7 +129,8 @@ impl Proxy {
     /// last moment or is poison: that is told by `true`, and reads as all ones, or is a write that was dropped.
     pub(crate) fn succeed(&mut self, successor: Successor) -> bool {
         let poison = self.is_poison();
-        let Successor { requests, replies, generation } = successor;
+        let Successor { requests, replies, generation, causes } = successor;
+        self.causes = causes;
         match self.requester.succeed(requests, replies, generation) {
             Ok(Succession::Answered(reply)) => self.settled = Some(reply),
             Ok(Succession::Idle) => {}
@@ -147,4 +181,41 @@ impl Proxy {
 fn dropped(request: &Request) -> Reply {
     let Request { sequence, generation, size, .. } = *request;
     Reply { sequence, generation, action: Action::None, data: mask(u64::MAX, size) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cellblock_channel::{Causes, memory};
+    use cellblock_ring::layout;
+    use cellblock_wire::slot::Space;
+
+    #[test]
+    fn the_cause_of_an_interrupt_is_told_without_asking_the_worker() {
+        let words = [layout::request_words(1), layout::reply_words(1)].map(memory::bytes);
+        let requests = memory::create_requests("requests", words[0]).unwrap();
+        let replies = memory::create_replies("replies", words[1]).unwrap();
+        let worker = Causes::new(
+            memory::open_read(&requests.fd, words[0]).unwrap(),
+            memory::open_write(&replies.fd, words[1]).unwrap(),
+        );
+        let registers = CauseRegisters { status: 0x60, acknowledge: 0x64 };
+        let answers = CauseAnswers { registers, pending: Pending::new(requests.map, replies.map) };
+        let access = |op, offset, data| Access { space: Space::Mmio, op, size: 4, region: 0, offset, data };
+        let status = || answers.answer(&access(Op::Read, 0x60, 0));
+        assert_eq!(status(), Some(0));
+        worker.raise(3);
+        assert_eq!((status(), worker.pending()), (Some(3), 3));
+        assert_eq!(answers.answer(&access(Op::Write, 0x64, 2)), Some(0));
+        assert_eq!((status(), worker.pending()), (Some(1), 1));
+        // All else is the worker's.
+        for (op, offset) in [(Op::Write, 0x60), (Op::Read, 0x64), (Op::Read, 0x70)] {
+            assert_eq!(answers.answer(&access(op, offset, 0)), None);
+        }
+        let odd = [
+            Access { size: 2, ..access(Op::Read, 0x60, 0) },
+            Access { region: 1, ..access(Op::Read, 0x60, 0) },
+        ];
+        assert!(odd.iter().all(|access| answers.answer(access).is_none()));
+    }
 }

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use cellblock_channel::Requester;
 use cellblock_channel::doorbell::{self, Bell, Ringer};
 use cellblock_channel::memory::{self, ReadOnly, Sealed, Writable};
 use cellblock_channel::socket::{self, Control, SocketError};
+use cellblock_channel::{Pending, Requester};
 use cellblock_memory::GuestRam;
 use cellblock_ring::layout;
 use cellblock_ring::state_page::Shape;
@@ -25,7 +25,7 @@ use crate::deaths::{Deaths, Verdict};
 use crate::error::BuildError;
 use crate::link::{DeviceState, DeviceStatus};
 use crate::plan::{DevicePlan, Kick};
-use crate::proxy::{Proxy, Successor};
+use crate::proxy::{CauseAnswers, Proxy, Successor};
 
 /// How long a worker may take to serve.
 const START_PATIENCE: Duration = Duration::from_secs(20);
@@ -36,6 +36,8 @@ const MAX_LOG_LINES: u32 = 1000;
 
 /// A device worker.
 pub(crate) struct Worker {
+    /// What of it needs no question to the worker.
+    causes: Option<CauseAnswers>,
     config: DeviceConfig,
     generation: u32,
     lanes: u32,
@@ -147,7 +149,9 @@ impl Worker {
                 memory::create_replies(name, bytes).map_err(failed_memory("memory of requests in flight"))?;
             roles.push((Role::InFlight, pages.fd));
         }
+        let pending = Pending::new(requests.map.clone(), replies.map.clone());
         let worker = Worker {
+            causes: plan.causes.map(|registers| CauseAnswers { registers, pending }),
             config: plan.config,
             generation: 1,
             lanes,
@@ -189,6 +193,9 @@ impl Worker {
             memory: "replies",
             source,
         })?;
+        if let Some(causes) = &mut self.causes {
+            causes.pending = Pending::new(self.requests.map.clone(), self.replies.map.clone());
+        }
         self.control = control;
         self.generation += 1;
         (self.state, self.pid) = (DeviceState::Starting, None);
@@ -226,6 +233,7 @@ impl Worker {
             requests: self.requests.map.clone(),
             replies: self.replies.map.clone(),
             generation: self.generation,
+            causes: self.causes.clone(),
         }
     }
 
@@ -265,7 +273,14 @@ impl Worker {
             Requester::new(self.requests.map.clone(), self.replies.map.clone(), lane, self.generation)
                 .map_err(|error| BuildError::Ring { device: self.kind(), source: error })?;
         let served = Arc::clone(&self.served[lane as usize]);
-        Ok(Proxy::new(requester, Arc::clone(&self.ringer), served, self.spin, self.deadline))
+        Ok(Proxy::new(
+            self.causes.clone(),
+            requester,
+            Arc::clone(&self.ringer),
+            served,
+            self.spin,
+            self.deadline,
+        ))
     }
 
     /// Sends the grant; the process may not exist yet, the socket keeps it.

@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use cellblock_channel::causes::{self, Causes};
+
 use super::queue::QueueError;
 use super::spec::interrupt;
 
@@ -19,6 +21,11 @@ pub trait Raise: Send + Sync {
     /// As [`raise`](Self::raise), because the device needs a reset.
     fn raise_broken(&self) {
         self.raise();
+    }
+
+    /// Where the causes are kept that the guest reads by registers, if that is not the device's affair.
+    fn causes(&self) -> Option<&Causes> {
+        None
     }
 }
 
@@ -50,9 +57,7 @@ impl Interrupt {
 
     /// Buffers of queue `index` were used.
     pub fn used_buffer_of(&self, index: usize) {
-        // SYNC POINT: Release orders the used ring before the bit; the driver reads the bit by a register access, which is
-        // ordered by the exit.
-        self.0.status.fetch_or(interrupt::USED_BUFFER, Ordering::AcqRel);
+        self.note(interrupt::USED_BUFFER);
         self.0.line.raise_queue(index);
     }
 
@@ -70,7 +75,7 @@ impl Interrupt {
     pub fn needs_reset(&self) {
         // SYNC POINT: Release pairs with the Acquire in `asks_for_reset`; nothing else hangs on it.
         self.0.needs_reset.store(true, Ordering::Release);
-        self.0.status.fetch_or(interrupt::CONFIG_CHANGE, Ordering::AcqRel);
+        self.note(interrupt::CONFIG_CHANGE);
         self.0.line.raise_broken();
     }
 
@@ -97,30 +102,41 @@ impl Interrupt {
 
     /// `InterruptStatus`.
     pub fn status(&self) -> u32 {
-        self.0.status.load(Ordering::Acquire)
+        self.0.line.causes().map_or_else(|| self.0.status.load(Ordering::Acquire), Causes::pending)
     }
 
     /// `InterruptACK`. A pulse is given for each cause, pending or not, so none is lost to an acknowledgement that comes late.
     pub fn acknowledge(&self, bits: u32) {
         self.0.status.fetch_and(!bits, Ordering::AcqRel);
+        if let Some(causes) = self.0.line.causes() {
+            causes.withdraw(bits);
+        }
     }
 
     fn raise(&self, bit: u32) {
-        // SYNC POINT: Release orders the used ring before the bit; the driver reads the bit by a register access, which is
-        // ordered by the exit.
-        self.0.status.fetch_or(bit, Ordering::AcqRel);
+        self.note(bit);
         self.0.line.raise();
+    }
+
+    fn note(&self, bits: u32) {
+        // SYNC POINT: Release orders the used ring before the bits; the driver reads them by a register access, which is
+        // ordered by the exit.
+        self.0.status.fetch_or(bits, Ordering::AcqRel);
+        if let Some(causes) = self.0.line.causes() {
+            causes.raise(bits);
+        }
     }
 
     /// As after a reset. Nobody serves a queue now.
     pub(super) fn clear(&self) {
-        self.0.status.store(0, Ordering::Release);
+        self.acknowledge(causes::ALL);
         self.0.needs_reset.store(false, Ordering::Release);
     }
 
     /// What a predecessor left.
     pub(super) fn restore(&self, status: u32, needs_reset: bool) {
-        self.0.status.store(status, Ordering::Release);
+        self.acknowledge(causes::ALL);
+        self.note(status);
         self.0.needs_reset.store(needs_reset, Ordering::Release);
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use cellblock_channel::doorbell::Bell;
 use cellblock_channel::memory::{self, Mapping, MemoryError, Writable};
 use cellblock_channel::socket::Control;
-use cellblock_channel::{Responder, StateWriter};
+use cellblock_channel::{Causes, Responder, StateWriter};
 use cellblock_ring::layout;
 use cellblock_ring::state_page::{MAX_DEVICE_BYTES, Shape};
 use cellblock_wire::Version;
@@ -92,11 +92,12 @@ impl Granted {
         let replies = memory::open_write(&self.replies, memory::bytes(layout::reply_words(lanes)))
             .map_err(part("replies"))?;
         let (page, shape) = open_page(&self.page, lanes).map_err(part("state page"))?;
+        let causes = Causes::new(requests.clone(), replies.clone());
         let responder = Responder::new(requests, replies, lanes, generation)?;
         let (page, predecessor) = StateWriter::open(page, shape, generation)?;
 
         let wake = wake_line()?;
-        let mut parts = Parts::new(config, self.roles, Arc::clone(&wake));
+        let mut parts = Parts::new(config, self.roles, Arc::clone(&wake)).with_causes(causes);
         let mut device = build(&mut parts)?;
         parts.all_taken()?;
         if let Some(committed) = &predecessor {

@@ -3,8 +3,8 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use cellblock_channel::clock;
 use cellblock_channel::ram::{Piece, Ram};
+use cellblock_channel::{Causes, clock};
 use cellblock_wire::device::{DeviceConfig, Role};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{OFlags, fcntl_getfl};
@@ -27,11 +27,19 @@ pub struct Parts {
     tally: Arc<Tally>,
     /// Another VMM is the front end: memory and kicks come from it, later.
     front_end: Option<Calls>,
+    /// Until interrupt line 0 is taken.
+    causes: Option<Causes>,
 }
 
 impl Parts {
     pub(super) fn new(config: DeviceConfig, roles: Vec<(Role, OwnedFd)>, wake: Arc<OwnedFd>) -> Self {
-        Parts { config, roles, wake, tally: Arc::default(), front_end: None }
+        Parts { config, roles, wake, tally: Arc::default(), front_end: None, causes: None }
+    }
+
+    /// The supervisor tells the guest what caused interrupt 0, from `causes`.
+    pub(super) fn with_causes(mut self, causes: Causes) -> Self {
+        self.causes = Some(causes);
+        self
     }
 
     /// For a worker that another VMM drives.

@@ -78,7 +78,8 @@ fn rig(script: Vec<Step>, answer: Answer, patience: Duration) -> Rig {
         .unwrap();
     let (served, exits): (Arc<AtomicU64>, Arc<AtomicU64>) = Default::default();
     let requester = Requester::new(requests.map.clone(), replies.map, 0, 1).unwrap();
-    let proxy = Proxy::new(requester, Arc::clone(&ringer), Arc::clone(&served), Duration::ZERO, patience);
+    let proxy =
+        Proxy::new(None, requester, Arc::clone(&ringer), Arc::clone(&served), Duration::ZERO, patience);
     let vm = Mock::new([script]).create_vm(&()).unwrap();
     let unbound = vm.create_vcpu(0).unwrap();
     let (kick, kicks) = cellblock_channel::kick();
@@ -106,7 +107,8 @@ impl Rig {
     fn succeed(&mut self, generation: u32, answer: Answer) {
         let (replies, worker) = worker(&self.requests, generation, answer, Arc::clone(&self.done));
         self.workers.push(worker);
-        let successor = Successor { requests: self.requests.map.clone(), replies: replies.map, generation };
+        let successor =
+            Successor { requests: self.requests.map.clone(), replies: replies.map, generation, causes: None };
         self.commands.send(Command::Succeed { device: 0, successor }).unwrap();
         self.kick.bump();
     }
