@@ -426,6 +426,35 @@ fn limits_are_kept_on_the_hosts_clock() {
     assert!(took >= Duration::from_millis(300), "{took:?}");
 }
 
+/// In the ring's memory, too, from which a supervisor tells the guest.
+#[test]
+fn the_cause_of_an_interrupt_can_be_read_without_it() {
+    let mut disk = start(&config());
+    let causes = disk.driver.host.causes();
+    disk.driver.begin(ALL, 1, 16);
+    assert_eq!(causes.look(), 0);
+    assert_eq!(write(&mut disk.driver, 1, &pattern(1, 512)), status::OK);
+    let end = Instant::now() + Duration::from_secs(10);
+    while disk.driver.host.pulses() == 0 {
+        assert!(Instant::now() < end);
+    }
+    assert_eq!((causes.look(), disk.driver.get(register::INTERRUPT_STATUS)), (1, 1));
+    causes.acknowledge(1);
+    assert_eq!((causes.look(), disk.driver.get(register::INTERRUPT_STATUS)), (0, 0));
+    // A broken queue: the other cause; and a reset takes it back.
+    disk.driver.make_available(0, 99);
+    disk.driver.kick(0);
+    disk.driver.wait_needs_reset();
+    assert_eq!(causes.look() & 2, 2);
+    disk.driver.reset();
+    assert_eq!(causes.look(), 0);
+    // A successor's driver is told that an interrupt may have been lost.
+    disk.driver.begin(ALL, 1, 16);
+    disk.driver.host.replace().unwrap();
+    let causes = disk.driver.host.causes();
+    assert_eq!((causes.look(), disk.driver.get(register::INTERRUPT_STATUS)), (1, 1));
+}
+
 #[test]
 fn a_quit_ends_it_in_order() {
     let mut disk = start(&config());

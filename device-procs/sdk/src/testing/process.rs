@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use cellblock_channel::memory::{self, ReadOnly, Sealed, Writable};
 use cellblock_channel::socket::{self, Control};
-use cellblock_channel::{Kick, KickWatch, Requester, clock, doorbell, kick};
+use cellblock_channel::{Kick, KickWatch, Pending, Requester, clock, doorbell, kick};
 use cellblock_policy::install;
 use cellblock_ring::state_page::Shape;
 use cellblock_ring::{Access, Outcome, Succession, layout};
@@ -293,6 +293,11 @@ impl Supervised {
             FromWorker::Counters(counters) => Ok(counters),
             other => Err(io::Error::other(format!("instead of counters: {other:?}"))),
         }
+    }
+
+    /// What the guest is told of interrupt 0's causes without asking the worker.
+    pub fn causes(&self) -> Pending {
+        Pending::new(self.requests.map.clone(), self.replies.map.clone())
     }
 
     /// Pulses of interrupt line 0 since the last call.

@@ -80,7 +80,8 @@ impl Parts {
     /// Interrupt line `line`; one that was not granted is connected to nothing.
     pub fn interrupt(&mut self, line: u8) -> IrqLine {
         let front_end = self.front_end.clone();
-        IrqLine { eventfd: self.take(Role::Interrupt(line)), front_end, tally: self.tally() }
+        let causes = if line == 0 { self.causes.take() } else { None };
+        IrqLine { eventfd: self.take(Role::Interrupt(line)), front_end, tally: self.tally(), causes }
     }
 
     /// The far end of a byte device, with a thread for each of the two pipes that was granted. `buffer` bytes of output
@@ -263,6 +264,7 @@ pub struct IrqLine {
     eventfd: Option<OwnedFd>,
     front_end: Option<Calls>,
     tally: Arc<Tally>,
+    causes: Option<Causes>,
 }
 
 impl Trigger for IrqLine {
@@ -279,6 +281,10 @@ impl Raise for IrqLine {
             self.tally.interrupts.add(1);
         }
         self.front_end.iter().for_each(Raise::raise);
+    }
+
+    fn causes(&self) -> Option<&Causes> {
+        self.causes.as_ref()
     }
 
     fn raise_queue(&self, index: usize) {
