@@ -340,5 +340,7 @@ fn the_socket_is_this_users_alone_and_nobody_elses() {
     lab.back_end(&socket).start().wait().unwrap().assert(2, "--disk");
     let gone = format!("path={}", lab.folder().join("gone.img").display());
     lab.back_end(&socket).with(["--disk", &gone]).start().wait().unwrap().assert(3, "cannot be opened");
+    let pairs = ["--net", "tap=none,queues=2"];
+    lab.back_end(&socket).with(pairs).start().wait().unwrap().assert(3, "has one queue pair");
     assert!(!socket.exists());
 }
