@@ -2,11 +2,15 @@
 //! are copies of its root file system.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // Tests; clippy knows only #[test] functions as such.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::Command;
 use std::thread;
+use std::time::{Duration, Instant};
 
+use cellblock_e2e::debian::PATIENCE;
 use cellblock_e2e::lab::Plan;
 use cellblock_e2e::{Debian, Lab, places};
 
@@ -91,11 +95,52 @@ fn send_and_get_back(debian: &mut Debian, file: &str) {
     assert_eq!(sh("sha256sum </tmp/came").trim(), sum);
 }
 
+/// Who connects to the socket at `path` and asks for a port reaches Debian's program there, which sends all back.
+fn reach_by_socket(debian: &mut Debian, path: &Path) {
+    debian.must("(socat VSOCK-LISTEN:1024 EXEC:cat >/dev/null 2>&1 &); sleep 2").unwrap();
+    let mut stream = UnixStream::connect(path).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    writeln!(stream, "CONNECT 1024").unwrap();
+    let mut reader = BufReader::new(stream.try_clone().unwrap());
+    let mut answer = String::new();
+    reader.read_line(&mut answer).unwrap();
+    assert!(answer.starts_with("OK "), "{answer:?}");
+    let sent: Vec<u8> = (0..200_000u32).flat_map(u32::to_le_bytes).collect();
+    let bytes = sent.clone();
+    let writer = thread::spawn(move || {
+        stream.write_all(&bytes).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+    });
+    let mut got = Vec::new();
+    reader.read_to_end(&mut got).unwrap();
+    writer.join().unwrap();
+    assert!(got == sent, "{} bytes came back, not the {} sent", got.len(), sent.len());
+}
+
+/// Waits until `done`, which tells what it saw.
+#[track_caller]
+fn await_that(what: &str, done: impl Fn() -> (bool, String)) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let (is_so, seen) = done();
+        if is_so {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{what}: {seen}");
+        thread::sleep(Duration::from_millis(200));
+    }
+}
+
 #[test]
-fn debian_boots_to_its_login_and_uses_disk_and_network() {
+fn debian_boots_to_its_login_and_uses_every_device() {
     let Some(lab) = Lab::with_debian("debian", &DISKS[..1]) else { return };
     let _tap = Tap::create(&lab);
-    let plan = lab.debian(DISKS[0], ",id=root").with(["--rng", "--memory", "512M", "--net", "tap=celltest"]);
+    let (console, socket) = (lab.folder().join("console"), lab.sockets("sockets").join("v"));
+    let plan = lab
+        .debian(DISKS[0], ",id=root")
+        .with(["--rng", "--memory", "512M", "--net", "tap=celltest", "--balloon", "--console"])
+        .with([format!("file={}", console.display())])
+        .with(["--vsock".to_owned(), format!("cid=3,path={}", socket.display())]);
     let mut debian = log_in(&plan);
     assert_eq!(debian.run("systemctl is-system-running --wait").unwrap(), (0, "running".into()));
     assert_eq!(
@@ -109,9 +154,22 @@ fn debian_boots_to_its_login_and_uses_disk_and_network() {
     let pinged = debian.must("ping -c 3 -W 20 10.77.0.1").unwrap();
     assert!(pinged.contains(" 0% packet loss"), "{pinged}");
     send_and_get_back(&mut debian, "/root/work/random3");
+    reach_by_socket(&mut debian, &socket);
+    await_that("a login on the console", || {
+        let said = std::fs::read_to_string(&console).unwrap();
+        (said.contains("hvc0") && said.contains("cellblock login: "), said)
+    });
+    let balloon = format!("{} balloon {}", lab.places().program().display(), plan.id());
+    sh(&format!("{balloon} 64M"));
+    await_that("a balloon of 64 MiB", || {
+        let shown = sh(&format!("{balloon} --json"));
+        (shown.contains("\"actual\": 67108864"), shown)
+    });
     let tree = debian.vm().processes(plan.id()).unwrap();
-    let block = tree.processes.iter().find(|row| row.process == "block").unwrap();
-    assert_eq!(block.state, "serving");
+    for worker in lab.places().workers() {
+        let row = tree.processes.iter().find(|row| row.process == worker);
+        assert_eq!(row.map(|row| row.state.as_str()), Some("serving"), "{worker}");
+    }
     debian.power_off().unwrap().assert(0, "guest powered off");
     assert_whole(DISKS[0]);
 }
