@@ -209,8 +209,28 @@ fn what_is_no_image_is_refused() {
     // Incompatible features (§ of docs/interop/qcow2.txt): an external data file, and one that nobody knows.
     assert!(damaged(72, &4u64.to_be_bytes()).contains("keeps its data in another file"));
     assert!(damaged(72, &(1u64 << 40).to_be_bytes()).contains("incompatible feature"));
+    assert!(damaged(72, &2u64.to_be_bytes()).contains("incompatible feature"), "it is corrupt");
+    assert!(damaged(32, &1u32.to_be_bytes()).contains("layer 0 of the disk image is encrypted"));
     fs::write(&file.path, b"").unwrap();
     assert!(refused(true, BYTES).contains("qcow2"));
+}
+
+#[test]
+fn compressed_clusters_are_read_and_written_over() {
+    let Some(file) = ImageFile::created(&[&BYTES.to_string()]) else { return };
+    let bytes = pattern(1, BYTES as usize);
+    fs::write(file.beside("whole.raw"), &bytes).unwrap();
+    let convert = ["convert", "-c", "-O", "qcow2", "whole.raw", "disk.qcow2"];
+    qemu_img(&file.beside(""), &convert);
+    let image = opened(&file);
+    assert_eq!(bytes_at(&image, 0, BYTES as usize), bytes);
+    image.write(CLUSTER + 512, &pattern(2, 512), false).unwrap();
+    image.discard(3 * CLUSTER, CLUSTER).unwrap();
+    assert_eq!(bytes_at(&image, CLUSTER, 512), bytes[CLUSTER as usize..][..512]);
+    assert_eq!(bytes_at(&image, CLUSTER + 512, 512), pattern(2, 512));
+    assert_eq!(bytes_at(&image, 2 * CLUSTER, 512), bytes[2 * CLUSTER as usize..][..512]);
+    drop(image);
+    file.check(0);
 }
 
 /// Whatever a header says, it is refused or opened, in bounded memory and time.

@@ -13,10 +13,10 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use imago::FormatAccess;
 use imago::file::File;
 use imago::qcow2::Qcow2;
 use imago::raw::Raw;
+use imago::{FormatAccess, StorageExt};
 use thiserror::Error;
 
 use super::Image;
@@ -37,6 +37,12 @@ pub enum OpenError {
     /// Its data are in another file.
     #[error("layer {layer} of the disk image keeps its data in another file, which is not supported")]
     DataFile {
+        /// Which.
+        layer: usize,
+    },
+    /// Its data are encrypted, which imago does not look at.
+    #[error("layer {layer} of the disk image is encrypted, which is not supported")]
+    Encrypted {
         /// Which.
         layer: usize,
     },
@@ -129,7 +135,13 @@ fn open_layer(
 ) -> Result<FormatAccess<File>, OpenError> {
     let failed = |format| move |source| OpenError::Layer { layer, format, source };
     let file = File::try_from(fs::File::from(file)).map_err(failed("qcow2"))?;
+    // docs/interop/qcow2.txt: crypt_method.
+    let mut encryption = [0; 4];
+    file.read(&mut encryption[..], 32).map_err(failed("qcow2"))?;
     let mut image: Qcow2<File> = Qcow2::open_image(file, writable).map_err(failed("qcow2"))?;
+    if encryption != [0; 4] {
+        return Err(OpenError::Encrypted { layer });
+    }
     if image.requires_external_data_file() {
         return Err(OpenError::DataFile { layer });
     }
