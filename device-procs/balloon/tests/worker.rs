@@ -102,6 +102,9 @@ fn a_successor_knows_the_size_and_serves_what_waits() {
     bench.set_actual(5);
     bench.statistics_wait();
     bench.driver.host.replace().unwrap();
+    // Of two it keeps one: it has what its predecessor held, and its thread has the queue.
+    bench.statistics_wait();
+    bench.driver.wait_used(probes::STATISTICS);
     bench.driver.host.ask();
     bench.driver.wait_used(probes::STATISTICS);
     let report = bench.driver.host.report();
