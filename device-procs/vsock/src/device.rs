@@ -209,14 +209,15 @@ impl<C: Clock> Vsock<C> {
     /// What the host has to say; whether there may be more.
     fn look_at_host(&mut self, now: u64) -> bool {
         let mut more = self.streams.look(now);
-        for turn in 0..BATCH {
+        // Without a driver there is nobody to connect to: what the front says waits in its socket.
+        let turns = if self.is_up() { BATCH } else { 0 };
+        for turn in 0..turns {
             let Some(news) = self.streams.host.hear() else { break };
             more |= turn + 1 == BATCH;
             match news {
                 News::Connected(id, stream) => self.streams.connected(id, stream, now),
                 News::Refused(id) => self.streams.refused(id),
-                // Without a driver there is nobody to connect to.
-                News::Accepted(stream) if self.is_up() && self.agreed => self.streams.accepted(stream, now),
+                News::Accepted(stream) if self.agreed => self.streams.accepted(stream, now),
                 News::Accepted(_) => {}
             }
         }

@@ -24,7 +24,8 @@
 //! 7. Across a restart no stream survives: host programs find theirs closed, and the guest is sent
 //!    `VIRTIO_VSOCK_EVENT_TRANSPORT_RESET`, upon which its driver resets every socket. Bytes in flight may be lost then, and
 //!    nothing is delivered twice. New connections work at once.
-//! 8. A driver's reset closes every stream. While no driver is there, host programs are closed at once.
+//! 8. A driver's reset closes every stream. While no driver is there, host programs that connect wait for one in the front's
+//!    socket, which holds some hundred; those beyond are closed.
 //!
 //! Bytes move between guest memory and a stream by one `preadv2` or `pwritev2`, so the state machine is not apart from the
 //! descriptors: [`connection`] and [`credit`] have the protocol and no input or output, [`streams`] moves the bytes. The

@@ -87,6 +87,18 @@ fn a_reset_closes_all() {
     resets(&mut in_process().0);
 }
 
+/// A host program may be there before the guest's driver is.
+#[test]
+fn early_programs_wait_for_a_driver() {
+    let (mut guest, clock) = in_process();
+    let mut client = guest.client();
+    writeln!(client, "CONNECT 5").unwrap();
+    clock.advance(1000 * SECOND);
+    guest.begin(ALL);
+    let (request, _) = guest.recv();
+    assert_eq!((request.op, request.dst_port), (op::REQUEST, 5));
+}
+
 /// Each wait has an end, at its time and not before.
 #[test]
 fn nothing_pends_for_ever() {
