@@ -20,7 +20,7 @@ use cellblock_jail::{Layer, LayerSet, Limits, Refusal, loader as jail_loader, pr
 use cellblock_loader::{LoadRequest, Loaded, Protocol};
 use cellblock_memory::GuestRam;
 use cellblock_spawner::{Entry, Manifest};
-use cellblock_supervisor::link::{LoaderReport, cut};
+use cellblock_supervisor::link::{LoaderReport, cut, device_names};
 use cellblock_supervisor::{DevicePlan, Plan};
 use cellblock_wire::device::{
     BalloonConfig, ConsoleConfig, DeviceConfig, DeviceKind, EntropyConfig, Limits as Rates, Role, VsockConfig,
@@ -258,24 +258,23 @@ fn open(config: &VmConfig, devices: &[DevicePlan]) -> Result<Opened, String> {
     let null = Path::new("/dev/null");
     let null = File::options().read(true).write(true).open(null).map_err(named("the null device", null))?;
     let directory = worker_directory(config.worker_dir.as_deref())?;
+    let kinds: Vec<_> = devices.iter().map(|device| device.config.kind()).collect();
     let workers = devices
         .iter()
-        .enumerate()
-        .map(|(number, device)| {
-            let kind = device.config.kind();
-            let before = devices.iter().take(number).filter(|other| other.config.kind() == kind).count();
+        .zip(device_names(&kinds))
+        .map(|(device, name)| {
             let limits = (board::limits(device, config.memory), board::group_limits(device, config.memory));
-            open_worker(&directory, kind, before, limits)
+            open_worker(&directory, device.config.kind(), name, limits)
         })
         .collect::<Result<_, _>>()?;
     Ok(Opened { kvm: kvm.into(), kernel, initrd, null, workers })
 }
 
-/// `before` is how many devices of its kind come before it: workers have names of their own.
+/// The binary and the filter of a worker for a device of this kind.
 fn open_worker(
     directory: &Path,
     kind: DeviceKind,
-    before: usize,
+    name: String,
     (limits, group_limits): (Limits, GroupLimits),
 ) -> Result<WorkerFiles, String> {
     let path = directory.join(kind.name());
@@ -289,7 +288,6 @@ fn open_worker(
     let binary = File::open(&path).map_err(|error| failed(&path, error))?;
     let path = directory.join(format!("{}.bpf", kind.name()));
     let start_filter = fs::read(&path).map_err(|error| failed(&path, error))?;
-    let name = if before == 0 { kind.name().to_owned() } else { format!("{kind}-{}", before + 1) };
     Ok(WorkerFiles { name, limits, group_limits, binary, start_filter })
 }
 

@@ -4,9 +4,8 @@ use std::fmt::Write as _;
 use std::io;
 
 use anyhow::{Context, bail};
-use cellblock_supervisor::link::{DeviceStatus, Status};
+use cellblock_supervisor::link::DeviceStatus;
 use cellblock_wire::control::Counters;
-use cellblock_wire::device::DeviceKind;
 use serde::Serialize;
 
 use crate::cli::PsArgs;
@@ -120,16 +119,6 @@ pub(crate) fn one(id: &str) -> anyhow::Result<(u32, String)> {
     }
 }
 
-/// The devices' names: their kind, and from the second of a kind on a number. Their workers are named likewise.
-pub(crate) fn device_names(status: &Status) -> Vec<String> {
-    let kinds: Vec<_> = status.devices.iter().map(|device| device.device).collect();
-    let name = |(place, kind): (usize, &DeviceKind)| {
-        let before = kinds.iter().take(place).filter(|other| *other == kind).count();
-        if before == 0 { kind.to_string() } else { format!("{kind}-{}", before + 1) }
-    };
-    kinds.iter().enumerate().map(name).collect()
-}
-
 /// The `(uid, id)` of every running VM, from the names of the control sockets.
 fn names() -> io::Result<Vec<(u32, String)>> {
     let text = std::fs::read_to_string("/proc/net/unix")?;
@@ -168,7 +157,7 @@ fn rows(report: &Report) -> Vec<Row> {
         own("supervisor", report.supervisor),
         own("spawner", report.spawner),
     ];
-    let names = device_names(&report.status);
+    let names = report.status.device_names();
     rows.extend(report.status.devices.iter().zip(names).map(|(device, process)| Row {
         process,
         pid: device.pid,

@@ -22,7 +22,7 @@ const PERIOD: Duration = Duration::from_millis(20);
 pub(crate) fn restart(args: &RestartArgs) -> anyhow::Result<()> {
     let (uid, id) = ps::one(&args.id)?;
     let before = status(uid, &id)?;
-    let names = ps::device_names(&before);
+    let names = before.device_names();
     let Some(device) = names.iter().position(|name| *name == args.device) else {
         bail!("VM {id} has no device {:?}; it has {}", args.device, names.join(", "));
     };

@@ -119,6 +119,22 @@ pub struct Status {
     pub vcpu_exits: Vec<u64>,
 }
 
+/// The devices' names, which are also their workers': their kind, and from the second of a kind on a number.
+pub fn device_names(kinds: &[DeviceKind]) -> Vec<String> {
+    let name = |(place, kind): (usize, &DeviceKind)| {
+        let before = kinds.iter().take(place).filter(|other| *other == kind).count();
+        if before == 0 { kind.to_string() } else { format!("{kind}-{}", before + 1) }
+    };
+    kinds.iter().enumerate().map(name).collect()
+}
+
+impl Status {
+    /// The devices' names.
+    pub fn device_names(&self) -> Vec<String> {
+        device_names(&self.devices.iter().map(|device| device.device).collect::<Vec<_>>())
+    }
+}
+
 /// How a device stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceStatus {

@@ -62,7 +62,7 @@ pub(crate) fn back_end(config: &config::BackEnd, layers: LayerSet) -> Result<Bac
     });
     let directory = worker_directory(config.worker_dir.as_deref())?;
     let limits = (board::back_end_limits(&device), board::back_end_group_limits(&device));
-    let worker = open_worker(&directory, device.config.kind(), 0, limits)?;
+    let worker = open_worker(&directory, device.config.kind(), device.config.kind().to_string(), limits)?;
     let null = Path::new("/dev/null");
     let null = File::options().read(true).write(true).open(null);
     let null = null.map_err(|error| format!("the null device /dev/null cannot be opened: {error}"))?;

@@ -14,10 +14,10 @@ use std::os::fd::AsFd;
 
 use super::Machine;
 use crate::deaths::Verdict;
-use crate::link::{DeviceState, End, Event, cut};
+use crate::link::{DeviceState, End, Event, cut, device_names};
 use crate::poller::Token;
 use crate::vcpu;
-use crate::worker::News;
+use crate::worker::{News, Worker};
 
 impl Machine {
     pub(super) fn take_spawner_message(&mut self) -> Option<End> {
@@ -175,7 +175,9 @@ impl Machine {
     }
 
     pub(super) fn warn(&self, index: usize, text: &str) {
-        let device = self.workers.get(index).map_or("?", |worker| worker.kind().name());
+        let kinds: Vec<_> = self.workers.iter().map(Worker::kind).collect();
+        let names = device_names(&kinds);
+        let device = names.get(index).map_or("?", String::as_str);
         self.say(Event::Warning(cut(format!("device {device}: {text}"))));
     }
 }
