@@ -10,29 +10,27 @@ use std::time::{Duration, Instant};
 
 use cellblock_channel::doorbell::{self, Bell, Ringer};
 use cellblock_channel::memory::{self, ReadOnly, Sealed, Writable};
-use cellblock_channel::socket::{self, Control, SocketError};
+use cellblock_channel::socket::{self, Control};
 use cellblock_channel::{Pending, Requester};
 use cellblock_memory::GuestRam;
 use cellblock_ring::layout;
 use cellblock_ring::state_page::Shape;
-use cellblock_wire::Version;
-use cellblock_wire::control::{
-    BalloonReport, Counters, FIXED_DESCRIPTORS, FromWorker, Grant, LogLevel, ToWorker,
-};
+use cellblock_wire::control::Counters;
 use cellblock_wire::device::{DeviceConfig, DeviceKind, IN_FLIGHT_BYTES, MAX_QUEUES, Role};
 
 use crate::deaths::{Deaths, Verdict};
 use crate::error::BuildError;
 use crate::link::{DeviceState, DeviceStatus};
-use crate::plan::{DevicePlan, Kick};
+use crate::plan::DevicePlan;
 use crate::proxy::{CauseAnswers, Proxy, Successor};
 
 /// How long a worker may take to serve.
 const START_PATIENCE: Duration = Duration::from_secs(20);
-/// Messages taken from one worker before the loop looks at the others.
-const MESSAGES_PER_TURN: usize = 16;
-/// Log lines taken from one worker in its life; a chatty one is cut off, not obeyed.
-const MAX_LOG_LINES: u32 = 1000;
+mod grant;
+mod messages;
+
+pub(crate) use grant::Wires;
+pub(crate) use messages::News;
 
 /// A device worker.
 pub(crate) struct Worker {
@@ -73,41 +71,10 @@ pub(crate) struct Worker {
     balloon_asked: bool,
 }
 
-/// A device's events that go between KVM and its worker, past the supervisor.
-#[derive(Default)]
-pub(crate) struct Wires {
-    /// The descriptors to raise the device's interrupts with, and their lines.
-    pub interrupts: Vec<(OwnedFd, u32)>,
-    /// The descriptors that count the guest's kicks, and what is one.
-    pub kicks: Vec<(OwnedFd, Kick)>,
-}
-
-impl Wires {
-    pub(crate) fn append(&mut self, more: Wires) {
-        self.interrupts.extend(more.interrupts);
-        self.kicks.extend(more.kicks);
-    }
-}
-
-/// What came from a worker.
-#[derive(Debug)]
-pub(crate) enum News {
-    /// It serves.
-    Ready,
-    /// A line for the log.
-    Log(LogLevel, String),
-    /// What was asked of the balloon.
-    Balloon(BalloonReport),
-    /// It closed its socket: its process ends.
-    Closed,
-    /// It is not to be talked to any more: why.
-    Broken(String),
-}
-
 impl Worker {
     /// The shared memory, doorbell, control socket and interrupts of one device, for `lanes` vCPUs.
     pub(crate) fn new(
-        plan: DevicePlan,
+        mut plan: DevicePlan,
         lanes: u32,
         ram: Option<&GuestRam>,
         spin: Duration,
@@ -126,29 +93,7 @@ impl Worker {
         let (ringer, bell) = doorbell::pair().map_err(failed("doorbell"))?;
         let (control, theirs) = socket::pair().map_err(failed("control socket"))?;
 
-        let mut roles = plan.resources;
-        if let Some(ram) = ram.filter(|_| plan.memory) {
-            roles.extend(memory_roles(ram).map_err(failed("descriptor of guest memory"))?);
-        }
-        let mut wires = Wires::default();
-        for (number, gsi) in plan.gsis.iter().enumerate() {
-            let raise = interrupt_eventfd().map_err(failed("interrupt eventfd"))?;
-            let own = raise.try_clone().map_err(failed("interrupt eventfd"))?;
-            roles.push((Role::Interrupt(number as u8), raise));
-            wires.interrupts.push((own, *gsi));
-        }
-        for (number, kick) in (0..).zip(&plan.kicks) {
-            let count = kick_eventfd().map_err(failed("kick eventfd"))?;
-            let own = count.try_clone().map_err(failed("kick eventfd"))?;
-            roles.push((Role::QueueKick(number), count));
-            wires.kicks.push((own, *kick));
-        }
-        if !plan.kicks.is_empty() {
-            let bytes = plan.kicks.len() * IN_FLIGHT_BYTES;
-            let pages =
-                memory::create_replies(name, bytes).map_err(failed_memory("memory of requests in flight"))?;
-            roles.push((Role::InFlight, pages.fd));
-        }
+        let (roles, wires) = grant::resources(&mut plan, ram)?;
         let pending = Pending::new(requests.map.clone(), replies.map.clone());
         let worker = Worker {
             causes: plan.causes.map(|registers| CauseAnswers { registers, pending }),
@@ -283,29 +228,6 @@ impl Worker {
         ))
     }
 
-    /// Sends the grant; the process may not exist yet, the socket keeps it.
-    fn grant(&self) -> Result<(), BuildError> {
-        let message = ToWorker::Grant(Grant {
-            version: Version::CURRENT,
-            generation: self.generation,
-            lanes: self.lanes,
-            poll_max_us: u32::try_from(self.spin.as_micros()).unwrap_or(u32::MAX),
-            roles: self.roles.iter().map(|(role, _)| *role).collect(),
-            config: self.config.clone(),
-        });
-        let fixed: [BorrowedFd<'_>; FIXED_DESCRIPTORS] = [
-            self.requests.fd.as_fd(),
-            self.replies.fd.as_fd(),
-            self.state_page.fd.as_fd(),
-            self.bell.as_fd(),
-        ];
-        let descriptors: Vec<BorrowedFd<'_>> =
-            fixed.into_iter().chain(self.roles.iter().map(|(_, fd)| fd.as_fd())).collect();
-        self.control
-            .send_message(&message, &descriptors)
-            .map_err(|source| BuildError::Grant { device: self.kind(), reason: source.to_string() })
-    }
-
     /// The spawner has started it.
     pub(crate) fn started(&mut self, pid: i32) {
         self.pid = Some(pid);
@@ -348,101 +270,6 @@ impl Worker {
         self.served.iter().map(|lane| lane.load(Ordering::Relaxed)).sum()
     }
 
-    /// Sends `message`; a worker that does not read loses it.
-    pub(crate) fn tell(&self, message: &ToWorker) {
-        let _ = self.control.send_message(message, &[]);
-    }
-
-    /// Asks for what it has counted.
-    pub(crate) fn ask_counters(&mut self) {
-        self.counters_asked = true;
-        self.tell(&ToWorker::ReportCounters);
-    }
-
-    /// Whether it may still tell what it was asked for.
-    pub(crate) fn owes_counters(&self) -> bool {
-        self.counters_asked && self.state == DeviceState::Serving
-    }
-
-    /// Tells a console of its terminal's size; a successor will be told the same.
-    pub(crate) fn resize(&mut self, port: u32, columns: u16, rows: u16) {
-        if let (0, DeviceConfig::Console(config)) = (port, &mut self.config) {
-            (config.columns, config.rows) = (columns, rows);
-            self.tell(&ToWorker::Resize { port, columns, rows });
-        }
-    }
-
-    /// Asks for a balloon's report, after setting its size; a successor will be told the same size.
-    pub(crate) fn ask_balloon(&mut self, set: Option<u32>) {
-        if let (Some(pages), DeviceConfig::Balloon(config)) = (set, &mut self.config) {
-            config.pages = pages;
-            self.tell(&ToWorker::SetBalloon { pages });
-        }
-        self.balloon_asked = true;
-        self.tell(&ToWorker::ReportBalloon);
-    }
-
-    /// What the worker has sent, a bounded part of it.
-    pub(crate) fn take_news(&mut self) -> Vec<News> {
-        let mut news = Vec::new();
-        for _ in 0..MESSAGES_PER_TURN {
-            // No worker may send descriptors: a message with some is an error.
-            match self.control.try_recv_message::<FromWorker>(0) {
-                Err(SocketError::NotReady) => break,
-                Err(SocketError::Closed) => {
-                    news.push(News::Closed);
-                    break;
-                }
-                Err(error) => {
-                    news.push(News::Broken(error.to_string()));
-                    break;
-                }
-                Ok((message, _)) => match self.take_message(message) {
-                    Ok(one) => news.extend(one),
-                    Err(reason) => {
-                        news.push(News::Broken(reason));
-                        break;
-                    }
-                },
-            }
-        }
-        news
-    }
-
-    fn take_message(&mut self, message: FromWorker) -> Result<Option<News>, String> {
-        match (message, self.state) {
-            (FromWorker::Ready { version, device }, DeviceState::Starting) => {
-                if !Version::CURRENT.accepts(version) {
-                    return Err(format!("it speaks protocol {version}, this program {}", Version::CURRENT));
-                }
-                if device != self.kind() {
-                    return Err(format!("it runs the device {device}"));
-                }
-                self.state = DeviceState::Serving;
-                (self.serve_by, self.serves_since) = (None, Some(Instant::now()));
-                Ok(Some(News::Ready))
-            }
-            (FromWorker::Refused { reason }, DeviceState::Starting) => {
-                Err(format!("it refused its start: {reason}"))
-            }
-            (FromWorker::Refused { reason }, DeviceState::Serving) => Err(format!("it gave up: {reason}")),
-            (FromWorker::Log { level, text }, _) => {
-                self.log_lines = self.log_lines.saturating_add(1);
-                Ok((self.log_lines <= MAX_LOG_LINES).then_some(News::Log(level, text)))
-            }
-            (FromWorker::Counters(counters), DeviceState::Serving) => {
-                self.counters = counters;
-                self.counters_asked = false;
-                Ok(None)
-            }
-            // One that nobody asked for is let fall: the front is not to be flooded.
-            (FromWorker::Balloon(report), DeviceState::Serving) if self.kind() == DeviceKind::Balloon => {
-                Ok(std::mem::take(&mut self.balloon_asked).then_some(News::Balloon(report)))
-            }
-            (other, state) => Err(format!("it sent {other:?} while {}", state.name())),
-        }
-    }
-
     pub(crate) fn status(&self) -> DeviceStatus {
         DeviceStatus {
             device: self.kind(),
@@ -454,26 +281,4 @@ impl Worker {
             counters: self.counters,
         }
     }
-}
-
-/// Guest memory, piece by piece.
-fn memory_roles(ram: &GuestRam) -> std::io::Result<Vec<(Role, OwnedFd)>> {
-    let regions = cellblock_memory::regions(ram.bytes()).map_err(std::io::Error::other)?;
-    let role = |region: cellblock_memory::Region| {
-        let (address, bytes, offset) = (region.guest_addr, region.len, region.file_offset);
-        Ok((Role::GuestMemory { address, bytes, offset }, ram.fd().try_clone_to_owned()?))
-    };
-    regions.into_iter().map(role).collect()
-}
-
-/// KVM counts it up, a thread of the worker waits in it: it blocks. The supervisor neither reads nor writes it.
-fn kick_eventfd() -> std::io::Result<OwnedFd> {
-    use rustix::event::{EventfdFlags, eventfd};
-    Ok(eventfd(0, EventfdFlags::CLOEXEC)?)
-}
-
-/// The worker writes it, KVM takes it.
-fn interrupt_eventfd() -> std::io::Result<OwnedFd> {
-    use rustix::event::{EventfdFlags, eventfd};
-    Ok(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
 }

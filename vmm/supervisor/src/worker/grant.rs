@@ -1,0 +1,112 @@
+//! What a worker is given.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use cellblock_channel::memory;
+use cellblock_memory::GuestRam;
+use cellblock_wire::Version;
+use cellblock_wire::control::{FIXED_DESCRIPTORS, Grant, ToWorker};
+use cellblock_wire::device::{IN_FLIGHT_BYTES, Role};
+
+use super::Worker;
+use crate::error::BuildError;
+use crate::plan::{DevicePlan, Kick};
+
+/// A device's events that go between KVM and its worker, past the supervisor.
+#[derive(Default)]
+pub(crate) struct Wires {
+    /// The descriptors to raise the device's interrupts with, and their lines.
+    pub interrupts: Vec<(OwnedFd, u32)>,
+    /// The descriptors that count the guest's kicks, and what is one.
+    pub kicks: Vec<(OwnedFd, Kick)>,
+}
+
+impl Wires {
+    pub(crate) fn append(&mut self, more: Wires) {
+        self.interrupts.extend(more.interrupts);
+        self.kicks.extend(more.kicks);
+    }
+}
+
+impl Worker {
+    /// Sends the grant; the process may not exist yet, the socket keeps it.
+    pub(super) fn grant(&self) -> Result<(), BuildError> {
+        let message = ToWorker::Grant(Grant {
+            version: Version::CURRENT,
+            generation: self.generation,
+            lanes: self.lanes,
+            poll_max_us: u32::try_from(self.spin.as_micros()).unwrap_or(u32::MAX),
+            roles: self.roles.iter().map(|(role, _)| *role).collect(),
+            config: self.config.clone(),
+        });
+        let fixed: [BorrowedFd<'_>; FIXED_DESCRIPTORS] = [
+            self.requests.fd.as_fd(),
+            self.replies.fd.as_fd(),
+            self.state_page.fd.as_fd(),
+            self.bell.as_fd(),
+        ];
+        let descriptors: Vec<BorrowedFd<'_>> =
+            fixed.into_iter().chain(self.roles.iter().map(|(_, fd)| fd.as_fd())).collect();
+        self.control
+            .send_message(&message, &descriptors)
+            .map_err(|source| BuildError::Grant { device: self.kind(), reason: source.to_string() })
+    }
+}
+
+/// What every incarnation of the planned device is granted beside its rings, and what of it KVM needs.
+pub(super) fn resources(
+    plan: &mut DevicePlan,
+    ram: Option<&GuestRam>,
+) -> Result<(Vec<(Role, OwnedFd)>, Wires), BuildError> {
+    let kind = plan.config.kind();
+    let failed = |what| move |source| BuildError::Worker { device: kind, what, source };
+    let mut roles = std::mem::take(&mut plan.resources);
+    if let Some(ram) = ram.filter(|_| plan.memory) {
+        roles.extend(memory_roles(ram).map_err(failed("descriptor of guest memory"))?);
+    }
+    let mut wires = Wires::default();
+    for (number, gsi) in plan.gsis.iter().enumerate() {
+        let raise = interrupt_eventfd().map_err(failed("interrupt eventfd"))?;
+        let own = raise.try_clone().map_err(failed("interrupt eventfd"))?;
+        roles.push((Role::Interrupt(number as u8), raise));
+        wires.interrupts.push((own, *gsi));
+    }
+    for (number, kick) in (0..).zip(&plan.kicks) {
+        let count = kick_eventfd().map_err(failed("kick eventfd"))?;
+        let own = count.try_clone().map_err(failed("kick eventfd"))?;
+        roles.push((Role::QueueKick(number), count));
+        wires.kicks.push((own, *kick));
+    }
+    if !plan.kicks.is_empty() {
+        let bytes = plan.kicks.len() * IN_FLIGHT_BYTES;
+        let pages = memory::create_replies(kind.name(), bytes).map_err(|source| BuildError::Memory {
+            device: kind,
+            memory: "memory of requests in flight",
+            source,
+        })?;
+        roles.push((Role::InFlight, pages.fd));
+    }
+    Ok((roles, wires))
+}
+
+/// Guest memory, piece by piece.
+fn memory_roles(ram: &GuestRam) -> std::io::Result<Vec<(Role, OwnedFd)>> {
+    let regions = cellblock_memory::regions(ram.bytes()).map_err(std::io::Error::other)?;
+    let role = |region: cellblock_memory::Region| {
+        let (address, bytes, offset) = (region.guest_addr, region.len, region.file_offset);
+        Ok((Role::GuestMemory { address, bytes, offset }, ram.fd().try_clone_to_owned()?))
+    };
+    regions.into_iter().map(role).collect()
+}
+
+/// KVM counts it up, a thread of the worker waits in it: it blocks. The supervisor neither reads nor writes it.
+fn kick_eventfd() -> std::io::Result<OwnedFd> {
+    use rustix::event::{EventfdFlags, eventfd};
+    Ok(eventfd(0, EventfdFlags::CLOEXEC)?)
+}
+
+/// The worker writes it, KVM takes it.
+fn interrupt_eventfd() -> std::io::Result<OwnedFd> {
+    use rustix::event::{EventfdFlags, eventfd};
+    Ok(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
+}

@@ -1,0 +1,128 @@
+//! What is said between the loop and one worker.
+
+use std::time::Instant;
+
+use cellblock_channel::socket::SocketError;
+use cellblock_wire::Version;
+use cellblock_wire::control::{BalloonReport, FromWorker, LogLevel, ToWorker};
+use cellblock_wire::device::{DeviceConfig, DeviceKind};
+
+use super::Worker;
+use crate::link::DeviceState;
+
+/// Messages taken from one worker before the loop looks at the others.
+const MESSAGES_PER_TURN: usize = 16;
+/// Log lines taken from one worker in its life; a chatty one is cut off, not obeyed.
+const MAX_LOG_LINES: u32 = 1000;
+
+/// What came from a worker.
+#[derive(Debug)]
+pub(crate) enum News {
+    /// It serves.
+    Ready,
+    /// A line for the log.
+    Log(LogLevel, String),
+    /// What was asked of the balloon.
+    Balloon(BalloonReport),
+    /// It closed its socket: its process ends.
+    Closed,
+    /// It is not to be talked to any more: why.
+    Broken(String),
+}
+
+impl Worker {
+    /// Sends `message`; a worker that does not read loses it.
+    pub(crate) fn tell(&self, message: &ToWorker) {
+        let _ = self.control.send_message(message, &[]);
+    }
+
+    /// Asks for what it has counted.
+    pub(crate) fn ask_counters(&mut self) {
+        self.counters_asked = true;
+        self.tell(&ToWorker::ReportCounters);
+    }
+
+    /// Whether it may still tell what it was asked for.
+    pub(crate) fn owes_counters(&self) -> bool {
+        self.counters_asked && self.state == DeviceState::Serving
+    }
+
+    /// Tells a console of its terminal's size; a successor will be told the same.
+    pub(crate) fn resize(&mut self, port: u32, columns: u16, rows: u16) {
+        if let (0, DeviceConfig::Console(config)) = (port, &mut self.config) {
+            (config.columns, config.rows) = (columns, rows);
+            self.tell(&ToWorker::Resize { port, columns, rows });
+        }
+    }
+
+    /// Asks for a balloon's report, after setting its size; a successor will be told the same size.
+    pub(crate) fn ask_balloon(&mut self, set: Option<u32>) {
+        if let (Some(pages), DeviceConfig::Balloon(config)) = (set, &mut self.config) {
+            config.pages = pages;
+            self.tell(&ToWorker::SetBalloon { pages });
+        }
+        self.balloon_asked = true;
+        self.tell(&ToWorker::ReportBalloon);
+    }
+
+    /// What the worker has sent, a bounded part of it.
+    pub(crate) fn take_news(&mut self) -> Vec<News> {
+        let mut news = Vec::new();
+        for _ in 0..MESSAGES_PER_TURN {
+            // No worker may send descriptors: a message with some is an error.
+            match self.control.try_recv_message::<FromWorker>(0) {
+                Err(SocketError::NotReady) => break,
+                Err(SocketError::Closed) => {
+                    news.push(News::Closed);
+                    break;
+                }
+                Err(error) => {
+                    news.push(News::Broken(error.to_string()));
+                    break;
+                }
+                Ok((message, _)) => match self.take_message(message) {
+                    Ok(one) => news.extend(one),
+                    Err(reason) => {
+                        news.push(News::Broken(reason));
+                        break;
+                    }
+                },
+            }
+        }
+        news
+    }
+
+    fn take_message(&mut self, message: FromWorker) -> Result<Option<News>, String> {
+        match (message, self.state) {
+            (FromWorker::Ready { version, device }, DeviceState::Starting) => {
+                if !Version::CURRENT.accepts(version) {
+                    return Err(format!("it speaks protocol {version}, this program {}", Version::CURRENT));
+                }
+                if device != self.kind() {
+                    return Err(format!("it runs the device {device}"));
+                }
+                self.state = DeviceState::Serving;
+                (self.serve_by, self.serves_since) = (None, Some(Instant::now()));
+                Ok(Some(News::Ready))
+            }
+            (FromWorker::Refused { reason }, DeviceState::Starting) => {
+                Err(format!("it refused its start: {reason}"))
+            }
+            (FromWorker::Refused { reason }, DeviceState::Serving) => Err(format!("it gave up: {reason}")),
+            (FromWorker::Log { level, text }, _) => {
+                self.log_lines = self.log_lines.saturating_add(1);
+                Ok((self.log_lines <= MAX_LOG_LINES).then_some(News::Log(level, text)))
+            }
+            (FromWorker::Counters(counters), DeviceState::Serving) => {
+                self.counters = counters;
+                self.counters_asked = false;
+                Ok(None)
+            }
+            // One that nobody asked for is let fall: the front is not to be flooded.
+            (FromWorker::Balloon(report), DeviceState::Serving) if self.kind() == DeviceKind::Balloon => {
+                Ok(std::mem::take(&mut self.balloon_asked).then_some(News::Balloon(report)))
+            }
+            (other, state) => Err(format!("it sent {other:?} while {}", state.name())),
+        }
+    }
+}
