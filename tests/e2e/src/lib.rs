@@ -12,6 +12,7 @@
 //! | `CELLBLOCK_DEBIAN` | what boots `root.img` of `scripts/debian`, copies of which are `/dev/vda`, `/dev/vdb` | none |
 
 pub mod debian;
+pub mod files;
 pub mod lab;
 pub mod leftovers;
 pub mod line;

@@ -42,6 +42,12 @@ impl Ended {
         self.status.code().unwrap_or_else(|| 128 + self.status.signal().unwrap_or(0))
     }
 
+    /// The value of the first `name=…` in what the guest printed, up to the next blank; `nothing` if there is none.
+    pub fn told(&self, name: &str) -> &str {
+        let words = self.output.split_whitespace();
+        words.filter_map(|word| word.strip_prefix(name)?.strip_prefix('=')).next().unwrap_or("nothing")
+    }
+
     /// Fails, with all output, unless the status is `code` and standard error holds `message`.
     #[track_caller]
     pub fn assert(&self, code: i32, message: &str) {

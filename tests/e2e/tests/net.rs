@@ -10,6 +10,7 @@ use std::process::Command;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use cellblock_e2e::files::{content, sha256};
 use cellblock_e2e::lab::Plan;
 use cellblock_e2e::{Lab, Vm, places, skip};
 
@@ -76,11 +77,6 @@ fn told(vm: &mut Vm, command: &str, start: &str) -> String {
     vm.expect_line(&format!("CELLBLOCK-{start}=")).unwrap()
 }
 
-fn sha256(path: &Path) -> String {
-    let output = Command::new("sha256sum").arg(path).output().unwrap();
-    String::from_utf8(output.stdout).unwrap().split(' ').next().unwrap().to_owned()
-}
-
 /// Listens at `address`, takes one connection, and puts what comes into `file`.
 fn take(address: &str, file: &Path) -> (u16, JoinHandle<()>) {
     let (listener, file) = (TcpListener::bind((address, 0)).unwrap(), file.to_owned());
@@ -99,11 +95,6 @@ fn give(address: &str, bytes: Vec<u8>) -> (u16, JoinHandle<()>) {
     let port = listener.local_addr().unwrap().port();
     let giver = thread::spawn(move || listener.accept().unwrap().0.write_all(&bytes).unwrap());
     (port, giver)
-}
-
-/// Bytes that are nowhere the same.
-fn content(bytes: usize) -> Vec<u8> {
-    (0..bytes as u64 / 8).flat_map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15)).to_le_bytes()).collect()
 }
 
 /// 4 MiB each way (the guest writes 64 KiB at a time) between guest and `host`, which listens at `address`, with checksums. Bytes in a frame on average, out and in.

@@ -9,9 +9,10 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use cellblock_e2e::files::{content, sha256};
 use cellblock_e2e::processes::{Process, Tree};
 use cellblock_e2e::qemu::{PATIENCE, Qemu};
-use cellblock_e2e::{Ended, Lab, User, Vm, skip};
+use cellblock_e2e::{Lab, User, Vm, skip};
 use rustix::process::{Pid, Signal, kill_process};
 
 const MIB: usize = 1 << 20;
@@ -36,22 +37,6 @@ fn ends_well(back_end: Vm, socket: &Path) {
     assert!(!socket.exists(), "the socket is left");
 }
 
-fn sha256(path: &Path) -> String {
-    let output = Command::new("sha256sum").arg(path).output().unwrap();
-    String::from_utf8(output.stdout).unwrap().split(' ').next().unwrap().to_owned()
-}
-
-/// The value of `name=…` in the guest's lines.
-fn told<'a>(ended: &'a Ended, name: &str) -> &'a str {
-    let words = ended.output.split_whitespace();
-    words.filter_map(|word| word.strip_prefix(name)?.strip_prefix('=')).next().unwrap_or("nothing")
-}
-
-/// Bytes that are nowhere the same.
-fn content(bytes: usize) -> Vec<u8> {
-    (0..bytes as u64 / 8).flat_map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15)).to_le_bytes()).collect()
-}
-
 #[test]
 fn qemus_guest_uses_our_disk_and_our_entropy() {
     let Some(lab) = Lab::with_program("qemu-disk") else { return };
@@ -68,13 +53,13 @@ fn qemus_guest_uses_our_disk_and_our_entropy() {
     for line in ["DISK buffered", "DISK direct", "DISK same", "DISK discarded"] {
         assert!(ended.output.contains(&format!("CELLBLOCK-{line}")), "no {line}: {ended}");
     }
-    assert_eq!(told(&ended, "before"), before, "{ended}");
-    assert_eq!(told(&ended, "after"), sha256(&image), "{ended}");
-    assert_ne!(told(&ended, "after"), before, "{ended}");
-    assert_eq!((told(&ended, "id"), told(&ended, "ro")), ("first.disk", "0"));
-    assert!(told(&ended, "current").starts_with("virtio_rng"), "{ended}");
-    assert_eq!(told(&ended, "bytes"), "1024", "{ended}");
-    assert!(told(&ended, "distinct").parse::<u32>().unwrap() > 200, "{ended}");
+    assert_eq!(ended.told("before"), before, "{ended}");
+    assert_eq!(ended.told("after"), sha256(&image), "{ended}");
+    assert_ne!(ended.told("after"), before, "{ended}");
+    assert_eq!((ended.told("id"), ended.told("ro")), ("first.disk", "0"));
+    assert!(ended.told("current").starts_with("virtio_rng"), "{ended}");
+    assert_eq!(ended.told("bytes"), "1024", "{ended}");
+    assert!(ended.told("distinct").parse::<u32>().unwrap() > 200, "{ended}");
     ends_well(disk_end, &disk);
     ends_well(rng_end, &rng);
 }
@@ -93,11 +78,11 @@ fn two_processors_write_through_two_queues_and_front_ends_follow_each_other() {
     for cpu in ["cpu0", "cpu1"] {
         assert!(ended.output.contains(&format!("CELLBLOCK-DISK {cpu}")), "{ended}");
     }
-    assert_eq!(told(&ended, "queues"), "2", "{ended}");
+    assert_eq!(ended.told("queues"), "2", "{ended}");
     let written = sha256(&image);
-    assert_eq!(told(&ended, "after"), written, "{ended}");
+    assert_eq!(ended.told("after"), written, "{ended}");
     let ended = second.with("vhost-user-blk-pci,num-queues=1", &socket).start().unwrap().wait().unwrap();
-    assert_eq!(told(&ended, "before"), written, "{ended}");
+    assert_eq!(ended.told("before"), written, "{ended}");
     end.signal(Signal::TERM).unwrap();
     ends_well(end, &socket);
 }
@@ -118,7 +103,7 @@ fn a_worker_that_is_killed_has_a_successor_and_the_guest_goes_on() {
     guest.type_in("quit\n").unwrap();
     let ended = guest.wait().unwrap();
     assert!(ended.output.contains("CELLBLOCK-DISK same"), "{ended}");
-    assert_eq!(told(&ended, "after"), sha256(&image), "{ended}");
+    assert_eq!(ended.told("after"), sha256(&image), "{ended}");
     end.signal(Signal::TERM).unwrap();
     end.wait().unwrap().assert(0, "no longer served");
 }

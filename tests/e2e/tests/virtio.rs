@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use cellblock_e2e::files::{content, sha256};
 use cellblock_e2e::lab::Plan;
 use cellblock_e2e::{Ended, Lab, places, skip};
 use rustix::process::{Pid, Signal, kill_process};
@@ -28,22 +29,6 @@ fn run(plan: &Plan<'_>, again: impl FnOnce()) -> Ended {
     }
 }
 
-fn sha256(path: &Path) -> String {
-    let output = Command::new("sha256sum").arg(path).output().unwrap();
-    String::from_utf8(output.stdout).unwrap().split(' ').next().unwrap().to_owned()
-}
-
-/// The value of `name=…` in the guest's lines.
-fn told<'a>(ended: &'a Ended, name: &str) -> &'a str {
-    let words = ended.output.split_whitespace();
-    words.filter_map(|word| word.strip_prefix(name)?.strip_prefix('=')).next().unwrap_or("nothing")
-}
-
-/// Bytes that are nowhere the same.
-fn content(bytes: usize) -> Vec<u8> {
-    (0..bytes as u64 / 8).flat_map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15)).to_le_bytes()).collect()
-}
-
 fn disk(image: &Path, options: &str) -> [String; 2] {
     ["--disk".to_owned(), format!("path={}{options}", image.display())]
 }
@@ -62,16 +47,16 @@ fn linux_reads_and_writes_a_disk() {
     for line in ["DISK buffered", "DISK direct", "DISK same", "DISK discarded"] {
         assert!(ended.output.contains(&format!("CELLBLOCK-{line}")), "no {line}: {ended}");
     }
-    assert_eq!(told(&ended, "before"), before, "{ended}");
-    assert_eq!(told(&ended, "after"), sha256(&image), "{ended}");
-    assert_ne!(told(&ended, "after"), before, "{ended}");
-    assert_eq!(told(&ended, "size"), (16 * MIB / 512).to_string());
-    assert_eq!((told(&ended, "id"), told(&ended, "ro"), told(&ended, "queues")), ("first.disk", "0", "1"));
+    assert_eq!(ended.told("before"), before, "{ended}");
+    assert_eq!(ended.told("after"), sha256(&image), "{ended}");
+    assert_ne!(ended.told("after"), before, "{ended}");
+    assert_eq!(ended.told("size"), (16 * MIB / 512).to_string());
+    assert_eq!((ended.told("id"), ended.told("ro"), ended.told("queues")), ("first.disk", "0", "1"));
     assert!(ended.output.contains("cache='write back'"), "{ended}");
-    assert_eq!(told(&ended, "discard"), (1u64 << 30).to_string());
-    assert!(told(&ended, "current").starts_with("virtio_rng"), "{ended}");
-    assert_eq!(told(&ended, "bytes"), "1024", "{ended}");
-    assert!(told(&ended, "distinct").parse::<u32>().unwrap() > 200, "{ended}");
+    assert_eq!(ended.told("discard"), (1u64 << 30).to_string());
+    assert!(ended.told("current").starts_with("virtio_rng"), "{ended}");
+    assert_eq!(ended.told("bytes"), "1024", "{ended}");
+    assert!(ended.told("distinct").parse::<u32>().unwrap() > 200, "{ended}");
     for device in ["virtio0", "virtio1"] {
         let line = ended.output.lines().find(|line| line.contains(device));
         let line = line.unwrap_or_else(|| panic!("no interrupts of {device}: {ended}"));
@@ -90,11 +75,11 @@ fn two_processors_write_through_two_queues() {
         .with(["--cpus", "2"]);
     let ended = run(&plan, || ());
     ended.assert(0, "guest rebooted");
-    assert_eq!(told(&ended, "queues"), "2");
+    assert_eq!(ended.told("queues"), "2");
     for cpu in ["cpu0", "cpu1"] {
         assert!(ended.output.contains(&format!("CELLBLOCK-DISK {cpu}")), "{ended}");
     }
-    assert_eq!(told(&ended, "after"), sha256(&image), "{ended}");
+    assert_eq!(ended.told("after"), sha256(&image), "{ended}");
 }
 
 /// Killed while the guest reads and writes: requests in flight are finished by the successor, and the guest notices nothing.
@@ -132,9 +117,9 @@ fn linux_cannot_write_a_read_only_disk_and_finds_its_queues() {
         .with(["--cpus", "2"]);
     let ended = run(&plan, || ());
     ended.assert(0, "guest rebooted");
-    assert_eq!((told(&ended, "ro"), told(&ended, "queues")), ("1", "2"), "{ended}");
-    assert_eq!(told(&ended, "before"), before, "{ended}");
-    assert_eq!(told(&ended, "after"), before, "{ended}");
+    assert_eq!((ended.told("ro"), ended.told("queues")), ("1", "2"), "{ended}");
+    assert_eq!(ended.told("before"), before, "{ended}");
+    assert_eq!(ended.told("after"), before, "{ended}");
     for line in ["DISK buffered", "DISK direct", "DISK discarded"] {
         assert!(!ended.output.contains(&format!("CELLBLOCK-{line}")), "{line}: {ended}");
     }
@@ -172,19 +157,19 @@ fn linux_uses_a_qcow2_image_and_qemu_understands_it() {
     for line in ["DISK buffered", "DISK direct", "DISK same", "DISK discarded"] {
         assert!(ended.output.contains(&format!("CELLBLOCK-{line}")), "no {line}: {ended}");
     }
-    assert_eq!((told(&ended, "before"), told(&ended, "size")), (&*before, "32768"), "{ended}");
+    assert_eq!((ended.told("before"), ended.told("size")), (&*before, "32768"), "{ended}");
     assert_eq!(sha256(&base), before, "the base is never written");
     // Exits with an error if it finds one.
     qemu_img(&lab, &["check", "-q", "disk.qcow2"]);
     qemu_img(&lab, &["convert", "-O", "raw", "disk.qcow2", "whole.raw"]);
-    let after = told(&ended, "after").to_owned();
+    let after = ended.told("after").to_owned();
     assert_eq!(sha256(&lab.folder().join("whole.raw")), after, "{ended}");
     assert_ne!(after, before);
     // Read only, and by a second VM.
     let again =
         lab.linux("vmlinux", "load,readdisk,reboot").with(disk(&image, &format!("{options},readonly")));
     let ended = run(&again, || ());
-    assert_eq!((told(&ended, "before"), told(&ended, "ro")), (&*after, "1"), "{ended}");
+    assert_eq!((ended.told("before"), ended.told("ro")), (&*after, "1"), "{ended}");
 }
 
 #[test]
