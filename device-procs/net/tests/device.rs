@@ -42,6 +42,12 @@ impl<B: Backend> Engine for Shared<B> {
     fn settle(&self, index: usize, limit: std::time::Duration) -> bool {
         self.0.borrow().settle(index, limit)
     }
+    fn park(&mut self, park: bool) {
+        self.0.borrow_mut().park(park);
+    }
+    fn is_parked(&self) -> bool {
+        self.0.borrow().is_parked()
+    }
 }
 
 struct Local<B: Backend> {

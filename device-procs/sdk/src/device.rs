@@ -97,6 +97,19 @@ pub trait Device {
         true
     }
 
+    /// Begins to come to rest: what is begun is finished, nothing new is begun, and what waits for the host goes there if it takes
+    /// it soon. Accesses are answered meanwhile.
+    fn quiesce(&mut self) {}
+
+    /// Whether it rests: nothing changes its state now but a call of this trait. Asked after [`quiesce`](Self::quiesce) and after
+    /// each event.
+    fn is_quiet(&self) -> bool {
+        true
+    }
+
+    /// Goes on. [`Event::Host`] and [`Event::Timer`] follow.
+    fn resume(&mut self) {}
+
     /// When [`Event::Timer`] is wanted next, as [`Clock::monotonic`]; `None` = not at all. Asked after each call.
     fn deadline(&self) -> Option<u64> {
         None

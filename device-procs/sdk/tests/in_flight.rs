@@ -9,6 +9,7 @@ use std::path::Path;
 
 use cellblock_channel::memory;
 use cellblock_policy::{Arch, Section, compile_file};
+use cellblock_ring::Access;
 use cellblock_sdk::testing::conformance::conforms;
 use cellblock_sdk::testing::holder::{self, FILLED, Holder};
 use cellblock_sdk::testing::process::{Program, Supervised, Wanted};
@@ -18,6 +19,7 @@ use cellblock_sdk::virtio::{Interrupt, Post};
 use cellblock_sdk::worker;
 use cellblock_wire::control::FromWorker;
 use cellblock_wire::device::{DeviceConfig, DeviceKind, EntropyConfig, IN_FLIGHT_BYTES, Limits, Role};
+use cellblock_wire::slot::{Op, Space};
 use rustix::event::{EventfdFlags, eventfd};
 
 /// As the test starts workers.
@@ -29,11 +31,12 @@ extern "C" fn main() -> i32 {
     if std::env::args().next().as_deref() == Some(WORKER) {
         return work();
     }
-    let tests: [(&str, fn()); 4] = [
+    let tests: [(&str, fn()); 5] = [
         ("it_conforms", it_conforms),
         ("what_was_held_is_given_back_once", what_was_held_is_given_back_once),
         ("killed_at_any_time_it_loses_nothing", killed_at_any_time_it_loses_nothing),
         ("a_poisoned_record_costs_a_reset", a_poisoned_record_costs_a_reset),
+        ("at_rest_it_does_nothing_and_loses_nothing", at_rest_it_does_nothing_and_loses_nothing),
     ];
     let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
     let mut failed = 0;
@@ -176,6 +179,37 @@ fn killed_at_any_time_it_loses_nothing() {
         // What is left of queue 1 from before.
         bench.driver.begin(u64::MAX, 2, SIZE);
         bench.names = 0;
+    }
+}
+
+/// It goes on itself, or a successor does.
+fn at_rest_it_does_nothing_and_loses_nothing() {
+    let mut bench = bench();
+    let heads: Vec<u32> = (0..20).map(|at| bench.offer(at)).collect();
+    let status =
+        Access { space: Space::Mmio, op: Op::Read, size: 4, region: 0, offset: register::STATUS, data: 0 };
+    for (round, head) in heads.into_iter().enumerate() {
+        bench.driver.host.quiesce().unwrap();
+        let before = bench.driver.host.counters().unwrap();
+        bench.name(head);
+        bench.driver.host.post(0, &status);
+        std::thread::sleep(std::time::Duration::from_millis(2));
+        // It hears what it is told, and nothing else.
+        assert_eq!(bench.driver.host.counters().unwrap(), before);
+        assert_eq!(bench.driver.host.poll(0).unwrap(), None, "an access is answered at rest");
+        assert_eq!(bench.driver.used(0), None, "a chain is given back at rest");
+        match round % 3 {
+            0 => bench.driver.host.resume().unwrap(),
+            1 => bench.driver.host.replace().unwrap(),
+            // Asked again, it says so again.
+            _ => {
+                bench.driver.host.quiesce().unwrap();
+                bench.driver.host.resume().unwrap();
+            }
+        }
+        assert_eq!(bench.driver.host.wait(0).unwrap().data, 15);
+        bench.driver.wait_used(1);
+        assert_eq!(bench.driver.wait_used(0), (head, 1));
     }
 }
 

@@ -12,6 +12,9 @@ use crate::fifo::Fifo;
 use crate::spec::{CLOCK_PER_SECOND, FIFO_BYTES, fcr, ier, iir, lcr, lsr, mcr, msr, offset};
 use crate::state::State;
 
+/// How long output may take to the host on the way to rest; what the host takes later waits here.
+const QUIESCE_FLUSH: Duration = Duration::from_millis(20);
+
 /// Causes of an interrupt as bits, in the order of their priority (§8.6, table IV).
 mod cause {
     pub(super) const LINE_STATUS: u8 = 1 << 0;
@@ -341,6 +344,10 @@ impl<T: Trigger, C: Clock, P: Port> Device for Serial<T, C, P> {
 
     fn finish(&mut self, limit: Duration) -> bool {
         self.port.flush(limit)
+    }
+
+    fn quiesce(&mut self) {
+        self.port.flush(QUIESCE_FLUSH);
     }
 
     fn deadline(&self) -> Option<u64> {

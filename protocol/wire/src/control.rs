@@ -51,6 +51,14 @@ pub enum ToWorker {
         /// Height in characters.
         rows: u16,
     },
+    /// Come to rest: finish the requests that are begun, begin none, commit the state, and say [`FromWorker::Quiesced`]. From then
+    /// on no register access is answered and nothing of the state changes, until [`ToWorker::Resume`].
+    Quiesce {
+        /// Comes back with the answer.
+        number: u32,
+    },
+    /// Go on; nothing that happened meanwhile is lost.
+    Resume,
 }
 
 /// All that a worker gets.
@@ -97,6 +105,11 @@ pub enum FromWorker {
     Counters(Counters),
     /// The answer to [`ToWorker::ReportBalloon`].
     Balloon(BalloonReport),
+    /// The answer to [`ToWorker::Quiesce`]: the worker rests, and its state page and record of requests in flight say where.
+    Quiesced {
+        /// [`ToWorker::Quiesce`]'s.
+        number: u32,
+    },
 }
 
 /// What a balloon knows.
@@ -235,7 +248,10 @@ impl Checked for FromWorker {
             FromWorker::Refused { reason: text } | FromWorker::Log { text, .. } => {
                 within("text length", text.len() as u64, 0..=MAX_TEXT as u64, "at most 512")
             }
-            FromWorker::Ready { .. } | FromWorker::Counters(_) | FromWorker::Balloon(_) => Ok(()),
+            FromWorker::Ready { .. }
+            | FromWorker::Counters(_)
+            | FromWorker::Balloon(_)
+            | FromWorker::Quiesced { .. } => Ok(()),
         }
     }
 }

@@ -295,6 +295,34 @@ impl Supervised {
         }
     }
 
+    /// Has the worker come to rest.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn quiesce(&self) -> io::Result<()> {
+        self.control.send_message(&ToWorker::Quiesce { number: 1 }, &[]).map_err(io::Error::other)?;
+        match self.message()? {
+            FromWorker::Quiesced { number: 1 } => Ok(()),
+            other => Err(io::Error::other(format!("instead of its rest: {other:?}"))),
+        }
+    }
+
+    /// Has it go on.
+    ///
+    /// # Errors
+    /// It does not read its socket.
+    pub fn resume(&self) -> io::Result<()> {
+        self.control.send_message(&ToWorker::Resume, &[]).map_err(io::Error::other)
+    }
+
+    /// Whether the answer in `lane` is there.
+    ///
+    /// # Errors
+    /// It breaks the protocol.
+    pub fn poll(&mut self, lane: usize) -> io::Result<Option<Reply>> {
+        self.lanes[lane].poll().map_err(io::Error::other)
+    }
+
     /// What the guest is told of interrupt 0's causes without asking the worker.
     pub fn causes(&self) -> Pending {
         Pending::new(self.requests.map.clone(), self.replies.map.clone())

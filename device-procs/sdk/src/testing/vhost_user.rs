@@ -259,6 +259,13 @@ impl Engine for Remote {
     fn settle(&self, _index: usize, _limit: Duration) -> bool {
         true
     }
+
+    /// No front end asks for that.
+    fn park(&mut self, _park: bool) {}
+
+    fn is_parked(&self) -> bool {
+        false
+    }
 }
 
 /// A driver of the device (of kind `id`, with queues of at most `queue_size`) that a back end serves over `stream`, in guest

@@ -86,6 +86,8 @@ pub struct Queues {
     traffic: Arc<Traffic>,
     /// A bit for each source.
     ready: u32,
+    /// The post is to rest, and keeps its queues.
+    park: Arc<AtomicBool>,
 }
 
 #[derive(Debug)]
@@ -99,7 +101,13 @@ impl Queues {
     /// No queue is ready. For each slot: its queue's number, and what says that it is to be taken away.
     pub(super) fn new(slots: impl IntoIterator<Item = (u16, Arc<AtomicBool>)>, interrupt: Interrupt) -> Self {
         let slots = slots.into_iter().map(|(number, stop)| Slot { number, queue: None, stop }).collect();
-        Queues { slots, interrupt, traffic: Arc::default(), ready: u32::MAX }
+        Queues { slots, interrupt, traffic: Arc::default(), ready: u32::MAX, park: Arc::default() }
+    }
+
+    /// `park` says that the post is to rest.
+    #[must_use]
+    pub(super) fn parked_by(self, park: Arc<AtomicBool>) -> Self {
+        Queues { park, ..self }
     }
 
     /// What all their queues passed.
@@ -122,10 +130,12 @@ impl Queues {
         self.slots.is_empty()
     }
 
-    /// Whether queue `slot` is about to be taken away: nothing new should be begun in it.
+    /// Whether queue `slot` is about to be taken away, or the post to rest: nothing new should be begun in it, and the turn end
+    /// soon. What is held is kept until [`Work::end`]; after a rest there is a turn in any case.
     pub fn stopping(&self, slot: usize) -> bool {
-        // SYNC POINT: Acquire pairs with the Release in `Threads::stop`.
-        self.slots.get(slot).is_some_and(|slot| slot.stop.load(Ordering::Acquire))
+        // SYNC POINT: Acquire pairs with the Release in `Threads::stop` and `Threads::park`.
+        self.park.load(Ordering::Acquire)
+            || self.slots.get(slot).is_some_and(|slot| slot.stop.load(Ordering::Acquire))
     }
 
     /// Interrupts the driver, if it wants to know of what was pushed to queue `slot` since the last call.
@@ -192,6 +202,13 @@ pub trait Engine {
 
     /// Waits at most `limit` until queue `index` is not busy any more; whether it is not.
     fn settle(&self, index: usize, limit: Duration) -> bool;
+
+    /// Gives the posts no turns any more, as soon as each has ended the one that it is at (`true`); or lets them go on, each with a
+    /// turn (`false`). They keep their queues and what they hold; [`stop`](Self::stop) and [`start`](Self::start) work meanwhile.
+    fn park(&mut self, park: bool);
+
+    /// Whether no post has a turn now, nor will have one before `park(false)`.
+    fn is_parked(&self) -> bool;
 
     /// Has queue `index` kicked by `kick`, too, from now on: an eventfd that stays open until [`deafen`](Self::deafen).
     ///

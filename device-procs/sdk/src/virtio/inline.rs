@@ -20,6 +20,7 @@ pub struct Inline<W> {
     posts: Vec<Post<W>>,
     interrupt: Interrupt,
     pages: Option<Pages>,
+    parked: bool,
 }
 
 #[derive(Debug)]
@@ -39,7 +40,7 @@ impl<W: Work> Inline<W> {
             let queues = Queues::new(stops, interrupt.clone());
             Post { work, numbers, queues, wait: Wait::default() }
         };
-        Inline { posts: posts.into_iter().map(post).collect(), interrupt, pages: None }
+        Inline { posts: posts.into_iter().map(post).collect(), interrupt, pages: None, parked: false }
     }
 
     /// Records requests in flight in `pages`.
@@ -81,7 +82,7 @@ impl<W: Work> Inline<W> {
     }
 
     fn turns(&mut self, post: usize) {
-        let Some(post) = self.posts.get_mut(post) else { return };
+        let Some(post) = self.posts.get_mut(post).filter(|_| !self.parked) else { return };
         for _ in 0..TURNS {
             if !post.queues.any() {
                 post.wait = Wait::default();
@@ -147,6 +148,15 @@ impl<W: Work> Engine for Inline<W> {
 
     fn settle(&self, _index: usize, _limit: Duration) -> bool {
         true
+    }
+
+    fn park(&mut self, park: bool) {
+        self.parked = park;
+        self.poll();
+    }
+
+    fn is_parked(&self) -> bool {
+        self.parked
     }
 
     fn nudge(&mut self) {

@@ -13,6 +13,8 @@
 //! 3. A [`Serve`]'s queue is served in the order of its available ring, one chain at a time. So what is in flight when the worker
 //!    dies is what lies between the used and the available index, and a successor does just that again.
 //! 4. A reset is complete, and `Status` reads 0, only when no request is in flight any more.
+//! 5. A device at rest ([`Device::quiesce`](crate::device::Device::quiesce)) touches neither its queues nor guest memory: its state and
+//!    the record of requests in flight say all that a successor needs.
 
 pub mod chain;
 pub mod config;

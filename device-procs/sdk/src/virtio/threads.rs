@@ -63,12 +63,24 @@ impl Kicker {
 /// Where the register thread and a post's thread meet.
 #[derive(Debug)]
 struct Desk {
-    orders: Mutex<Vec<Order>>,
+    orders: Mutex<Orders>,
     changed: Condvar,
     /// For each slot: its service is to end.
     stops: Vec<Arc<AtomicBool>>,
+    /// The post is to rest: for a turn that goes on for long.
+    park: Arc<AtomicBool>,
     /// There is an order or a stop that the thread has not seen.
     news: AtomicBool,
+}
+
+/// What the register thread wants.
+#[derive(Debug)]
+struct Orders {
+    slots: Vec<Order>,
+    /// The post is to rest,
+    park: bool,
+    /// and does.
+    parked: bool,
 }
 
 /// What the register thread wants of one slot.
@@ -81,15 +93,17 @@ struct Order {
 
 impl Desk {
     fn new(slots: usize) -> Self {
+        let orders = (0..slots).map(|_| Order::default()).collect();
         Desk {
-            orders: Mutex::new((0..slots).map(|_| Order::default()).collect()),
+            orders: Mutex::new(Orders { slots: orders, park: false, parked: false }),
             changed: Condvar::new(),
             stops: (0..slots).map(|_| Arc::default()).collect(),
+            park: Arc::default(),
             news: AtomicBool::new(false),
         }
     }
 
-    fn orders(&self) -> MutexGuard<'_, Vec<Order>> {
+    fn orders(&self) -> MutexGuard<'_, Orders> {
         // Nothing panics while it holds the lock, and what it guards is whole at any time.
         self.orders.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -99,18 +113,35 @@ impl Desk {
     }
 
     fn busy(&self, slot: usize) -> bool {
-        self.orders().get(slot).is_some_and(|order| order.busy)
+        self.orders().slots.get(slot).is_some_and(|order| order.busy)
     }
 
     /// Slot `slot` is not touched any more; whether it was busy.
     fn done(&self, slot: usize) -> bool {
         let mut orders = self.orders();
         // With a new order it is busy again already.
-        let order = orders.get_mut(slot).filter(|order| order.next.is_none());
+        let order = orders.slots.get_mut(slot).filter(|order| order.next.is_none());
         let busy = order.is_some_and(|order| std::mem::replace(&mut order.busy, false));
         drop(orders);
         self.changed.notify_all();
         busy
+    }
+
+    /// Has the post rest, or go on.
+    fn park(&self, park: bool) {
+        let mut orders = self.orders();
+        // A thread that goes on says so itself when it rests again: not that it still does.
+        (orders.park, orders.parked) = (park, orders.parked && park);
+        // SYNC POINT: Release before the eventfd's write, as for a stop.
+        self.park.store(park, Ordering::Release);
+    }
+
+    /// The thread is between two turns: whether it is to rest now, and whether that is news.
+    fn rest(&self) -> (bool, bool) {
+        let mut orders = self.orders();
+        let news = orders.park && !orders.parked;
+        orders.parked = orders.park;
+        (orders.park, news)
     }
 }
 
@@ -171,7 +202,8 @@ impl Threads {
         let desk = Arc::new(Desk::new(numbers.len()));
         let sleep = Sleep::new(kicks, sources)?;
         let epoll = Arc::clone(&sleep.epoll);
-        let queues = Queues::new(numbers.iter().copied().zip(desk.stops.iter().cloned()), interrupt.clone());
+        let queues = Queues::new(numbers.iter().copied().zip(desk.stops.iter().cloned()), interrupt.clone())
+            .parked_by(Arc::clone(&desk.park));
         let traffic = queues.traffic();
         let thread = Thread {
             work,
@@ -180,6 +212,7 @@ impl Threads {
             sleep,
             interrupt: interrupt.clone(),
             wake: wake.clone(),
+            parked: false,
         };
         start_thread(&format!("queue {number}"), move || thread.run())?;
         Ok(Seat { numbers, desk, kicker, epoll, traffic })
@@ -208,7 +241,7 @@ impl Engine for Threads {
         if let Some(stop) = seat.desk.stops.get(slot) {
             stop.store(false, Ordering::Release);
         }
-        if let Some(order) = seat.desk.orders().get_mut(slot) {
+        if let Some(order) = seat.desk.orders().slots.get_mut(slot) {
             *order = Order { next: Some((queue, features)), busy: true };
         }
         seat.tell();
@@ -250,12 +283,23 @@ impl Engine for Threads {
         let Some((seat, slot)) = self.place(index) else { return true };
         let end = Instant::now() + limit;
         let mut orders = seat.desk.orders();
-        while orders.get(slot).is_some_and(|order| order.busy) {
+        while orders.slots.get(slot).is_some_and(|order| order.busy) {
             let Some(left) = end.checked_duration_since(Instant::now()) else { return false };
             let woken = seat.desk.changed.wait_timeout(orders, left);
             orders = woken.unwrap_or_else(PoisonError::into_inner).0;
         }
         true
+    }
+
+    fn park(&mut self, park: bool) {
+        for seat in &self.seats {
+            seat.desk.park(park);
+            seat.tell();
+        }
+    }
+
+    fn is_parked(&self) -> bool {
+        self.seats.iter().all(|seat| seat.desk.orders().parked)
     }
 
     fn record(&self, index: usize) -> Option<Region> {
@@ -279,6 +323,8 @@ struct Thread<W> {
     sleep: Sleep,
     interrupt: Interrupt,
     wake: WakeLine,
+    /// It rests: no turns.
+    parked: bool,
 }
 
 impl<W: Work> Thread<W> {
@@ -286,9 +332,11 @@ impl<W: Work> Thread<W> {
     fn run(mut self) -> Infallible {
         loop {
             self.take_orders();
-            let wait = if self.queues.any() { self.turn() } else { Wait::default() };
+            let works = self.queues.any() && !self.parked;
+            let wait = if works { self.turn() } else { Wait::default() };
             let ready = self.sleep.until(&wait);
-            self.queues.set_ready(ready);
+            // A source that was not waited for may be ready.
+            self.queues.set_ready(if works { ready } else { u32::MAX });
         }
     }
 
@@ -297,13 +345,18 @@ impl<W: Work> Thread<W> {
             return;
         }
         for slot in 0..self.queues.len() {
-            let next = self.desk.orders().get_mut(slot).and_then(|order| order.next.take());
+            let next = self.desk.orders().slots.get_mut(slot).and_then(|order| order.next.take());
             if self.desk.stopped(slot) {
                 self.take_away(slot);
             } else if let Some((queue, features)) = next {
                 self.work.begin(slot, features);
                 self.queues.put(slot, queue);
             }
+        }
+        let (parked, news) = self.desk.rest();
+        self.parked = parked;
+        if news {
+            self.wake.wake();
         }
     }
 

@@ -380,6 +380,18 @@ impl<E: Engine> Device for Transport<E> {
         queues.into_iter().all(|index| !self.engine.busy(index))
     }
 
+    fn quiesce(&mut self) {
+        self.engine.park(true);
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.engine.is_parked()
+    }
+
+    fn resume(&mut self) {
+        self.engine.park(false);
+    }
+
     fn save(&self, out: &mut Encoder<'_>) {
         let interrupt = (self.interrupt.status(), self.interrupt.asks_for_reset());
         self.registers.save(interrupt, &self.identity.config, self.kept.get(), out);

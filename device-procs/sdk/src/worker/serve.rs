@@ -43,6 +43,17 @@ pub enum End {
     Violation(String),
 }
 
+/// Whether the device rests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rest {
+    /// It serves.
+    No,
+    /// It serves, until it has come to rest, and says so with this number.
+    Soon(u32),
+    /// It rests, and its state is committed.
+    Now,
+}
+
 /// What the register thread waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Source {
@@ -81,6 +92,7 @@ pub(super) struct Server<D> {
     predecessor: Option<Committed>,
     served: u64,
     reports: u32,
+    rest: Rest,
 }
 
 impl<D: Device> Server<D> {
@@ -105,8 +117,9 @@ impl<D: Device> Server<D> {
 
         let spin = if single_cpu() { 0 } else { u64::from(wiring.poll_max_us) * 1000 };
         let state = StateBuffer::default();
+        let rest = Rest::No;
         let mut server =
-            Server { device, wiring, state, timer, epoll, spin, predecessor, served: 0, reports: 0 };
+            Server { device, wiring, state, timer, epoll, spin, predecessor, served: 0, reports: 0, rest };
         server.device.save(&mut server.state.start());
         server.wiring.page.commit(server.state.bytes(), None)?;
         Ok(server)
@@ -134,6 +147,9 @@ impl<D: Device> Server<D> {
 
     /// Answers what is there, up to [`BURST`] requests. Spins for more after each, and at once if it is `hot`. How many.
     fn burst(&mut self, control: &Control, mut hot: bool) -> u32 {
+        if self.rest == Rest::Now {
+            return 0;
+        }
         let mut served = 0;
         while served < BURST && (self.answer_next(control) || (hot && self.spin_for_request(control))) {
             served += 1;
@@ -216,6 +232,10 @@ impl<D: Device> Server<D> {
         if let Some(complaint) = self.device.complaint() {
             self.report(control, &complaint);
         }
+        if self.rest == Rest::Now {
+            // Requests and the device's time wait.
+            return self.look(control, None);
+        }
         self.timer.arm(self.device.deadline());
         if !self.wiring.responder.prepare_sleep() {
             return Ok(());
@@ -238,14 +258,41 @@ impl<D: Device> Server<D> {
                 Source::Bell if !self.wiring.bell.silence() => return Err(End::Orphaned),
                 Source::Bell => {}
                 Source::Control => self.messages(control)?,
-                Source::Host => self.event(control, Event::Host),
+                Source::Host => self.event_unless_resting(control, Event::Host),
                 Source::Timer => {
                     self.timer.fired();
-                    self.event(control, Event::Timer);
+                    self.event_unless_resting(control, Event::Timer);
                 }
             }
         }
+        self.come_to_rest(control);
         Ok(())
+    }
+
+    /// Both come again at the end of a rest.
+    fn event_unless_resting(&mut self, control: &Control, event: Event) {
+        if self.rest != Rest::Now {
+            self.event(control, event);
+        }
+    }
+
+    fn come_to_rest(&mut self, control: &Control) {
+        if let Rest::Soon(number) = self.rest
+            && self.device.is_quiet()
+        {
+            self.commit();
+            self.rest = Rest::Now;
+            let _ = control.send_message(&FromWorker::Quiesced { number }, &[]);
+        }
+    }
+
+    fn resume(&mut self, control: &Control) {
+        if self.rest != Rest::No {
+            self.rest = Rest::No;
+            self.device.resume();
+            self.event(control, Event::Host);
+            self.event(control, Event::Timer);
+        }
     }
 
     fn wait(
@@ -269,12 +316,18 @@ impl<D: Device> Server<D> {
 
     fn event(&mut self, control: &Control, event: Event) {
         self.device.event(event);
-        self.device.save(&mut self.state.start());
-        let _ = self.wiring.page.commit(self.state.bytes(), None);
+        self.commit();
         if let Some(report) = self.device.answer() {
             // A supervisor that does not read its socket gets no answer.
             let _ = control.send_message(&FromWorker::Balloon(report), &[]);
         }
+    }
+
+    /// Commits the state, with no reply.
+    fn commit(&mut self) {
+        self.device.save(&mut self.state.start());
+        // Only a state that is too long fails, and `new` has seen that it is not.
+        let _ = self.wiring.page.commit(self.state.bytes(), None);
     }
 
     fn messages(&mut self, control: &Control) -> Result<(), End> {
@@ -301,6 +354,12 @@ impl<D: Device> Server<D> {
                 // A supervisor that does not read its socket gets no answer.
                 let _ = control.send_message(&FromWorker::Counters(self.counters()), &[]);
             }
+            ToWorker::Quiesce { number } => {
+                // One that rests already says so again.
+                self.rest = Rest::Soon(*number);
+                self.device.quiesce();
+            }
+            ToWorker::Resume => self.resume(control),
             ToWorker::Quit => {
                 self.device.finish(FINISH);
                 return Err(End::Quit);

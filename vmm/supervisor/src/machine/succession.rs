@@ -94,6 +94,7 @@ impl Machine {
                     self.say(Event::WorkerLog { device, text });
                 }
                 News::Balloon(report) => self.say(Event::Balloon(Some(report))),
+                News::Quiesced => {}
                 News::Closed => self.condemn(index, None, None),
                 News::Broken(reason) => self.condemn(index, None, Some(reason)),
             }

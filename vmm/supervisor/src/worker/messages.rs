@@ -24,6 +24,8 @@ pub(crate) enum News {
     Log(LogLevel, String),
     /// What was asked of the balloon.
     Balloon(BalloonReport),
+    /// It has come to rest, as it was asked to.
+    Quiesced,
     /// It closed its socket: its process ends.
     Closed,
     /// It is not to be talked to any more: why.
@@ -121,6 +123,9 @@ impl Worker {
             // One that nobody asked for is let fall: the front is not to be flooded.
             (FromWorker::Balloon(report), DeviceState::Serving) if self.kind() == DeviceKind::Balloon => {
                 Ok(std::mem::take(&mut self.balloon_asked).then_some(News::Balloon(report)))
+            }
+            (FromWorker::Quiesced { number }, DeviceState::Serving) => {
+                Ok(self.rest.reached(number).then_some(News::Quiesced))
             }
             (other, state) => Err(format!("it sent {other:?} while {}", state.name())),
         }

@@ -28,9 +28,11 @@ use crate::proxy::{CauseAnswers, Proxy, Successor};
 const START_PATIENCE: Duration = Duration::from_secs(20);
 mod grant;
 mod messages;
+mod rest;
 
 pub(crate) use grant::Wires;
 pub(crate) use messages::News;
+use rest::Rest;
 
 /// A device worker.
 pub(crate) struct Worker {
@@ -69,6 +71,8 @@ pub(crate) struct Worker {
     counters_asked: bool,
     /// It was asked for a balloon's report, and has not given one.
     balloon_asked: bool,
+    /// Whether it is to rest, and does.
+    rest: Rest,
 }
 
 impl Worker {
@@ -121,6 +125,7 @@ impl Worker {
             log_lines: 0,
             counters_asked: false,
             balloon_asked: false,
+            rest: Rest::default(),
         };
         worker.grant()?;
         Ok((worker, wires, theirs))
@@ -145,6 +150,7 @@ impl Worker {
         self.generation += 1;
         (self.state, self.pid) = (DeviceState::Starting, None);
         self.balloon_asked = false;
+        self.rest = Rest::default();
         (self.serve_by, self.serves_since) = (Some(Instant::now() + START_PATIENCE), None);
         self.grant()?;
         Ok(theirs)

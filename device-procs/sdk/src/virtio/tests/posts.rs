@@ -219,6 +219,74 @@ fn chains_that_are_held_end_with_their_queue() {
     a_reset_forgets(&mut inline());
 }
 
+/// Has the device come to rest.
+fn rest<E: Engine>(bench: &mut Bench<E>) {
+    bench.driver.host.device.quiesce();
+    let end = std::time::Instant::now() + PATIENCE;
+    while !bench.driver.host.device.is_quiet() {
+        assert!(std::time::Instant::now() < end, "it does not come to rest");
+        std::thread::yield_now();
+    }
+}
+
+fn a_post_at_rest_has_no_turns<E: Engine>(bench: &mut Bench<E>) {
+    let mut heads = bench.begin().map(u32::from);
+    for round in 0..20u8 {
+        rest(bench);
+        while bench.notes.try_recv().is_ok() {}
+        bench.give(&[round; 4]);
+        bench.driver.push(1, &[Segment::read(DATA, 1)]);
+        for queue in [0, 1] {
+            bench.driver.kick(queue);
+        }
+        bench.kicker.kick();
+        std::thread::sleep(Duration::from_millis(2));
+        assert_eq!(bench.notes.try_recv().ok(), None, "round {round}: a turn at rest");
+        bench.driver.host.device.resume();
+        // All that came meanwhile is there.
+        bench.driver.wait_used(1);
+        assert_eq!(bench.driver.wait_used(0), (heads[usize::from(round % 2)], 4));
+        let at = DATA + 16 * u64::from(round % 2);
+        assert_eq!(bench.driver.peek(at, 4), [round; 4]);
+        heads[usize::from(round % 2)] = bench.driver.push(0, &[Segment::write(at, 8)]).into();
+        bench.driver.kick(0);
+        bench.wait_for(&Note::Turn(2));
+    }
+    // A reset is possible at rest.
+    rest(bench);
+    bench.driver.reset();
+    bench.wait_for(&Note::End(1));
+    bench.driver.host.device.resume();
+    for area in [0, 1].into_iter().flat_map(Driver::<Harness<Transport<E>>>::areas) {
+        bench.driver.poke(area, &[0; 0x1000]);
+    }
+    bench.begin();
+}
+
+#[test]
+fn posts_rest_between_two_turns() {
+    a_post_at_rest_has_no_turns(&mut threads());
+    a_post_at_rest_has_no_turns(&mut inline());
+}
+
+/// One that stops and starts faster than its threads can follow is never taken for one at rest that works.
+#[test]
+fn rest_that_is_asked_for_again_is_reached_again() {
+    let mut bench = threads();
+    bench.begin();
+    for _ in 0..500 {
+        bench.driver.host.device.quiesce();
+        bench.driver.host.device.resume();
+        bench.kicker.kick();
+        rest(&mut bench);
+        while bench.notes.try_recv().is_ok() {}
+        std::thread::yield_now();
+        assert_eq!(bench.notes.try_recv().ok(), None, "a turn at rest");
+        bench.driver.host.device.resume();
+    }
+    bench.wait_for(&Note::Turn(2));
+}
+
 fn a_bad_queue_takes_the_post_along<E: Engine>(bench: &mut Bench<E>, poll: impl Fn(&mut Bench<E>)) {
     bench.begin();
     bench.order.lock().unwrap().fail = true;
