@@ -5,6 +5,7 @@
 //! runs as well in a test ([`testing`]) as in a jailed worker.
 
 pub mod device;
+pub mod fail_point;
 pub mod host;
 pub mod state;
 #[cfg(feature = "testing")]

@@ -15,7 +15,7 @@ struct Member {
     depends_on: Vec<String>,
 }
 
-fn members() -> Vec<Member> {
+fn packages() -> Vec<serde_json::Value> {
     let output = Command::new(env!("CARGO"))
         .args(["metadata", "--no-deps", "--format-version", "1", "--offline"])
         .current_dir(root())
@@ -23,10 +23,13 @@ fn members() -> Vec<Member> {
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    metadata["packages"].as_array().unwrap().clone()
+}
+
+fn members() -> Vec<Member> {
     let root = root();
     let folder = |path: &str| Path::new(path).strip_prefix(&root).unwrap().to_str().unwrap().to_owned();
-    let packages = metadata["packages"].as_array().unwrap();
-    packages
+    packages()
         .iter()
         .map(|package| Member {
             folder: folder(package["manifest_path"].as_str().unwrap())
@@ -102,6 +105,37 @@ fn config_is_data_only() {
     let config = members().into_iter().find(|member| member.folder == "vmm/config").unwrap();
     // The wire's plain values are the one thing that it shares.
     assert_eq!(config.depends_on, ["protocol/wire"]);
+}
+
+/// Workers that end at a chosen step are for tests: nobody who is built for use asks for them.
+#[test]
+fn no_program_has_fail_points() {
+    const FEATURE: &str = "fail-points";
+    let asks = |features: &serde_json::Value| {
+        let mut features = features.as_array().unwrap().iter().filter_map(|name| name.as_str());
+        features.any(|name| name == FEATURE || name.ends_with("/fail-points"))
+    };
+    let (mut wrong, mut owners) = (Vec::new(), Vec::new());
+    for package in packages() {
+        let name = package["name"].as_str().unwrap();
+        let dependencies = package["dependencies"].as_array().unwrap().iter();
+        if dependencies.filter(|one| one["kind"] != "dev").any(|one| asks(&one["features"])) {
+            wrong.push(format!("a dependency of {name}"));
+        }
+        for (feature, implied) in package["features"].as_object().unwrap() {
+            if asks(implied) {
+                wrong.push(format!("feature {feature} of {name}"));
+            }
+            if feature == FEATURE {
+                owners.push(name.to_owned());
+            }
+        }
+    }
+    if fs::read_to_string(root().join("scripts/build")).unwrap().contains(FEATURE) {
+        wrong.push("scripts/build".to_owned());
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert_eq!(owners, ["cellblock-sdk"], "who has them, and has to keep them off");
 }
 
 /// Where a module may opt in to `unsafe`, besides tests.

@@ -3,6 +3,8 @@
 //! The pieces are handles on shared cells, so that a test keeps one while the device owns the other.
 
 pub mod conformance;
+#[cfg(feature = "fail-points")]
+pub mod ends;
 pub mod holder;
 pub mod process;
 pub mod vhost_user;

@@ -27,6 +27,8 @@ use crate::state;
 
 /// Longer than any answer takes, in a test.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Successors of one worker that may end before they serve.
+const MOST_IN_A_ROW: usize = 100;
 
 /// `RET ALLOW`: for binaries whose dynamic linker needs more than a worker may. The serve program still comes on top.
 const ALLOW_ALL: [u8; 8] = [0x06, 0, 0, 0, 0, 0, 0xff, 0x7f];
@@ -283,6 +285,21 @@ impl Supervised {
         }
     }
 
+    /// Looks for the answer in `lane` for at most `time`; `None` = it is not there yet.
+    ///
+    /// # Errors
+    /// It breaks the protocol.
+    pub fn wait_for(&mut self, lane: usize, time: Duration) -> io::Result<Option<Reply>> {
+        if let Some(index) = self.late.iter().position(|(of, _)| *of == lane) {
+            return Ok(Some(self.late.swap_remove(index).1));
+        }
+        let outcome = self.lanes[lane].wait(&mut self.kick.1, self.spin, clock::deadline_in(time));
+        match outcome.map_err(io::Error::other)? {
+            Outcome::Replied(reply) => Ok(Some(reply)),
+            Outcome::Kicked | Outcome::Deadline => Ok(None),
+        }
+    }
+
     /// What the worker has counted.
     ///
     /// # Errors
@@ -354,6 +371,24 @@ impl Supervised {
             }
         }
         self.grant(bell)
+    }
+
+    /// Replaces the worker if it has ended, and its successors if they end before they serve: how each of them ended.
+    ///
+    /// # Errors
+    /// None of many successors serves.
+    pub fn mend(&mut self) -> io::Result<Vec<ExitStatus>> {
+        let mut ends = vec![];
+        let mut ended = self.child.try_wait()?;
+        while let Some(status) = ended {
+            ends.push(status);
+            ended = match self.replace() {
+                Ok(()) => None,
+                Err(error) if ends.len() >= MOST_IN_A_ROW => return Err(error),
+                Err(_) => Some(self.ended()?),
+            };
+        }
+        Ok(ends)
     }
 
     /// Waits for the worker's end.

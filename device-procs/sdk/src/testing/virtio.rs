@@ -8,7 +8,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::time::{Duration, Instant};
 
 use cellblock_channel::memory;
@@ -262,6 +262,14 @@ impl<H: Host> Driver<H> {
         let memory = self.ram.memory();
         memory.store(flags, GuestAddress(driver), Ordering::SeqCst).expect("in memory");
         memory.store(used_event, GuestAddress(driver + 4 + 2 * size), Ordering::SeqCst).expect("in memory");
+    }
+
+    /// Asks for an interrupt for the next entry of the used ring; whoever then finds none in it may sleep.
+    pub fn want_interrupt(&mut self, queue: u16) {
+        let used = self.rings[usize::from(queue)].used;
+        self.set_interrupts(queue, 0, used);
+        // SYNC POINT: between the wish and the look at the used index, as the device has one between its index and the wish.
+        fence(Ordering::SeqCst);
     }
 
     /// Kicks by the register, as where no ioeventfd takes it.

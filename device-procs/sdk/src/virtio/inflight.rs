@@ -24,6 +24,7 @@ use cellblock_wire::device::{IN_FLIGHT_BYTES, MAX_QUEUE_SIZE};
 use rustix::fd::OwnedFd;
 
 use super::queue::QueueError;
+use crate::fail_point::{Step, reach};
 
 const VERSION: u64 = 1;
 const REGION_WORDS: usize = IN_FLIGHT_BYTES / 8;
@@ -73,6 +74,7 @@ impl Region {
     }
 
     fn store(&self, word: usize, value: u64) {
+        reach(Step::RecordStore);
         self.map.publish(self.base + word, value);
     }
 

@@ -7,6 +7,7 @@ use cellblock_channel::causes::{self, Causes};
 
 use super::queue::QueueError;
 use super::spec::interrupt;
+use crate::fail_point::{Step, reach};
 
 /// An edge-triggered interrupt line that threads share.
 pub trait Raise: Send + Sync {
@@ -58,7 +59,9 @@ impl Interrupt {
     /// Buffers of queue `index` were used.
     pub fn used_buffer_of(&self, index: usize) {
         self.note(interrupt::USED_BUFFER);
+        reach(Step::CauseNoted);
         self.0.line.raise_queue(index);
+        reach(Step::Raised);
     }
 
     /// Buffers were used, in whichever queue.
@@ -115,7 +118,9 @@ impl Interrupt {
 
     fn raise(&self, bit: u32) {
         self.note(bit);
+        reach(Step::CauseNoted);
         self.0.line.raise();
+        reach(Step::Raised);
     }
 
     fn note(&self, bits: u32) {

@@ -15,6 +15,7 @@ use super::chain::{Buffers, Chain};
 use super::descriptors::{Table, walk};
 use super::inflight::Region;
 use super::spec::{NO_INTERRUPT, feature};
+use crate::fail_point::{Step, reach};
 use crate::host::Traffic;
 
 /// Where a queue is, as its registers say.
@@ -289,6 +290,7 @@ impl Virtqueue {
                 None => return Ok(None),
             },
         };
+        reach(Step::Popped);
         let table = Table { address: self.queue.desc_table(), size: self.queue.size().into() };
         walk(&self.ram, table, self.longest, head, buffers)?;
         match self.held.get_mut(usize::from(head)) {
@@ -346,6 +348,7 @@ impl Virtqueue {
     /// # Errors
     /// A head is none that was taken; the driver sees nothing, and the queue is not to be touched again.
     pub fn push_all(&mut self, used: &[(u16, u32)]) -> Result<(), QueueError> {
+        reach(Step::Done);
         for (head, _) in used {
             match self.held.get_mut(usize::from(*head)) {
                 Some(held) if *held => *held = false,
@@ -367,14 +370,17 @@ impl Virtqueue {
             memory.write_slice(&entry, at).map_err(virtio_queue::Error::GuestMemory)?;
             next += 1;
         }
+        reach(Step::UsedWritten);
         // SYNC POINT: Release orders the entries, and what was written to the chains, before the index that the driver reads.
         let stored = memory.store(next.0.to_le(), GuestAddress(ring + 2), Ordering::Release);
         stored.map_err(virtio_queue::Error::GuestMemory)?;
+        reach(Step::UsedPublished);
         self.used = next;
         self.count(used);
         if let Some(record) = &mut self.record {
             record.finish(used.iter().map(|(head, _)| *head), next.0);
         }
+        reach(Step::Given);
         Ok(())
     }
 

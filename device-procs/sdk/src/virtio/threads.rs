@@ -21,6 +21,7 @@ use super::inflight::{Pages, Region};
 use super::interrupt::Interrupt;
 use super::queue::Virtqueue;
 use crate::device::SECOND;
+use crate::fail_point::{Step, reach};
 use crate::host::{Traffic, WakeLine, start_thread};
 
 /// The longest sleep of a post that waits for a time: longer ones would take another system call.
@@ -334,6 +335,7 @@ impl<W: Work> Thread<W> {
             self.take_orders();
             let works = self.queues.any() && !self.parked;
             let wait = if works { self.turn() } else { Wait::default() };
+            reach(Step::PostSleeps);
             let ready = self.sleep.until(&wait);
             // A source that was not waited for may be ready.
             self.queues.set_ready(if works { ready } else { u32::MAX });
@@ -349,6 +351,7 @@ impl<W: Work> Thread<W> {
             if self.desk.stopped(slot) {
                 self.take_away(slot);
             } else if let Some((queue, features)) = next {
+                reach(Step::OrderTaken);
                 self.work.begin(slot, features);
                 self.queues.put(slot, queue);
             }
@@ -356,6 +359,7 @@ impl<W: Work> Thread<W> {
         let (parked, news) = self.desk.rest();
         self.parked = parked;
         if news {
+            reach(Step::PostRests);
             self.wake.wake();
         }
     }
@@ -372,6 +376,7 @@ impl<W: Work> Thread<W> {
         if self.queues.take(slot).is_some() {
             self.work.end(slot);
         }
+        reach(Step::TakenAway);
         if self.desk.done(slot) {
             // The register thread may wait for the end of a reset, or save that the device needs one.
             self.wake.wake();

@@ -13,6 +13,7 @@ use super::queue::{Layout, Position, QueueError, Virtqueue};
 use super::spec::{MAGIC, MMIO_VERSION, VENDOR, feature, register, status};
 use super::state::{QueueRegisters, Registers, Restored};
 use crate::device::{Access, Action, Device, Event};
+use crate::fail_point::{Step, reach};
 use crate::state::{Encoder, StateError};
 
 /// How long a reset holds the vCPU for requests in flight. Past it, `Status` keeps its value until they are done: the
@@ -274,6 +275,9 @@ impl<E: Engine> Transport<E> {
                 Ok(virtqueue) => self.engine.start(index, virtqueue, self.registers.driver_features),
                 Err(error) => self.interrupt.broken(&[index as u16], &error),
             }
+            if from == Position::Resume {
+                reach(Step::QueueResumed);
+            }
         }
     }
 
@@ -408,6 +412,7 @@ impl<E: Engine> Device for Transport<E> {
         self.interrupt.restore(interrupt_status, needs_reset);
         // What was in flight in the predecessor ended with it.
         self.settle();
+        reach(Step::RegistersRestored);
         if self.registers.has(status::DRIVER_OK) && !needs_reset {
             self.start_all(Position::Resume);
             self.interrupt.used_buffer();

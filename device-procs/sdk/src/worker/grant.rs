@@ -18,6 +18,7 @@ use super::parts::Parts;
 use super::refusal::Refusal;
 use super::serve::{Server, Wiring};
 use crate::device::Device;
+use crate::fail_point::{self, Step, reach};
 use crate::state;
 use crate::vhost_user::Session;
 use crate::virtio::Transport;
@@ -42,6 +43,8 @@ pub(super) fn receive(control: &Control, own: DeviceKind) -> Result<Granted, Ref
     let (message, descriptors) = control.recv_message(FIXED_DESCRIPTORS + MAX_ROLES)?;
     let ToWorker::Grant(grant) = message else { return Err(Refusal::NoGrant) };
     check(&grant, own)?;
+    fail_point::arm(grant.generation);
+    reach(Step::Granted);
     assign(grant, descriptors)
 }
 
@@ -95,14 +98,17 @@ impl Granted {
         let causes = Causes::new(requests.clone(), replies.clone());
         let responder = Responder::new(requests, replies, lanes, generation)?;
         let (page, predecessor) = StateWriter::open(page, shape, generation)?;
+        reach(Step::PageOpened);
 
         let wake = wake_line()?;
         let mut parts = Parts::new(config, self.roles, Arc::clone(&wake)).with_causes(causes);
         let mut device = build(&mut parts)?;
         parts.all_taken()?;
+        reach(Step::Built);
         if let Some(committed) = &predecessor {
             device.restore(&committed.device)?;
         }
+        reach(Step::Restored);
         let wiring = Wiring { responder, page, bell: self.bell, wake, tally: parts.tally(), poll_max_us };
         Server::new(device, wiring, predecessor, control)
     }

@@ -13,6 +13,7 @@ use cellblock_wire::control::{FromWorker, MAX_TEXT};
 use cellblock_wire::device::DeviceKind;
 
 use crate::device::Device;
+use crate::fail_point::{Step, reach};
 use crate::virtio::Transport;
 use crate::virtio::engine::Engine;
 
@@ -138,7 +139,10 @@ fn granted(kind: DeviceKind, control: &Control) -> Result<Granted, Refusal> {
 /// Everything is there that serving takes: the sandbox closes.
 fn ready(kind: DeviceKind, serve_program: &[u8], control: &Control) -> Result<(), Refusal> {
     seal::close_sandbox(serve_program)?;
-    Ok(control.send_message(&FromWorker::Ready { version: Version::CURRENT, device: kind }, &[])?)
+    reach(Step::Sealed);
+    control.send_message(&FromWorker::Ready { version: Version::CURRENT, device: kind }, &[])?;
+    reach(Step::Ready);
+    Ok(())
 }
 
 fn refuse(control: &Control, reason: &str) -> i32 {

@@ -18,6 +18,7 @@ use super::cut;
 use super::refusal::Refusal;
 use super::timer::Timer;
 use crate::device::{Access, Device, Event};
+use crate::fail_point::{Step, reach};
 use crate::host::Tally;
 use crate::state::StateBuffer;
 
@@ -122,6 +123,7 @@ impl<D: Device> Server<D> {
             Server { device, wiring, state, timer, epoll, spin, predecessor, served: 0, reports: 0, rest };
         server.device.save(&mut server.state.start());
         server.wiring.page.commit(server.state.bytes(), None)?;
+        reach(Step::FirstCommit);
         Ok(server)
     }
 
@@ -189,15 +191,20 @@ impl<D: Device> Server<D> {
     }
 
     fn answer(&mut self, lane: LaneId, request: &Request) {
+        reach(Step::Received);
         let reply = match self.answered_before(lane, request) {
             Some(reply) => reply,
             None => self.access(request),
         };
+        reach(Step::Accessed);
         self.device.save(&mut self.state.start());
         // Only a state that is too long fails, and `new` has seen that it is not.
         let _ = self.wiring.page.commit(self.state.bytes(), Some((lane, &reply)));
+        reach(Step::Committed);
         self.wiring.responder.reply(lane, &reply);
+        reach(Step::Replied);
         self.device.after_reply();
+        reach(Step::Settled);
         self.served += 1;
     }
 
@@ -240,6 +247,7 @@ impl<D: Device> Server<D> {
         if !self.wiring.responder.prepare_sleep() {
             return Ok(());
         }
+        reach(Step::Sleeps);
         self.look(control, None)
     }
 
@@ -251,6 +259,7 @@ impl<D: Device> Server<D> {
         let mut events = [const { None }; Source::ALL.len()];
         self.wait(&mut events, timeout)?;
         if timeout.is_none() {
+            reach(Step::Awake);
             self.wiring.responder.awake();
         }
         for source in events.into_iter().flatten() {
@@ -282,7 +291,9 @@ impl<D: Device> Server<D> {
         {
             self.commit();
             self.rest = Rest::Now;
+            reach(Step::Rests);
             let _ = control.send_message(&FromWorker::Quiesced { number }, &[]);
+            reach(Step::RestTold);
         }
     }
 
@@ -290,6 +301,7 @@ impl<D: Device> Server<D> {
         if self.rest != Rest::No {
             self.rest = Rest::No;
             self.device.resume();
+            reach(Step::Resumed);
             self.event(control, Event::Host);
             self.event(control, Event::Timer);
         }
@@ -316,7 +328,9 @@ impl<D: Device> Server<D> {
 
     fn event(&mut self, control: &Control, event: Event) {
         self.device.event(event);
+        reach(Step::EventTaken);
         self.commit();
+        reach(Step::EventCommitted);
         if let Some(report) = self.device.answer() {
             // A supervisor that does not read its socket gets no answer.
             let _ = control.send_message(&FromWorker::Balloon(report), &[]);
@@ -358,6 +372,7 @@ impl<D: Device> Server<D> {
                 // One that rests already says so again.
                 self.rest = Rest::Soon(*number);
                 self.device.quiesce();
+                reach(Step::RestAsked);
             }
             ToWorker::Resume => self.resume(control),
             ToWorker::Quit => {
