@@ -30,12 +30,35 @@ pub struct Row {
     /// Bytes that the guest gave, to a worker.
     #[serde(default)]
     pub bytes_from_guest: Option<u64>,
+    /// Processes that wait to take its place, of a worker.
+    #[serde(default)]
+    pub spares: Option<u32>,
+    /// How a worker's device was last without one.
+    #[serde(default)]
+    pub last_pause: Option<Pause>,
     /// Proportional set size without guest memory.
     #[serde(default)]
     pub memory_kib: Option<u64>,
     /// Sandbox layers in force.
     #[serde(default)]
     pub layers: Vec<String>,
+}
+
+/// From a worker's end, as it was noticed, to its successor's service, step by step.
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub struct Pause {
+    /// In ns of `CLOCK_MONOTONIC`.
+    pub noticed_ns: u64,
+    /// In µs, as all steps.
+    pub reap_us: u64,
+    /// 0 with a spare, as the next one.
+    pub spawn_us: u64,
+    /// The way into the jail.
+    pub sandbox_us: u64,
+    /// From the exec, or with a spare from the reaping, to service.
+    pub restore_us: u64,
+    /// The successor had been waiting.
+    pub spare: bool,
 }
 
 /// All processes of one VM.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use cellblock_arch::layout;
 use cellblock_bus::Range;
+use cellblock_config::MAX_SPARES;
 use cellblock_jail::Limits;
 use cellblock_jail::cgroup::GroupLimits;
 use cellblock_supervisor::{CauseRegisters, DevicePlan, Kick};
@@ -191,8 +192,9 @@ pub(crate) fn group_limits(device: &DevicePlan, ram_bytes: u64) -> GroupLimits {
     };
     let cpus = u64::from(limits.threads.min(4));
     GroupLimits {
-        memory: WORKER_MEMORY + guest + kept + image_tables(device),
-        pids: limits.threads.into(),
+        memory: WORKER_MEMORY + guest + kept + 2 * image_tables(device),
+        // The worker's, and those of one that takes its place while it works, and of spares.
+        pids: u64::from(limits.threads) * 2 + u64::from(MAX_SPARES),
         cpu_us: if device.memory { cpus * 100_000 } else { 100_000 },
     }
 }

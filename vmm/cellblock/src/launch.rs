@@ -122,6 +122,7 @@ pub(crate) fn launch(config: &VmConfig, layers: LayerSet, screen: TerminalSize) 
         ram,
         cpus: config.cpus,
         spin: Duration::from_micros(config.poll_max_us.into()),
+        spares: config.spares,
         devices,
         doubt_host: !config.force && !board::has_virtualization(),
         confinement,

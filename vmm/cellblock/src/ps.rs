@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::io;
 
 use anyhow::{Context, bail};
-use cellblock_supervisor::link::DeviceStatus;
+use cellblock_supervisor::link::{DeviceStatus, Pause};
 use cellblock_wire::control::Counters;
 use serde::Serialize;
 
@@ -29,6 +29,10 @@ struct Row {
 struct Did {
     /// How many workers the device had before this one.
     restarts: u32,
+    /// Processes that wait to take its place.
+    spares: u32,
+    /// How the device was last without a worker.
+    last_pause: Option<Pause>,
     /// Exits of vCPUs that it answered.
     exits: u64,
     /// Requests in virtqueues that it did: of a disk or entropy device requests, of a network device packets, of a console
@@ -54,6 +58,8 @@ impl Did {
             device.counters;
         Did {
             restarts: device.restarts,
+            spares: device.spares,
+            last_pause: device.last_pause,
             exits: device.exits,
             requests,
             interrupts,

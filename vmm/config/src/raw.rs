@@ -42,6 +42,8 @@ pub struct RawConfig {
     pub on_reboot: Option<String>,
     /// The longest spin for a worker's reply before sleeping, in µs.
     pub poll_max_us: Option<u32>,
+    /// How many processes wait beside each device's worker to take its place.
+    pub spares: Option<u32>,
     /// How long after the power button the guest may take to end, in seconds.
     pub stop_timeout: Option<u64>,
     /// The VM's name.
@@ -104,6 +106,7 @@ impl RawConfig {
             vsock: over.vsock.or(self.vsock),
             on_reboot: over.on_reboot.or(self.on_reboot),
             poll_max_us: over.poll_max_us.or(self.poll_max_us),
+            spares: over.spares.or(self.spares),
             stop_timeout: over.stop_timeout.or(self.stop_timeout),
             id: over.id.or(self.id),
             worker_dir: over.worker_dir.or(self.worker_dir),

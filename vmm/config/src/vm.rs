@@ -47,6 +47,8 @@ pub struct VmConfig {
     pub on_reboot: OnReboot,
     /// The longest spin before sleeping, in µs; 0 = never.
     pub poll_max_us: u32,
+    /// How many processes wait beside each device's worker to take its place, at most [`MAX_SPARES`].
+    pub spares: u32,
     /// How long after the power button the guest may take to end.
     pub stop_timeout: Duration,
     /// Where the device workers' binaries are; `None` = beside the program.
@@ -56,6 +58,9 @@ pub struct VmConfig {
     /// Start although the host emulates kernel code.
     pub force: bool,
 }
+
+/// The most spares of a device.
+pub const MAX_SPARES: u32 = 2;
 
 /// A VM's name: 1 to 48 of `a-z A-Z 0-9 - _ .`, beginning with a letter or digit.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -157,6 +162,7 @@ impl TryFrom<RawConfig> for VmConfig {
             0..=10_000,
             "0 (never spin) to 10000",
         )?;
+        let spares = bounded("spares", raw.spares.unwrap_or(0).into(), 0..=MAX_SPARES.into(), "0 to 2")?;
         let stop = bounded("stop-timeout", raw.stop_timeout.unwrap_or(10), 0..=3600, "0 to 3600 seconds")?;
         let id = match raw.id {
             Some(id) => VmId::new(&id)?,
@@ -223,6 +229,7 @@ impl TryFrom<RawConfig> for VmConfig {
                 "exit or restart",
             )?,
             poll_max_us: poll as u32,
+            spares: spares as u32,
             stop_timeout: Duration::from_secs(stop),
             worker_dir: raw.worker_dir,
             without_layers: raw.without_layer.unwrap_or_default(),

@@ -3,6 +3,7 @@
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
 
 use cellblock_policy::{install::install, landlock};
 
@@ -27,18 +28,27 @@ pub const FAILED: i32 = 125;
 pub struct Progress {
     step: &'static AtomicU32,
     errno: &'static AtomicU32,
+    /// How long it has been in its jail's making, in µs.
+    micros: &'static AtomicU32,
 }
 
 impl Progress {
-    /// Progress in these two words.
-    pub const fn new(step: &'static AtomicU32, errno: &'static AtomicU32) -> Progress {
-        Progress { step, errno }
+    /// Progress in these words.
+    pub const fn new([step, errno, micros]: &'static [AtomicU32; 3]) -> Progress {
+        Progress { step, errno, micros }
     }
 
     /// Before a clone.
     pub fn reset(&self) {
         self.begin(Step::Clone);
         self.errno.store(0, Ordering::Relaxed);
+        self.micros.store(0, Ordering::Relaxed);
+    }
+
+    /// How long the way into the jail took, in µs, once the child has executed its binary. Its last step, the seccomp program,
+    /// is not in it: under that the clock may not be read.
+    pub fn micros(&self) -> u32 {
+        self.micros.load(Ordering::Relaxed)
     }
 
     fn begin(&self, step: Step) {
@@ -50,10 +60,10 @@ impl Progress {
         self.errno.store(error.errno.unsigned_abs(), Ordering::Relaxed);
     }
 
-    /// Once the child has ended: the step that failed before its binary took over, if one did. A child that a signal
-    /// ended on its way in has errno 0.
+    /// Once the child has executed its binary, or ended: the step that failed before, if one did. A child that a signal ended
+    /// on its way in has errno 0.
     pub fn failure(&self) -> Option<JailError> {
-        // The child's end, which the spawner has waited for, orders its stores before these loads.
+        // The child's exec or end, for which the spawner's clone has waited, orders its stores before these loads.
         let step = Step::numbered(self.step.load(Ordering::Relaxed));
         let errno = self.errno.load(Ordering::Relaxed) as i32;
         if step == Step::Exec && errno == 0 { None } else { Some(JailError { step, errno }) }
@@ -120,6 +130,7 @@ pub fn enter(plan: &Plan, progress: &Progress) -> ! {
 }
 
 fn try_enter(plan: &Plan, progress: &Progress) -> Result<(), JailError> {
+    let began = Instant::now();
     progress.begin(Step::Descriptors);
     arrange_descriptors(plan).during(Step::Descriptors)?;
     progress.begin(Step::Session);
@@ -144,7 +155,7 @@ fn try_enter(plan: &Plan, progress: &Progress) -> Result<(), JailError> {
         progress.begin(Step::Capabilities);
         bound()?;
     }
-    close(plan, progress)?;
+    close(plan, progress, began)?;
     progress.begin(Step::Exec);
     Err(sys::exec(BINARY, plan.name)).during(Step::Exec)
 }
@@ -203,7 +214,7 @@ fn bound() -> Result<(), JailError> {
 
 /// Capabilities, `no_new_privs`, Landlock and the start program. Without `no_new_privs` the last two need a capability:
 /// then exec drops the capabilities, as neither the bounding set nor root's specialness is left.
-fn close(plan: &Plan, progress: &Progress) -> Result<(), JailError> {
+fn close(plan: &Plan, progress: &Progress, began: Instant) -> Result<(), JailError> {
     let no_new_privs = plan.layers.has(Layer::NoNewPrivs);
     if plan.layers.has(Layer::Caps) && no_new_privs {
         progress.begin(Step::Capabilities);
@@ -217,6 +228,7 @@ fn close(plan: &Plan, progress: &Progress) -> Result<(), JailError> {
         progress.begin(Step::Landlock);
         landlock::restrict(ruleset_descriptor()).during(Step::Landlock)?;
     }
+    progress.micros.store(u32::try_from(began.elapsed().as_micros()).unwrap_or(u32::MAX), Ordering::Relaxed);
     if plan.layers.has(Layer::Seccomp) {
         progress.begin(Step::Seccomp);
         install(plan.start_filter, false)

@@ -16,20 +16,21 @@ impl Client {
         Client(socket)
     }
 
-    /// Asks to start worker number `worker` of the manifest, which gets `control` as its only descriptor. Never blocks.
+    /// Asks to start a process, `instance`, of worker number `worker` of the manifest, which gets `control` as its only
+    /// descriptor. Never blocks.
     ///
     /// # Errors
     /// The spawner is gone, or does not read.
-    pub fn start(&self, worker: u32, control: BorrowedFd) -> Result<(), SocketError> {
-        self.0.send_message(&Request::Start { worker }, &[control])
+    pub fn start(&self, worker: u32, instance: u32, control: BorrowedFd) -> Result<(), SocketError> {
+        self.0.send_message(&Request::Start { worker, instance }, &[control])
     }
 
-    /// Asks to kill worker number `worker`. Never blocks.
+    /// Asks to kill a process, `instance`, of worker number `worker`. Never blocks.
     ///
     /// # Errors
     /// The spawner is gone, or does not read.
-    pub fn kill(&self, worker: u32) -> Result<(), SocketError> {
-        self.0.send_message(&Request::Kill { worker }, &[])
+    pub fn kill(&self, worker: u32, instance: u32) -> Result<(), SocketError> {
+        self.0.send_message(&Request::Kill { worker, instance }, &[])
     }
 
     /// The next event, with the pidfd that comes with [`Event::Started`]; `None` if there is none yet.

@@ -5,7 +5,7 @@
 //! with the binaries, ids, limits and programs fixed there, and nothing else.
 //!
 //! Guarantees (each has a test in `tests/`):
-//! 1. Only what the manifest names is started, once at a time.
+//! 1. Only what the manifest names is started, in at most [`MAX_PROCESSES`] processes of each worker at a time.
 //! 2. When the supervisor's end of the socket closes, or the spawner is killed, every worker ends.
 //! 3. A worker that could not enter its jail is reported with step, layer and errno.
 //! 4. Every worker's end is reported with its exit status or signal.
@@ -13,8 +13,8 @@
 pub mod client;
 pub mod protocol;
 mod service;
+mod slot;
 
-use std::ffi::CString;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::{fs, io};
@@ -26,6 +26,9 @@ use thiserror::Error;
 
 /// The most workers of a VM: the uids of its range, less spawner and supervisor.
 pub const MAX_WORKERS: usize = 62;
+
+/// The most processes of one worker at a time: one that serves, two spares, and one more that is to take the first one's place.
+pub const MAX_PROCESSES: usize = 4;
 
 /// Everything that a VM's spawner may do, fixed when the VM is built.
 #[derive(Debug)]
@@ -149,11 +152,6 @@ fn wait_at(mut gate: io::PipeReader) -> io::Result<()> {
 fn fork(namespaces: i32, cgroup: Option<BorrowedFd>) -> io::Result<sys::Side> {
     // SAFETY: the front is single-threaded here, as `start` demands, so the child may do anything.
     unsafe { sys::fork_into(namespaces, cgroup) }
-}
-
-/// What the service needs of one entry, prepared once.
-fn prepared_name(entry: &Entry) -> CString {
-    CString::new(entry.name.as_str()).unwrap_or_default()
 }
 
 /// Closes what the front had open, but `kept`.

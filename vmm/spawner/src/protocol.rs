@@ -1,4 +1,7 @@
 //! What supervisor and spawner say to each other: one datagram each, encoded as all control messages.
+//!
+//! A worker of the manifest may run in several processes at a time: the one that serves, and others that wait to take its
+//! place. The supervisor numbers them as it likes, each number once at a time (`instance`).
 
 use cellblock_jail::JailError;
 use cellblock_wire::control::{Checked, CodecError};
@@ -13,11 +16,15 @@ pub enum Request {
     Start {
         /// Index in the manifest.
         worker: u32,
+        /// Which of its processes this will be.
+        instance: u32,
     },
     /// Kill it, if it runs; its [`Event::Ended`] follows.
     Kill {
         /// Index in the manifest.
         worker: u32,
+        /// Which of its processes.
+        instance: u32,
     },
 }
 
@@ -34,13 +41,19 @@ pub enum Event {
     Started {
         /// Index in the manifest.
         worker: u32,
+        /// As in the request.
+        instance: u32,
         /// As the host numbers it; 0 if the host's /proc did not tell.
         host_pid: i32,
+        /// What it took.
+        took: StartTime,
     },
     /// The worker could not be cloned, or ended before its binary took over.
     Failed {
         /// Index in the manifest.
         worker: u32,
+        /// As in the request.
+        instance: u32,
         /// What failed.
         error: JailError,
     },
@@ -48,6 +61,8 @@ pub enum Event {
     Refused {
         /// Index as it was sent.
         worker: u32,
+        /// As it was sent.
+        instance: u32,
         /// Why.
         reason: Refusal,
     },
@@ -55,9 +70,20 @@ pub enum Event {
     Ended {
         /// Index in the manifest.
         worker: u32,
+        /// As in the request.
+        instance: u32,
         /// How.
         cause: Cause,
     },
+}
+
+/// How long a start took, from the request to the exec of the worker's binary.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartTime {
+    /// To clone the process and execute the binary, in µs.
+    pub spawn_us: u32,
+    /// To enter the jail, in µs.
+    pub sandbox_us: u32,
 }
 
 /// Why a request makes no sense.
@@ -65,7 +91,7 @@ pub enum Event {
 pub enum Refusal {
     /// The manifest names no such worker.
     NoSuchWorker,
-    /// It still runs; a successor starts after its [`Event::Ended`].
+    /// That instance of it runs already, or as many as may.
     Running,
     /// A start came without its one descriptor.
     NoSocket,
@@ -75,7 +101,7 @@ impl std::fmt::Display for Refusal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Refusal::NoSuchWorker => "the manifest names no such worker",
-            Refusal::Running => "it still runs",
+            Refusal::Running => "that instance of it runs already, or as many as may",
             Refusal::NoSocket => "no control socket came with the request",
         })
     }

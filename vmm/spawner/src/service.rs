@@ -1,20 +1,17 @@
 //! The spawner process: one loop over the supervisor's socket and the workers' pidfds.
-#![allow(unsafe_code)] // Clones workers.
 
 use std::collections::VecDeque;
-use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use cellblock_channel::socket::{Control, SocketError};
-use cellblock_jail::worker::{self, Progress};
-use cellblock_jail::{JailError, Layer, LayerSet, Step, spawner as jail, sys};
-use cellblock_policy::with_refusal;
+use cellblock_jail::{JailError, spawner as jail, sys};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_send_signal, waitid};
 
 use crate::protocol::{Cause, Event, Refusal, Request};
-use crate::{Entry, Manifest, keep_only, out_of_the_way, prepared_name};
+use crate::slot::{Ground, Process, Slot, descriptors, host_pid};
+use crate::{MAX_PROCESSES, Manifest, keep_only, out_of_the_way};
 
 /// Exit statuses of the spawner process.
 const ENDED: i32 = 0;
@@ -42,21 +39,8 @@ pub(crate) fn run(
     sys::exit_now(status)
 }
 
-/// One worker of the manifest.
-struct Slot {
-    entry: Entry,
-    name: CString,
-    id: Option<u32>,
-    maps: (CString, CString),
-    ruleset: Option<OwnedFd>,
-    progress: Progress,
-    running: Option<OwnedFd>,
-}
-
 struct Service {
-    proc: OwnedFd,
-    layers: LayerSet,
-    privileged: bool,
+    ground: Ground,
     slots: Vec<Slot>,
     /// What the supervisor has not taken yet. While there is something, no request is read, so this stays short.
     outbox: VecDeque<(Event, Option<OwnedFd>)>,
@@ -84,23 +68,21 @@ impl Service {
             refusal: manifest.refusal,
         };
         jail::enter(&plan, mapped)?;
-        let (layers, ids) = (manifest.layers, manifest.ids);
-        let slots = slots(manifest.workers, layers, ids, manifest.refusal)?;
+        let ground = Ground::new(proc, manifest.layers, privileged, manifest.ids, manifest.refusal)?;
+        let entries = manifest.workers.into_iter().enumerate();
+        let slots =
+            entries.map(|(index, entry)| Slot::new(index, entry, &ground)).collect::<Result<_, _>>()?;
         let lock = manifest.lock.map(out_of_the_way).transpose().map_err(descriptors)?;
-        let service = Service { proc, layers, privileged, slots, outbox: VecDeque::new(), lock };
+        let service = Service { ground, slots, outbox: VecDeque::new(), lock };
         service.close_the_rest(socket).map_err(descriptors)?;
         Ok(service)
     }
 
     /// The front's descriptors, among them the supervisor's end of our own socket: while we hold that, it never closes.
     fn close_the_rest(&self, socket: BorrowedFd) -> io::Result<()> {
-        let mut kept = vec![socket, self.proc.as_fd()];
+        let mut kept = vec![socket, self.ground.proc.as_fd()];
         kept.extend(self.lock.as_ref().map(AsFd::as_fd));
-        for slot in &self.slots {
-            kept.push(slot.entry.binary.as_fd());
-            kept.extend(slot.entry.cgroup.as_ref().map(AsFd::as_fd));
-            kept.extend(slot.ruleset.as_ref().map(AsFd::as_fd));
-        }
+        kept.extend(self.slots.iter().flat_map(Slot::descriptors));
         keep_only(&kept)
     }
 
@@ -118,12 +100,12 @@ impl Service {
 
     /// The end of pid 1 would end them, too, but without a pid namespace nobody else does it.
     fn end_all(&mut self) {
-        let running = || self.slots.iter().filter_map(|slot| slot.running.as_ref());
-        for pidfd in running() {
-            let _ = pidfd_send_signal(pidfd, Signal::KILL);
+        let running = || self.slots.iter().flat_map(|slot| &slot.processes);
+        for process in running() {
+            let _ = pidfd_send_signal(&process.pidfd, Signal::KILL);
         }
-        for pidfd in running() {
-            let _ = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED);
+        for process in running() {
+            let _ = waitid(WaitId::PidFd(process.pidfd.as_fd()), WaitIdOptions::EXITED);
         }
     }
 
@@ -131,23 +113,21 @@ impl Service {
     fn turn(&mut self, socket: &Control) -> Result<(), i32> {
         self.flush(socket)?;
         let (readable, ended) = self.wait(socket)?;
-        for worker in ended {
-            self.reap(worker);
+        for (worker, instance) in ended {
+            self.reap(worker, instance);
         }
         if readable && self.outbox.is_empty() { self.receive(socket) } else { Ok(()) }
     }
 
     /// Waits for the socket and for workers' ends: whether there is a request, and who ended.
-    fn wait(&self, socket: &Control) -> Result<(bool, Vec<usize>), i32> {
+    fn wait(&self, socket: &Control) -> Result<(bool, Vec<(u32, u32)>), i32> {
         let wanted = if self.outbox.is_empty() { PollFlags::IN } else { PollFlags::OUT };
-        let running: Vec<(usize, BorrowedFd)> = self
-            .slots
-            .iter()
-            .enumerate()
-            .filter_map(|(worker, slot)| Some((worker, slot.running.as_ref()?.as_fd())))
+        let running: Vec<(u32, &Process)> = (0..)
+            .zip(&self.slots)
+            .flat_map(|(worker, slot)| slot.processes.iter().map(move |process| (worker, process)))
             .collect();
         let mut watched = vec![PollFd::new(socket, wanted)];
-        watched.extend(running.iter().map(|(_, pidfd)| PollFd::from_borrowed_fd(*pidfd, PollFlags::IN)));
+        watched.extend(running.iter().map(|(_, process)| PollFd::new(&process.pidfd, PollFlags::IN)));
         match poll(&mut watched, None) {
             Ok(_) => {}
             Err(rustix::io::Errno::INTR) => return Ok((false, Vec::new())),
@@ -158,13 +138,16 @@ impl Service {
             return Err(ENDED);
         }
         let ended = running.iter().zip(&watched[1..]).filter(|(_, watch)| !watch.revents().is_empty());
-        Ok((socket.contains(PollFlags::IN), ended.map(|((worker, _), _)| *worker).collect()))
+        let ended = ended.map(|((worker, process), _)| (*worker, process.instance));
+        Ok((socket.contains(PollFlags::IN), ended.collect()))
     }
 
     fn receive(&mut self, socket: &Control) -> Result<(), i32> {
         match socket.try_recv_message::<Request>(1) {
-            Ok((Request::Start { worker }, descriptors)) => self.start(worker, descriptors),
-            Ok((Request::Kill { worker }, _)) => self.kill(worker),
+            Ok((Request::Start { worker, instance }, descriptors)) => {
+                self.start(worker, instance, descriptors);
+            }
+            Ok((Request::Kill { worker, instance }, _)) => self.kill(worker, instance),
             Err(SocketError::NotReady) => {}
             Err(SocketError::Closed) => return Err(ENDED),
             // A supervisor that sends nonsense is not one to serve.
@@ -173,42 +156,49 @@ impl Service {
         Ok(())
     }
 
-    fn start(&mut self, worker: u32, mut descriptors: Vec<OwnedFd>) {
-        let (Some(slot), Some(control)) = (self.slots.get_mut(worker as usize), descriptors.pop()) else {
-            let named = (worker as usize) < self.slots.len();
-            let reason = if named { Refusal::NoSocket } else { Refusal::NoSuchWorker };
-            return self.say(Event::Refused { worker, reason });
+    fn start(&mut self, worker: u32, instance: u32, mut descriptors: Vec<OwnedFd>) {
+        let refused = |reason| Event::Refused { worker, instance, reason };
+        let Some(slot) = self.slots.get_mut(worker as usize) else {
+            return self.say(refused(Refusal::NoSuchWorker));
         };
-        if slot.running.is_some() {
-            return self.say(Event::Refused { worker, reason: Refusal::Running });
+        let Some(control) = descriptors.pop() else { return self.say(refused(Refusal::NoSocket)) };
+        let taken = slot.processes.iter().any(|process| process.instance == instance);
+        if taken || slot.processes.len() >= MAX_PROCESSES {
+            return self.say(refused(Refusal::Running));
         }
-        match slot.clone_worker(control, self.layers, self.privileged, self.proc.as_fd()) {
-            Ok((pidfd, copy)) => {
-                let host_pid = host_pid(self.proc.as_fd(), &pidfd).unwrap_or(0);
-                slot.running = Some(pidfd);
-                self.outbox.push_back((Event::Started { worker, host_pid }, Some(copy)));
+        match slot.start(instance, control, &self.ground) {
+            Ok((pidfd, took)) => {
+                let host_pid = host_pid(self.ground.proc.as_fd(), &pidfd).unwrap_or(0);
+                self.outbox.push_back((Event::Started { worker, instance, host_pid, took }, Some(pidfd)));
             }
-            Err(error) => self.say(Event::Failed { worker, error }),
+            Err(error) => self.say(Event::Failed { worker, instance, error }),
         }
     }
 
-    fn kill(&mut self, worker: u32) {
-        match self.slots.get(worker as usize) {
-            // Its end is reported when it is reaped; one that is dead already likewise.
-            Some(slot) => drop(slot.running.as_ref().map(|pidfd| pidfd_send_signal(pidfd, Signal::KILL))),
-            None => self.say(Event::Refused { worker, reason: Refusal::NoSuchWorker }),
+    fn kill(&mut self, worker: u32, instance: u32) {
+        let Some(slot) = self.slots.get(worker as usize) else {
+            return self.say(Event::Refused { worker, instance, reason: Refusal::NoSuchWorker });
+        };
+        // Its end is reported when it is reaped; one that is dead already likewise.
+        for process in slot.processes.iter().filter(|process| process.instance == instance) {
+            let _ = pidfd_send_signal(&process.pidfd, Signal::KILL);
         }
     }
 
-    fn reap(&mut self, worker: usize) {
-        let Some(slot) = self.slots.get_mut(worker) else { return };
-        let Some(pidfd) = slot.running.as_ref() else { return };
+    fn reap(&mut self, worker: u32, instance: u32) {
+        let Some(slot) = self.slots.get_mut(worker as usize) else { return };
+        let Some(place) = slot.processes.iter().position(|process| process.instance == instance) else {
+            return;
+        };
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
-        let Ok(Some(status)) = waitid(WaitId::PidFd(pidfd.as_fd()), options) else { return };
-        slot.running = None;
-        let event = match slot.progress.failure().filter(|error| error.errno != 0) {
-            Some(error) => Event::Failed { worker: worker as u32, error },
-            None => Event::Ended { worker: worker as u32, cause: cause(&status) },
+        let Some(Ok(Some(status))) =
+            slot.processes.get(place).map(|process| waitid(WaitId::PidFd(process.pidfd.as_fd()), options))
+        else {
+            return;
+        };
+        let event = match slot.processes.swap_remove(place).failure {
+            Some(error) => Event::Failed { worker, instance, error },
+            None => Event::Ended { worker, instance, cause: cause(&status) },
         };
         self.say(event);
     }
@@ -231,108 +221,9 @@ impl Service {
     }
 }
 
-impl Slot {
-    /// Clones the child; returns its pidfd and a copy for the supervisor.
-    fn clone_worker(
-        &self,
-        control: OwnedFd,
-        layers: LayerSet,
-        privileged: bool,
-        proc: BorrowedFd,
-    ) -> Result<(OwnedFd, OwnedFd), JailError> {
-        let control = out_of_the_way(control).map_err(descriptors)?;
-        let plan = worker::Plan {
-            layers,
-            privileged: privileged || layers.has(Layer::User),
-            id: self.id,
-            maps: &self.maps,
-            limits: &self.entry.limits,
-            control: control.as_fd(),
-            binary: self.entry.binary.as_fd(),
-            proc,
-            ruleset: self.ruleset.as_ref().map(AsFd::as_fd),
-            start_filter: &self.entry.start_filter,
-            name: &self.name,
-        };
-        let cgroup = self.entry.cgroup.as_ref().filter(|_| layers.has(Layer::Cgroup)).map(AsFd::as_fd);
-        self.progress.reset();
-        // One after the other on their way into the jail: the first that is asked for is the first that a starting guest
-        // needs, and would be held up by the others.
-        // SAFETY: the spawner is single-threaded, so the child may do anything.
-        let side = unsafe { sys::fork_to_exec(worker::namespaces(layers), cgroup) };
-        match side.map_err(cloning)? {
-            sys::Side::Child => worker::enter(&plan, &self.progress),
-            sys::Side::Parent { pidfd, .. } => {
-                let copy = pidfd.try_clone().map_err(descriptors)?;
-                Ok((pidfd, copy))
-            }
-        }
-    }
-}
-
-fn slots(
-    entries: Vec<Entry>,
-    layers: LayerSet,
-    ids: jail::Ids,
-    refusal: cellblock_jail::Refusal,
-) -> Result<Vec<Slot>, JailError> {
-    let page = sys::shared_page().map_err(cloning)?;
-    let words = page.chunks_exact(2);
-    let entries = entries.into_iter().zip(words).enumerate();
-    entries.map(|(index, (entry, words))| slot(index, entry, words, layers, ids, refusal)).collect()
-}
-
-fn slot(
-    index: usize,
-    mut entry: Entry,
-    words: &'static [std::sync::atomic::AtomicU32],
-    layers: LayerSet,
-    ids: jail::Ids,
-    refusal: cellblock_jail::Refusal,
-) -> Result<Slot, JailError> {
-    let descriptors =
-        |error: io::Error| JailError { step: Step::Descriptors, errno: error.raw_os_error().unwrap_or(0) };
-    entry.binary = out_of_the_way(entry.binary).map_err(descriptors)?;
-    entry.cgroup = entry.cgroup.map(out_of_the_way).transpose().map_err(descriptors)?;
-    if refusal != cellblock_jail::Refusal::Kill {
-        entry.start_filter = with_refusal(&entry.start_filter, refusal);
-    }
-    let ruleset = layers.has(Layer::Landlock).then(|| worker::ruleset(entry.binary.as_fd())).transpose()?;
-    let ruleset =
-        ruleset.map(|ruleset| sys::above(ruleset.as_fd(), worker::FREE)).transpose().map_err(descriptors)?;
-    let id = ids.worker(layers, index);
-    Ok(Slot {
-        name: prepared_name(&entry),
-        id,
-        maps: worker::id_map(id),
-        ruleset,
-        progress: Progress::new(&words[0], &words[1]),
-        running: None,
-        entry,
-    })
-}
-
-fn descriptors(error: io::Error) -> JailError {
-    JailError { step: Step::Descriptors, errno: error.raw_os_error().unwrap_or(0) }
-}
-
-fn cloning(error: io::Error) -> JailError {
-    JailError { step: Step::Clone, errno: error.raw_os_error().unwrap_or(0) }
-}
-
 fn cause(status: &WaitIdStatus) -> Cause {
     match status.terminating_signal() {
         Some(signal) => Cause::Signaled { signal, core: status.dumped() },
         None => Cause::Exited(status.exit_status().unwrap_or(0)),
     }
-}
-
-/// The host's number of the process behind `pidfd`, from the host's /proc; within our pid namespace there is no other way.
-fn host_pid(proc: BorrowedFd, pidfd: &OwnedFd) -> Option<i32> {
-    let path = CString::new(format!("self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
-    let file = sys::open_at(proc, &path, 0).ok()?;
-    let mut buffer = [0; 512];
-    let length = sys::read(file.as_fd(), &mut buffer).ok()?;
-    let text = std::str::from_utf8(&buffer[..length]).ok()?;
-    text.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok())
 }

@@ -23,7 +23,7 @@ const GONE_PATIENCE: Duration = Duration::from_secs(40);
 /// How long it may take when the user has said stop.
 const STOP_PATIENCE: Duration = Duration::from_secs(3);
 /// The worker's index in the spawner's manifest.
-const WORKER: u32 = 0;
+const WORKER: usize = 0;
 
 /// What the front hands over by fork.
 pub struct BackEndPlan {
@@ -153,20 +153,16 @@ impl BackEnd {
             return None;
         }
         let refused = |reason: String| Some(End::Refused { reason: cut(reason) });
-        let theirs = match self.worker.serve_front_end(stream) {
-            Ok(theirs) => theirs,
-            Err(error) => return refused(error.to_string()),
-        };
-        let watched = self.poller.watch(self.worker.control(), Token::Control(WORKER as usize));
+        if let Err(error) = self.worker.serve_front_end(stream, WORKER, &self.spawner) {
+            return refused(error.to_string());
+        }
+        let watched = self.poller.watch(self.worker.control(), Token::Control(WORKER));
         let watched = watched.and_then(|()| match self.worker.front_end() {
             Some(stream) => self.poller.watch_end(stream, Token::FrontEnd),
             None => Ok(()),
         });
         if let Err(error) = watched {
             return refused(format!("a front end cannot be watched: {error}"));
-        }
-        if let Err(error) = self.spawner.start(WORKER, theirs.as_fd()) {
-            return refused(format!("a worker cannot be started: {error}"));
         }
         (self.serving, self.kill_at) = (true, None);
         None
@@ -184,7 +180,9 @@ impl BackEnd {
             };
             let refused = |reason: String| Some(End::Refused { reason: cut(reason) });
             match event {
-                SpawnerEvent::Started { host_pid, .. } => self.worker.started(host_pid),
+                SpawnerEvent::Started { instance, host_pid, took, .. } => {
+                    self.worker.started(instance, host_pid, took);
+                }
                 SpawnerEvent::Failed { error, .. } => {
                     return refused(format!("the worker cannot be started: {error}"));
                 }
@@ -237,8 +235,7 @@ impl BackEnd {
     fn condemn(&mut self, reason: String) {
         if self.worker.condemn(Some(reason)) {
             self.poller.forget(self.worker.control());
-            // A spawner that is gone is seen by its socket.
-            let _ = self.spawner.kill(WORKER);
+            self.worker.kill(WORKER, &self.spawner);
         }
     }
 

@@ -98,6 +98,7 @@ pub(crate) fn build(plan: Plan) -> Result<Machine, BuildError> {
         bell,
         poller,
         notes,
+        spares: plan.spares,
         status_by: None,
     })
 }
@@ -127,9 +128,7 @@ fn start_devices(
         }
         let (worker, wires, theirs) = Worker::new(plan, lanes, Some(ram), spin)?;
         board.wires.append(wires);
-        spawner
-            .start(device as u32, theirs.as_fd())
-            .map_err(|error| BuildError::Start { device: worker.kind(), reason: error.to_string() })?;
+        worker.start(device, &theirs, spawner)?;
         board.workers.push(worker);
     }
     Ok(board)

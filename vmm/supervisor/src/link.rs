@@ -2,6 +2,8 @@
 //!
 //! The front speaks for a person, so its commands are few and fixed; the supervisor reports what became of the VM.
 
+use std::time::Duration;
+
 use cellblock_loader::Loaded;
 use cellblock_wire::control::{BalloonReport, Checked, CodecError, Counters};
 use cellblock_wire::device::DeviceKind;
@@ -152,6 +154,35 @@ pub struct DeviceStatus {
     pub exits: u64,
     /// What the worker counted, as of the last report.
     pub counters: Counters,
+    /// Processes that wait to take its place.
+    pub spares: u32,
+    /// When the device was last without a worker.
+    pub last_pause: Option<Pause>,
+}
+
+/// How a device was without a worker, from when that was noticed until the next one served; one step after the other, in µs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pause {
+    /// When it was noticed, in ns of the host's `CLOCK_MONOTONIC`.
+    pub noticed_ns: u64,
+    /// Until the old process was gone.
+    pub reap_us: u32,
+    /// The next process' clone and exec; 0 if it had been waiting.
+    pub spawn_us: u32,
+    /// Its way into the jail in between; 0 if it had been waiting.
+    pub sandbox_us: u32,
+    /// The rest: until it had taken what it was granted and the old one's state, and had closed its sandbox.
+    pub restore_us: u32,
+    /// It had been waiting.
+    pub spare: bool,
+}
+
+impl Pause {
+    /// All of it.
+    pub fn length(&self) -> Duration {
+        let steps = [self.reap_us, self.spawn_us, self.sandbox_us, self.restore_us];
+        Duration::from_micros(steps.into_iter().map(u64::from).sum())
+    }
 }
 
 /// A device's state.
@@ -243,6 +274,15 @@ mod tests {
                 failed: u64::MAX,
                 limited: u64::MAX,
             },
+            spares: u32::MAX,
+            last_pause: Some(Pause {
+                noticed_ns: u64::MAX,
+                reap_us: u32::MAX,
+                spawn_us: u32::MAX,
+                sandbox_us: u32::MAX,
+                restore_us: u32::MAX,
+                spare: true,
+            }),
         };
         let event = Event::Status(Status { devices: vec![device; 24], vcpu_exits: vec![u64::MAX; 32] });
         assert_eq!(decode::<Event>(&encode(&event).unwrap()).unwrap(), event);

@@ -54,6 +54,8 @@ pub(crate) struct Machine {
     pub bell: Bell,
     pub poller: Poller,
     pub notes: Vec<String>,
+    /// How many processes wait beside each worker.
+    pub spares: u32,
     /// The front wants the status: by when it gets it, with what the workers have told by then.
     pub status_by: Option<Instant>,
 }
@@ -109,6 +111,7 @@ impl Machine {
             if !running && self.workers.iter().all(|worker| worker.state() == DeviceState::Serving) {
                 running = true;
                 self.say(Event::Running);
+                (0..self.workers.len()).for_each(|index| self.recruit(index));
             }
         }
     }

@@ -26,6 +26,8 @@ pub struct Plan {
     pub cpus: u32,
     /// The longest spin for a reply; zero = never.
     pub spin: Duration,
+    /// How many processes wait beside each worker to take its place, 0 to 2.
+    pub spares: u32,
     /// The devices; a device's index here is its worker's in the spawner's manifest.
     pub devices: Vec<DevicePlan>,
     /// Time the host's kernel-mode code before a Linux kernel is started, and refuse if it is emulated.

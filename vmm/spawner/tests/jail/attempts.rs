@@ -88,6 +88,7 @@ pub(crate) fn file_sizes(prober: &Prober) {
     let mut entry = prober.entry();
     entry.limits = Limits { threads: 2, file_size: 1 << 40, ..Limits::SMALL };
     let vm = Vm::start(vec![entry, prober.entry()], default_layers().without(Layer::Seccomp));
-    assert_eq!(vm.worker(0).attempt('t', 0).0, 1);
-    assert_eq!(vm.worker(1).attempt('t', 0).0, i64::from(Limits::SMALL.threads) - 1);
+    let (large, none) = (vm.worker(0), vm.worker(1));
+    assert_eq!(large.attempt('t', 0).0, 1);
+    assert_eq!(none.attempt('t', 0).0, i64::from(Limits::SMALL.threads) - 1);
 }

@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 
 use cellblock_channel::socket;
 use cellblock_jail::{JailError, Layer, Step};
+use cellblock_spawner::MAX_PROCESSES;
 use cellblock_spawner::protocol::{Cause, Event, Refusal};
 
 use crate::machine::{Prober, Vm, Worker, default_layers};
@@ -17,7 +18,7 @@ pub(crate) fn reported(prober: &Prober) {
     assert_eq!(vm.end_of(0), Cause::Exited(7));
     assert!(worker.ends());
     let worker = vm.worker(0);
-    vm.client().kill(0).unwrap();
+    vm.client().kill(0, 0).unwrap();
     assert_eq!(vm.end_of(0), Cause::Signaled { signal: 9, core: false });
     drop(worker);
     drop(vm.worker(0).control);
@@ -38,21 +39,24 @@ pub(crate) fn cannot_enter(prober: &Prober) {
     for (number, step, errno) in
         [(0, Step::Exec, libc::ENOEXEC), (1, Step::Seccomp, libc::EINVAL), (2, Step::Seccomp, libc::EINVAL)]
     {
-        let _worker = vm.cloned(number);
-        assert_eq!(vm.event(), Event::Failed { worker: number, error: JailError { step, errno } });
+        let _worker = vm.cloned(number, 0);
+        assert_eq!(
+            vm.event(),
+            Event::Failed { worker: number, instance: 0, error: JailError { step, errno } }
+        );
     }
 }
 
 pub(crate) fn refused(prober: &Prober) {
     let vm = Vm::start(vec![prober.entry()], default_layers());
     let (_ours, theirs) = socket::pair().unwrap();
-    vm.client().start(1, theirs.as_fd()).unwrap();
-    assert_eq!(vm.event(), Event::Refused { worker: 1, reason: Refusal::NoSuchWorker });
-    vm.client().kill(u32::MAX).unwrap();
-    assert_eq!(vm.event(), Event::Refused { worker: u32::MAX, reason: Refusal::NoSuchWorker });
+    vm.client().start(1, 0, theirs.as_fd()).unwrap();
+    assert_eq!(vm.event(), Event::Refused { worker: 1, instance: 0, reason: Refusal::NoSuchWorker });
+    vm.client().kill(u32::MAX, 0).unwrap();
+    assert_eq!(vm.event(), Event::Refused { worker: u32::MAX, instance: 0, reason: Refusal::NoSuchWorker });
     let _worker = vm.worker(0);
-    vm.client().start(0, theirs.as_fd()).unwrap();
-    assert_eq!(vm.event(), Event::Refused { worker: 0, reason: Refusal::Running });
+    vm.client().start(0, 0, theirs.as_fd()).unwrap();
+    assert_eq!(vm.event(), Event::Refused { worker: 0, instance: 0, reason: Refusal::Running });
 }
 
 pub(crate) fn again(prober: &Prober) {
@@ -61,10 +65,32 @@ pub(crate) fn again(prober: &Prober) {
     for _ in 0..10 {
         let workers: Vec<Worker> = (0..4).map(|number| vm.worker(number)).collect();
         for number in 0..4 {
-            vm.client().kill(number).unwrap();
+            vm.client().kill(number, 0).unwrap();
             assert_eq!(vm.end_of(number), Cause::Signaled { signal: 9, core: false });
         }
         assert!(workers.iter().all(Worker::ends));
+    }
+}
+
+pub(crate) fn several(prober: &Prober) {
+    let vm = Vm::start(vec![prober.entry(), prober.entry()], default_layers());
+    let most = MAX_PROCESSES as u32;
+    let mut processes: Vec<Worker> = (0..most).map(|instance| vm.instance(0, instance)).collect();
+    let other = vm.worker(1);
+    let (_ours, theirs) = socket::pair().unwrap();
+    vm.client().start(0, most, theirs.as_fd()).unwrap();
+    assert_eq!(vm.event(), Event::Refused { worker: 0, instance: most, reason: Refusal::Running });
+    // One that is not there is not killed, and nobody in its place; one that is dies alone.
+    vm.client().kill(0, most).unwrap();
+    vm.client().kill(0, 1).unwrap();
+    let cause = Cause::Signaled { signal: 9, core: false };
+    assert_eq!(vm.event(), Event::Ended { worker: 0, instance: 1, cause });
+    assert!(processes.remove(1).ends());
+    processes.push(vm.instance(0, most));
+    for worker in processes.iter().chain([&other]) {
+        assert_eq!(worker.try_attempt('e', 7), None);
+        let (worker, instance) = (worker.number, worker.instance);
+        assert_eq!(vm.event(), Event::Ended { worker, instance, cause: Cause::Exited(7) });
     }
 }
 

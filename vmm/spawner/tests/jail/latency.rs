@@ -81,7 +81,7 @@ fn four(prober: &Prober, layers: LayerSet) -> Vec<Duration> {
 
 fn request(vm: &Vm, number: u32) -> socket::Control {
     let (ours, theirs) = socket::pair().unwrap();
-    vm.client().start(number, theirs.as_fd()).unwrap();
+    vm.client().start(number, 0, theirs.as_fd()).unwrap();
     ours
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use cellblock_jail::inspect::{Inspection, inspect};
 use cellblock_jail::{Layer, LayerSet, Limits};
-use cellblock_spawner::{Manifest, SpawnerError};
+use cellblock_spawner::{MAX_PROCESSES, Manifest, SpawnerError};
 
 use crate::machine::{Prober, Vm, default_layers, is_root};
 
@@ -33,7 +33,9 @@ fn wrong(worker: &Inspection, layers: LayerSet) -> Vec<String> {
     expect(Layer::Uts, differs(worker, &host, "uts"));
     expect(Layer::NoNewPrivs, worker.no_new_privs);
     expect(Layer::Seccomp, worker.seccomp == 2);
-    expect(Layer::Rlimits, worker.limits["Max processes"] == (Some(2), Some(2)));
+    // Without a user namespace of its own a process is counted together with others of its uid.
+    let threads = Some(if layers.has(Layer::User) { 2 } else { 2 * MAX_PROCESSES as u64 });
+    expect(Layer::Rlimits, worker.limits["Max processes"] == (threads, threads));
     wrong
 }
 

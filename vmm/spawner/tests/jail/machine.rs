@@ -94,6 +94,7 @@ pub(crate) struct Vm {
 /// A worker, seen from the supervisor.
 pub(crate) struct Worker {
     pub(crate) number: u32,
+    pub(crate) instance: u32,
     pub(crate) control: Control,
     pub(crate) host_pid: i32,
     pub(crate) pidfd: OwnedFd,
@@ -124,7 +125,12 @@ impl Vm {
 
     /// Asks for worker `number`; it is there once it says hello.
     pub(crate) fn worker(&self, number: u32) -> Worker {
-        let worker = self.cloned(number);
+        self.instance(number, 0)
+    }
+
+    /// As [`Vm::worker`], one process of several.
+    pub(crate) fn instance(&self, number: u32, instance: u32) -> Worker {
+        let worker = self.cloned(number, instance);
         let mut hello = [0; 16];
         match worker.control.recv(&mut hello, 0) {
             Ok((length, _)) => assert_eq!(&hello[..length], b"hello"),
@@ -134,14 +140,14 @@ impl Vm {
     }
 
     /// Asks for worker `number`, which may not get as far as to say hello.
-    pub(crate) fn cloned(&self, number: u32) -> Worker {
+    pub(crate) fn cloned(&self, number: u32, instance: u32) -> Worker {
         let (control, theirs) = socket::pair().unwrap();
-        self.client().start(number, theirs.as_fd()).unwrap();
+        self.client().start(number, instance, theirs.as_fd()).unwrap();
         drop(theirs);
         match self.client().wait().unwrap() {
-            (Event::Started { worker, host_pid }, Some(pidfd)) => {
-                assert_eq!(worker, number);
-                Worker { number, control, host_pid, pidfd }
+            (Event::Started { worker, instance: which, host_pid, took: _ }, Some(pidfd)) => {
+                assert_eq!((worker, which), (number, instance));
+                Worker { number, instance, control, host_pid, pidfd }
             }
             other => panic!("start of worker {number}: {other:?}"),
         }
@@ -154,7 +160,7 @@ impl Vm {
     /// How worker `number`, which is about to end, does.
     pub(crate) fn end_of(&self, number: u32) -> Cause {
         match self.event() {
-            Event::Ended { worker, cause } if worker == number => cause,
+            Event::Ended { worker, instance: _, cause } if worker == number => cause,
             other => panic!("instead of the end of worker {number}: {other:?}"),
         }
     }

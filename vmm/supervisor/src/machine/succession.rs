@@ -10,14 +10,13 @@ use std::time::Instant;
 use cellblock_channel::socket::SocketError;
 use cellblock_spawner::protocol::Event as SpawnerEvent;
 use cellblock_wire::control::LogLevel;
-use std::os::fd::AsFd;
 
 use super::Machine;
 use crate::deaths::Verdict;
 use crate::link::{DeviceState, End, Event, cut, device_names};
 use crate::poller::Token;
 use crate::vcpu;
-use crate::worker::{News, Worker};
+use crate::worker::{News, Who, Worker};
 
 impl Machine {
     pub(super) fn take_spawner_message(&mut self) -> Option<End> {
@@ -35,29 +34,49 @@ impl Machine {
 
     fn take_spawner_event(&mut self, event: SpawnerEvent) -> Option<End> {
         match event {
-            SpawnerEvent::Started { worker, host_pid } => {
+            SpawnerEvent::Started { worker, instance, host_pid, took } => {
                 if let Some(worker) = self.workers.get_mut(worker as usize) {
-                    worker.started(host_pid);
+                    worker.started(instance, host_pid, took);
                 }
                 None
             }
-            SpawnerEvent::Failed { worker, error } => self.unstarted(worker as usize, &error.to_string()),
-            SpawnerEvent::Refused { worker, reason } => self.unstarted(worker as usize, &reason.to_string()),
+            SpawnerEvent::Failed { worker, instance, error } => {
+                self.unstarted(worker as usize, instance, &error.to_string())
+            }
+            SpawnerEvent::Refused { worker, instance, reason } => {
+                self.unstarted(worker as usize, instance, &reason.to_string())
+            }
             SpawnerEvent::Unable(error) => {
                 Some(End::Refused { reason: cut(format!("the spawner's sandbox cannot be closed: {error}")) })
             }
-            SpawnerEvent::Ended { worker, cause } => {
-                // Its last words are the better reason.
-                self.take_news(worker as usize);
-                self.gone(worker as usize, &cause.to_string())
+            SpawnerEvent::Ended { worker: index, instance, cause } => {
+                let index = index as usize;
+                match self.workers.get_mut(index)?.ended(instance) {
+                    Who::Worker => {
+                        // Its last words are the better reason.
+                        self.take_news(index);
+                        return self.gone(index, &cause.to_string());
+                    }
+                    Who::Spare => self.warn(index, &format!("one of its spares {cause}")),
+                    Who::Nobody => {}
+                }
+                None
             }
             _ => None,
         }
     }
 
     /// The spawner could not start it.
-    fn unstarted(&mut self, index: usize, reason: &str) -> Option<End> {
+    fn unstarted(&mut self, index: usize, instance: u32, reason: &str) -> Option<End> {
         let worker = self.workers.get_mut(index)?;
+        match worker.ended(instance) {
+            Who::Worker => {}
+            Who::Spare => {
+                self.warn(index, &format!("a spare of it cannot be started: {reason}"));
+                return None;
+            }
+            Who::Nobody => return None,
+        }
         if worker.generation() == 1 {
             let device = worker.kind();
             let reason = cut(format!("the worker of device {device} cannot be started: {reason}"));
@@ -101,10 +120,23 @@ impl Machine {
         }
     }
 
+    /// Sees to it that there are as many spares as there should be. One that dies is replaced when the next worker serves: so one
+    /// that dies at once costs little.
+    pub(super) fn recruit(&mut self, index: usize) {
+        let wanted = self.spares;
+        let Some(worker) = self.workers.get_mut(index) else { return };
+        while worker.lacks_spare(wanted) {
+            if let Err(error) = worker.recruit(index, &self.spawner) {
+                return self.warn(index, &format!("it goes without a spare: {error}"));
+            }
+        }
+    }
+
     fn serves(&mut self, index: usize) {
         let Some(worker) = self.workers.get(index).filter(|worker| worker.generation() > 1) else { return };
         let (generation, pause) = (worker.generation(), worker.pause().as_secs_f64() * 1e3);
         self.warn(index, &format!("its successor serves (generation {generation}, after {pause:.1} ms)"));
+        self.recruit(index);
     }
 
     /// The worker of `index`, if it still is of that `generation`, is not to be used any more.
@@ -114,8 +146,7 @@ impl Machine {
             return;
         }
         self.poller.forget(worker.control());
-        // One that has ended already is reported all the same. A spawner that is gone is seen by its socket.
-        let _ = self.spawner.kill(index as u32);
+        worker.kill(index, &self.spawner);
     }
 
     /// The process is gone: nothing of it can write any more.
@@ -138,8 +169,7 @@ impl Machine {
     /// Starts a successor, and gives its rings to the vCPUs. The error says why that failed.
     fn replace(&mut self, index: usize) -> Result<(), String> {
         let Some(worker) = self.workers.get_mut(index) else { return Ok(()) };
-        let theirs = worker.succeed().map_err(|error| error.to_string())?;
-        self.spawner.start(index as u32, theirs.as_fd()).map_err(|error| error.to_string())?;
+        worker.succeed(index, &self.spawner).map_err(|error| error.to_string())?;
         self.poller.watch(worker.control(), Token::Control(index)).map_err(|error| error.to_string())?;
         let successor = worker.successor();
         for vcpu in &mut self.vcpus {
@@ -157,8 +187,14 @@ impl Machine {
         loop {
             match self.spawner.next() {
                 Ok(None) => return,
-                Ok(Some((SpawnerEvent::Ended { worker, .. } | SpawnerEvent::Failed { worker, .. }, _))) => {
-                    if let Some(worker) = self.workers.get_mut(worker as usize) {
+                Ok(Some((
+                    SpawnerEvent::Ended { worker, instance, .. }
+                    | SpawnerEvent::Failed { worker, instance, .. },
+                    _,
+                ))) => {
+                    if let Some(worker) = self.workers.get_mut(worker as usize)
+                        && worker.ended(instance) == Who::Worker
+                    {
                         let _ = worker.gone("");
                     }
                 }

@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use cellblock_channel::memory;
+use cellblock_channel::socket::SocketError;
 use cellblock_memory::GuestRam;
 use cellblock_wire::Version;
 use cellblock_wire::control::{FIXED_DESCRIPTORS, Grant, ToWorker};
@@ -47,9 +48,11 @@ impl Worker {
         ];
         let descriptors: Vec<BorrowedFd<'_>> =
             fixed.into_iter().chain(self.roles.iter().map(|(_, fd)| fd.as_fd())).collect();
-        self.control
-            .send_message(&message, &descriptors)
-            .map_err(|source| BuildError::Grant { device: self.kind(), reason: source.to_string() })
+        match self.control.send_message(&message, &descriptors) {
+            // A spare that has just ended is reported by the spawner, as any other end.
+            Ok(()) | Err(SocketError::Closed) => Ok(()),
+            Err(source) => Err(BuildError::Grant { device: self.kind(), reason: source.to_string() }),
+        }
     }
 }
 

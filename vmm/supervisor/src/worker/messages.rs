@@ -1,7 +1,5 @@
 //! What is said between the loop and one worker.
 
-use std::time::Instant;
-
 use cellblock_channel::socket::SocketError;
 use cellblock_wire::Version;
 use cellblock_wire::control::{BalloonReport, FromWorker, LogLevel, ToWorker};
@@ -103,8 +101,7 @@ impl Worker {
                 if device != self.kind() {
                     return Err(format!("it runs the device {device}"));
                 }
-                self.state = DeviceState::Serving;
-                (self.serve_by, self.serves_since) = (None, Some(Instant::now()));
+                self.begin_service();
                 Ok(Some(News::Ready))
             }
             (FromWorker::Refused { reason }, DeviceState::Starting) => {

@@ -3,6 +3,7 @@
 //! Everything a worker sends is a stranger's word: a message that does not decode, or comes in the wrong state, ends
 //! the worker.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,6 +16,7 @@ use cellblock_channel::{Pending, Requester};
 use cellblock_memory::GuestRam;
 use cellblock_ring::layout;
 use cellblock_ring::state_page::Shape;
+use cellblock_spawner::client::Client;
 use cellblock_wire::control::Counters;
 use cellblock_wire::device::{DeviceConfig, DeviceKind, IN_FLIGHT_BYTES, MAX_QUEUES, Role};
 
@@ -26,12 +28,16 @@ use crate::proxy::{CauseAnswers, Proxy, Successor};
 
 /// How long a worker may take to serve.
 const START_PATIENCE: Duration = Duration::from_secs(20);
+
 mod grant;
 mod messages;
+mod process;
 mod rest;
 
 pub(crate) use grant::Wires;
 pub(crate) use messages::News;
+pub(crate) use process::Who;
+use process::{Interruption, Process, Spare};
 use rest::Rest;
 
 /// A device worker.
@@ -54,14 +60,16 @@ pub(crate) struct Worker {
     bell: Bell,
     roles: Vec<(Role, OwnedFd)>,
     state: DeviceState,
-    /// As the host numbers it, once the spawner has said so.
-    pid: Option<i32>,
+    process: Process,
+    /// Processes that wait to be the next worker.
+    spares: VecDeque<Spare>,
+    /// The last number that one of its processes was given.
+    instances: u32,
     /// When it is to serve at the latest, if it does not yet.
     serve_by: Option<Instant>,
     /// When it began to serve.
     serves_since: Option<Instant>,
-    /// When the one before it was given up.
-    given_up: Option<Instant>,
+    interruption: Interruption,
     /// Why it is not used any more, if that is known before its end is.
     verdict: Option<String>,
     deaths: Deaths,
@@ -115,10 +123,12 @@ impl Worker {
             bell,
             roles,
             state: DeviceState::Starting,
-            pid: None,
+            process: Process::default(),
+            spares: VecDeque::new(),
+            instances: 0,
             serve_by: Some(Instant::now() + START_PATIENCE),
             serves_since: None,
-            given_up: None,
+            interruption: Interruption::default(),
             verdict: None,
             deaths: Deaths::default(),
             counters: Counters::default(),
@@ -131,12 +141,11 @@ impl Worker {
         Ok((worker, wires, theirs))
     }
 
-    /// A new incarnation: rings and control socket are new, for the old ones may hold anything; all else is as it was. Returns
-    /// the worker's end of the socket. Only when the old process is gone.
-    pub(crate) fn succeed(&mut self) -> Result<Control, BuildError> {
+    /// A new incarnation, in a process that was waiting or that `spawner` starts for device number `index`. Rings and control
+    /// socket are new, for the old ones may hold anything; all else is as it was. Only when the old process is gone.
+    pub(crate) fn succeed(&mut self, index: usize, spawner: &Client) -> Result<(), BuildError> {
+        self.change_process(index, spawner)?;
         let device = self.kind();
-        let (control, theirs) =
-            socket::pair().map_err(|source| BuildError::Worker { device, what: "control socket", source })?;
         let bytes = memory::bytes(layout::reply_words(self.lanes));
         self.replies = memory::create_replies(device.name(), bytes).map_err(|source| BuildError::Memory {
             device,
@@ -146,25 +155,28 @@ impl Worker {
         if let Some(causes) = &mut self.causes {
             causes.pending = Pending::new(self.requests.map.clone(), self.replies.map.clone());
         }
-        self.control = control;
         self.generation += 1;
-        (self.state, self.pid) = (DeviceState::Starting, None);
+        self.state = DeviceState::Starting;
         self.balloon_asked = false;
         self.rest = Rest::default();
         (self.serve_by, self.serves_since) = (Some(Instant::now() + START_PATIENCE), None);
-        self.grant()?;
-        Ok(theirs)
+        self.grant()
     }
 
     /// As [`succeed`](Self::succeed), for the front end of another VMM at the other end of `stream`.
-    pub(crate) fn serve_front_end(&mut self, stream: OwnedFd) -> Result<Control, BuildError> {
+    pub(crate) fn serve_front_end(
+        &mut self,
+        stream: OwnedFd,
+        index: usize,
+        spawner: &Client,
+    ) -> Result<(), BuildError> {
         let device = self.kind();
         let pages = memory::create_replies(device.name(), usize::from(MAX_QUEUES) * IN_FLIGHT_BYTES);
         let memory = "memory of requests in flight";
         let pages = pages.map_err(|source| BuildError::Memory { device, memory, source })?;
         self.roles.retain(|(role, _)| !matches!(role, Role::VhostUser | Role::InFlight));
         self.roles.extend([(Role::VhostUser, stream), (Role::InFlight, pages.fd)]);
-        self.succeed()
+        self.succeed(index, spawner)
     }
 
     /// The connection to the front end.
@@ -195,17 +207,9 @@ impl Worker {
     /// The state; a worker may say that it serves before the spawner says which process it is, and counts as starting until
     /// both are known.
     pub(crate) fn state(&self) -> DeviceState {
-        match (self.state, self.pid) {
+        match (self.state, self.process.pid) {
             (DeviceState::Serving, None) => DeviceState::Starting,
             (state, _) => state,
-        }
-    }
-
-    /// How long there was no worker, once the successor serves.
-    pub(crate) fn pause(&self) -> Duration {
-        match (self.given_up, self.serves_since) {
-            (Some(then), Some(now)) => now.saturating_duration_since(then),
-            _ => Duration::ZERO,
         }
     }
 
@@ -234,11 +238,6 @@ impl Worker {
         ))
     }
 
-    /// The spawner has started it.
-    pub(crate) fn started(&mut self, pid: i32) {
-        self.pid = Some(pid);
-    }
-
     pub(crate) fn control(&self) -> BorrowedFd<'_> {
         self.control.as_fd()
     }
@@ -254,7 +253,7 @@ impl Worker {
             return false;
         }
         (self.state, self.serve_by, self.verdict) = (DeviceState::Dying, None, reason);
-        self.given_up = Some(Instant::now());
+        self.interruption.begin();
         true
     }
 
@@ -264,7 +263,8 @@ impl Worker {
             Some(verdict) => verdict,
             None => format!("its worker process {cause}"),
         };
-        (self.state, self.serve_by, self.pid) = (DeviceState::Gone, None, None);
+        (self.state, self.serve_by, self.process.pid) = (DeviceState::Gone, None, None);
+        self.interruption.reaped();
         let served = self.serves_since.take();
         let verdict = self.deaths.note(self.exits(), served, Instant::now());
         // One that never served will not serve the next time either.
@@ -279,12 +279,14 @@ impl Worker {
     pub(crate) fn status(&self) -> DeviceStatus {
         DeviceStatus {
             device: self.kind(),
-            pid: self.pid.unwrap_or(0),
+            pid: self.process.pid.unwrap_or(0),
             state: self.state(),
             generation: self.generation,
             exits: self.exits(),
             restarts: self.generation - 1,
             counters: self.counters,
+            spares: u32::try_from(self.spares.len()).unwrap_or(u32::MAX),
+            last_pause: self.interruption.last(),
         }
     }
 }

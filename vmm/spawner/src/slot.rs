@@ -1,0 +1,175 @@
+//! One worker of the manifest: what its processes are made of, and those that run.
+#![allow(unsafe_code)] // Clones workers.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::AtomicU32;
+use std::time::Instant;
+
+use cellblock_jail::worker::{self, Progress};
+use cellblock_jail::{JailError, Layer, LayerSet, Limits, Refusal, Step, spawner as jail, sys};
+use cellblock_policy::with_refusal;
+
+use crate::protocol::StartTime;
+use crate::{Entry, out_of_the_way};
+
+/// What all starts have in common.
+pub(crate) struct Ground {
+    /// The host's /proc.
+    pub proc: OwnedFd,
+    pub layers: LayerSet,
+    /// Whether the front is root.
+    pub privileged: bool,
+    pub ids: jail::Ids,
+    pub refusal: Refusal,
+    /// A child tells here where it stands. One is on its way at a time: the clone waits until it has executed its binary.
+    pub progress: Progress,
+}
+
+impl Ground {
+    pub(crate) fn new(
+        proc: OwnedFd,
+        layers: LayerSet,
+        privileged: bool,
+        ids: jail::Ids,
+        refusal: Refusal,
+    ) -> Result<Ground, JailError> {
+        let page: &'static [AtomicU32; 1024] = sys::shared_page().map_err(cloning)?;
+        let words = page.first_chunk().ok_or(JailError { step: Step::Clone, errno: 0 })?;
+        Ok(Ground { proc, layers, privileged, ids, refusal, progress: Progress::new(words) })
+    }
+}
+
+/// One worker of the manifest.
+pub(crate) struct Slot {
+    name: CString,
+    limits: Limits,
+    cgroup: Option<OwnedFd>,
+    id: Option<u32>,
+    maps: (CString, CString),
+    program: Program,
+    /// At most [`crate::MAX_PROCESSES`].
+    pub processes: Vec<Process>,
+}
+
+/// What a worker's process executes.
+struct Program {
+    binary: OwnedFd,
+    /// Its start program.
+    filter: Vec<u8>,
+    /// Lets it execute its binary.
+    ruleset: Option<OwnedFd>,
+}
+
+/// One that was started and is not reaped.
+pub(crate) struct Process {
+    pub instance: u32,
+    pub pidfd: OwnedFd,
+    /// It did not get as far as its binary.
+    pub failure: Option<JailError>,
+}
+
+impl Slot {
+    /// Number `index` of the manifest.
+    pub(crate) fn new(index: usize, entry: Entry, ground: &Ground) -> Result<Slot, JailError> {
+        let name = CString::new(entry.name).unwrap_or_default();
+        let mut limits = entry.limits;
+        if !ground.layers.has(Layer::User) {
+            // Counted for its uid as a whole then, not for each process.
+            limits.threads = limits.threads.saturating_mul(crate::MAX_PROCESSES as u32);
+        }
+        let id = ground.ids.worker(ground.layers, index);
+        Ok(Slot {
+            name,
+            limits,
+            cgroup: entry.cgroup.map(out_of_the_way).transpose().map_err(descriptors)?,
+            id,
+            maps: worker::id_map(id),
+            program: Program::new(entry.binary, entry.start_filter, ground)?,
+            processes: Vec::new(),
+        })
+    }
+
+    /// What stays open while the spawner lives.
+    pub(crate) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let ruleset = self.program.ruleset.as_ref().map(AsFd::as_fd);
+        let cgroup = self.cgroup.as_ref().map(AsFd::as_fd);
+        [Some(self.program.binary.as_fd()), ruleset, cgroup].into_iter().flatten()
+    }
+
+    /// Clones a process, which has `control` as its socket. Returns a copy of its pidfd for the supervisor, and what it took.
+    pub(crate) fn start(
+        &mut self,
+        instance: u32,
+        control: OwnedFd,
+        ground: &Ground,
+    ) -> Result<(OwnedFd, StartTime), JailError> {
+        let began = Instant::now();
+        let pidfd = self.clone_process(control, ground)?;
+        let all = u32::try_from(began.elapsed().as_micros()).unwrap_or(u32::MAX);
+        let sandbox_us = ground.progress.micros();
+        let copy = pidfd.try_clone();
+        let failure = ground.progress.failure().filter(|error| error.errno != 0);
+        self.processes.push(Process { instance, pidfd, failure });
+        Ok((copy.map_err(descriptors)?, StartTime { spawn_us: all.saturating_sub(sandbox_us), sandbox_us }))
+    }
+
+    fn clone_process(&self, control: OwnedFd, ground: &Ground) -> Result<OwnedFd, JailError> {
+        let control = out_of_the_way(control).map_err(descriptors)?;
+        let plan = worker::Plan {
+            layers: ground.layers,
+            privileged: ground.privileged || ground.layers.has(Layer::User),
+            id: self.id,
+            maps: &self.maps,
+            limits: &self.limits,
+            control: control.as_fd(),
+            binary: self.program.binary.as_fd(),
+            proc: ground.proc.as_fd(),
+            ruleset: self.program.ruleset.as_ref().map(AsFd::as_fd),
+            start_filter: &self.program.filter,
+            name: &self.name,
+        };
+        let cgroup = self.cgroup.as_ref().filter(|_| ground.layers.has(Layer::Cgroup)).map(AsFd::as_fd);
+        ground.progress.reset();
+        // One after the other on their way into the jail: the first that is asked for is the first that a starting guest
+        // needs, and would be held up by the others.
+        // SAFETY: the spawner is single-threaded, so the child may do anything.
+        let side = unsafe { sys::fork_to_exec(worker::namespaces(ground.layers), cgroup) };
+        match side.map_err(cloning)? {
+            sys::Side::Child => worker::enter(&plan, &ground.progress),
+            sys::Side::Parent { pidfd, .. } => Ok(pidfd),
+        }
+    }
+}
+
+impl Program {
+    fn new(binary: OwnedFd, mut filter: Vec<u8>, ground: &Ground) -> Result<Program, JailError> {
+        let binary = out_of_the_way(binary).map_err(descriptors)?;
+        if ground.refusal != Refusal::Kill {
+            filter = with_refusal(&filter, ground.refusal);
+        }
+        let wanted = ground.layers.has(Layer::Landlock);
+        let ruleset = wanted.then(|| worker::ruleset(binary.as_fd())).transpose()?;
+        let ruleset = ruleset.map(|ruleset| sys::above(ruleset.as_fd(), worker::FREE)).transpose();
+        Ok(Program { binary, filter, ruleset: ruleset.map_err(descriptors)? })
+    }
+}
+
+pub(crate) fn descriptors(error: io::Error) -> JailError {
+    JailError { step: Step::Descriptors, errno: error.raw_os_error().unwrap_or(0) }
+}
+
+pub(crate) fn cloning(error: io::Error) -> JailError {
+    JailError { step: Step::Clone, errno: error.raw_os_error().unwrap_or(0) }
+}
+
+/// The host's number of the process behind `pidfd`, from the host's /proc; within our pid namespace there is no other way.
+pub(crate) fn host_pid(proc: BorrowedFd, pidfd: &OwnedFd) -> Option<i32> {
+    let path = CString::new(format!("self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
+    let file = sys::open_at(proc, &path, 0).ok()?;
+    let mut buffer = [0; 512];
+    let length = sys::read(file.as_fd(), &mut buffer).ok()?;
+    let text = std::str::from_utf8(&buffer[..length]).ok()?;
+    text.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok())
+}

@@ -1,0 +1,203 @@
+//! The processes of one device: the worker's own, and the spares, which are jailed and wait for their grant.
+//!
+//! A spare has the device's uid, program and sandbox, and its control socket, but nothing of the device: no memory, no
+//! ring, no resource. So it may wait beside the worker that serves, and becomes its successor by being granted what that had.
+
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use cellblock_channel::clock;
+use cellblock_channel::socket::{self, Control};
+use cellblock_spawner::client::Client;
+use cellblock_spawner::protocol::StartTime;
+
+use super::Worker;
+use crate::error::BuildError;
+use crate::link::{DeviceState, Pause};
+
+/// Of the worker or a spare: what the spawner knows it by.
+#[derive(Debug, Default)]
+pub(super) struct Process {
+    instance: u32,
+    /// As the host numbers it, once the spawner has said so.
+    pub pid: Option<i32>,
+    took: StartTime,
+}
+
+impl Process {
+    fn started(&mut self, pid: i32, took: StartTime) {
+        (self.pid, self.took) = (Some(pid), took);
+    }
+}
+
+/// One that waits.
+#[derive(Debug)]
+pub(super) struct Spare {
+    process: Process,
+    control: Control,
+}
+
+/// Who the spawner speaks of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Who {
+    /// The worker.
+    Worker,
+    /// One of its spares.
+    Spare,
+    /// One that is known no more.
+    Nobody,
+}
+
+/// What became of a pause, step by step.
+#[derive(Debug, Default)]
+pub(super) struct Interruption {
+    /// On `CLOCK_MONOTONIC`, in ns.
+    noticed: u64,
+    /// From being noticed, in µs.
+    reaped: u32,
+    /// As `noticed`.
+    served: u64,
+    /// The process that took over had been waiting.
+    spare: bool,
+    last: Option<Pause>,
+}
+
+impl Interruption {
+    /// The worker is not used any more.
+    pub(super) fn begin(&mut self) {
+        (self.noticed, self.reaped) = (clock::now(), 0);
+    }
+
+    /// Its process is gone.
+    pub(super) fn reaped(&mut self) {
+        self.reaped = micros(clock::now().saturating_sub(self.noticed));
+    }
+
+    /// Another process serves.
+    pub(super) fn end(&mut self) {
+        self.served = clock::now();
+    }
+
+    /// Counts it up, once it is over; `process` took over.
+    fn settle(&mut self, process: &Process) {
+        if self.noticed == 0 || self.served <= self.noticed || process.pid.is_none() {
+            return;
+        }
+        let all = micros(self.served - self.noticed);
+        let StartTime { spawn_us, sandbox_us } = if self.spare { StartTime::default() } else { process.took };
+        let known = self.reaped.saturating_add(spawn_us).saturating_add(sandbox_us);
+        self.last = Some(Pause {
+            noticed_ns: self.noticed,
+            reap_us: self.reaped,
+            spawn_us,
+            sandbox_us,
+            restore_us: all.saturating_sub(known),
+            spare: self.spare,
+        });
+    }
+
+    pub(super) fn last(&self) -> Option<Pause> {
+        self.last
+    }
+}
+
+fn micros(ns: u64) -> u32 {
+    u32::try_from(ns / 1000).unwrap_or(u32::MAX)
+}
+
+impl Worker {
+    /// Asks `spawner` for the first process of device number `device`, which has `theirs`.
+    pub(crate) fn start(&self, device: usize, theirs: &Control, spawner: &Client) -> Result<(), BuildError> {
+        spawner
+            .start(device as u32, self.process.instance, theirs.as_fd())
+            .map_err(|error| BuildError::Start { device: self.kind(), reason: error.to_string() })
+    }
+
+    /// Whether it has fewer spares than `wanted`, and serves: another one would hold up nobody.
+    pub(crate) fn lacks_spare(&self, wanted: u32) -> bool {
+        self.state() == DeviceState::Serving && self.spares.len() < wanted as usize
+    }
+
+    /// Has `spawner` start a spare.
+    pub(crate) fn recruit(&mut self, device: usize, spawner: &Client) -> Result<(), BuildError> {
+        let (control, theirs) = self.socket()?;
+        let process = self.next_process();
+        spawner
+            .start(device as u32, process.instance, theirs.as_fd())
+            .map_err(|error| BuildError::Start { device: self.kind(), reason: error.to_string() })?;
+        self.spares.push_back(Spare { process, control });
+        Ok(())
+    }
+
+    /// Gives it a process that nothing was granted to yet: a spare that is ready, or one that `spawner` is asked for. Only when
+    /// the old one is gone.
+    pub(super) fn change_process(&mut self, device: usize, spawner: &Client) -> Result<(), BuildError> {
+        let ready = self.spares.iter().position(|spare| spare.process.pid.is_some());
+        let spare = ready.and_then(|place| self.spares.remove(place));
+        self.interruption.spare = spare.is_some();
+        match spare {
+            Some(Spare { process, control }) => (self.process, self.control) = (process, control),
+            None => {
+                let (control, theirs) = self.socket()?;
+                (self.process, self.control) = (self.next_process(), control);
+                self.start(device, &theirs, spawner)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn socket(&self) -> Result<(Control, Control), BuildError> {
+        let device = self.kind();
+        socket::pair().map_err(|source| BuildError::Worker { device, what: "control socket", source })
+    }
+
+    /// A number that none of its processes has.
+    fn next_process(&mut self) -> Process {
+        self.instances = self.instances.wrapping_add(1);
+        Process { instance: self.instances, ..Process::default() }
+    }
+
+    /// Kills it; one that has ended already is reported all the same. A spawner that is gone is seen by its socket.
+    pub(crate) fn kill(&self, device: usize, spawner: &Client) {
+        let _ = spawner.kill(device as u32, self.process.instance);
+    }
+
+    /// The spawner has started `instance`.
+    pub(crate) fn started(&mut self, instance: u32, pid: i32, took: StartTime) {
+        if self.process.instance == instance {
+            self.process.started(pid, took);
+            // It may have served before the spawner said that it had started it.
+            self.interruption.settle(&self.process);
+        }
+        if let Some(spare) = self.spares.iter_mut().find(|spare| spare.process.instance == instance) {
+            spare.process.started(pid, took);
+        }
+    }
+
+    /// Who `instance` is, of which the spawner says that it ended or never began. A spare is forgotten.
+    pub(crate) fn ended(&mut self, instance: u32) -> Who {
+        if self.process.instance == instance {
+            return Who::Worker;
+        }
+        match self.spares.iter().position(|spare| spare.process.instance == instance) {
+            Some(place) => {
+                self.spares.remove(place);
+                Who::Spare
+            }
+            None => Who::Nobody,
+        }
+    }
+
+    /// How long there was no worker, once the successor serves.
+    pub(crate) fn pause(&self) -> Duration {
+        self.interruption.last().map_or(Duration::ZERO, |pause| pause.length())
+    }
+
+    /// It serves.
+    pub(super) fn begin_service(&mut self) {
+        self.state = DeviceState::Serving;
+        (self.serve_by, self.serves_since) = (None, Some(Instant::now()));
+        self.interruption.end();
+        self.interruption.settle(&self.process);
+    }
+}
