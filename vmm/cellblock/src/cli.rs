@@ -69,6 +69,10 @@ pub(crate) enum Command {
     Balloon(BalloonArgs),
     /// Give a device of a running VM a new worker process; the guest notices a pause at most.
     Restart(RestartArgs),
+    /// Stop a VM where it is: its vCPUs between two instructions, its devices between two requests.
+    Pause(PauseArgs),
+    /// Let a paused VM go on.
+    Resume(PauseArgs),
     /// Make or delete a tap interface that stays, for `--net tap=NAME`.
     Tap(TapArgs),
     /// Say what this host offers and lacks, what that means, and how to mend it.
@@ -289,6 +293,12 @@ pub(crate) struct RestartArgs {
     pub id: String,
     /// The device, as `cellblock ps` names it.
     pub device: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PauseArgs {
+    /// The VM's name.
+    pub id: String,
 }
 
 #[derive(Debug, Args)]

@@ -11,6 +11,7 @@ mod doctor;
 mod front;
 mod launch;
 mod net;
+mod pause;
 mod process_facts;
 mod ps;
 mod restart;
@@ -31,6 +32,8 @@ fn main() -> ExitCode {
         Command::VhostUser(args) => return vhost_user::vhost_user(*args).into(),
         Command::Ps(args) => ps::ps(&args).map(|()| Status::Success),
         Command::Restart(args) => restart::restart(&args).map(|()| Status::Success),
+        Command::Pause(args) => pause::pause(&args).map(|()| Status::Success),
+        Command::Resume(args) => pause::resume(&args).map(|()| Status::Success),
         Command::Balloon(args) => balloon::balloon(&args).map(|()| Status::Success),
         Command::Tap(args) => net::tap::tap(&args.command).map(|()| Status::Success),
         Command::Doctor(args) => doctor::doctor(&args),

@@ -76,6 +76,7 @@ impl Did {
 struct Vm {
     id: String,
     uid: u32,
+    paused: bool,
     vcpu_exits: Vec<u64>,
     processes: Vec<Row>,
 }
@@ -145,6 +146,7 @@ fn vm(uid: u32, id: &str) -> Option<Vm> {
     Some(Vm {
         id: report.id.clone(),
         uid,
+        paused: report.status.paused,
         vcpu_exits: report.status.vcpu_exits.clone(),
         processes: rows(&report),
     })
@@ -181,7 +183,9 @@ fn table(vms: &[Vm]) -> String {
     }
     for vm in vms {
         let exits: u64 = vm.vcpu_exits.iter().sum();
-        let _ = writeln!(text, "VM {} (uid {}): {} vCPU, {exits} exits", vm.id, vm.uid, vm.vcpu_exits.len());
+        let paused = if vm.paused { ", paused" } else { "" };
+        let cpus = vm.vcpu_exits.len();
+        let _ = writeln!(text, "VM {} (uid {}): {cpus} vCPU, {exits} exits{paused}", vm.id, vm.uid);
         let _ = writeln!(
             text,
             "  {:<12} {:>8} {:>10} {:<9} {:>8} {:>9} {:>8} {:>7} {:>7} {:>9}  LAYERS",

@@ -234,6 +234,10 @@ impl Front<'_> {
                     self.control.answer_balloon(None);
                     continue;
                 }
+                What::Pause | What::Resume => {
+                    self.control.refuse_pause("its guest is another VMM's, which alone can pause it");
+                    continue;
+                }
             };
             if self.link.send_message(&command, &[]).is_err() {
                 self.control.refuse();
@@ -291,7 +295,7 @@ impl Front<'_> {
                     self.stop();
                 }
             }
-            Event::Balloon(_) => {}
+            Event::Balloon(_) | Event::Paused(_) | Event::Resumed => {}
             Event::Ended(end) => self.end = Some(end),
         }
     }

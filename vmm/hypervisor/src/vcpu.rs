@@ -66,6 +66,15 @@ pub trait Vcpu {
     /// As [`run`](Vcpu::run).
     fn finish(&mut self, entry: VmEntry) -> Result<Option<VmExit>>;
 
+    /// Tells the guest, between two entries, that it was stopped for a while, so that its watchdogs do not take that for a fault
+    /// of its own. A guest that has no way to be told is not.
+    ///
+    /// # Errors
+    /// What the hypervisor refused.
+    fn tell_of_pause(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// A handle that ends a run from any thread; see the crate's guarantees.
     fn kick_handle(&self) -> KickHandle;
 

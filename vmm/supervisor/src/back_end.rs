@@ -125,18 +125,20 @@ impl BackEnd {
                 Ok((Command::ReportStatus, _)) => {
                     // Each front end has a worker of its own: none is another's successor.
                     let worker = DeviceStatus { restarts: 0, ..self.worker.status() };
-                    let status = Status { devices: vec![worker], vcpu_exits: Vec::new() };
+                    let status = Status { devices: vec![worker], ..Status::default() };
                     self.say(Event::Status(status));
                     self.worker.tell(&ToWorker::ReportCounters);
                 }
                 Ok((Command::Restart { generation, .. }, _)) if generation == self.worker.generation() => {
                     self.condemn("its worker was to be replaced".to_owned());
                 }
-                // There is no power button and no terminal.
+                // There are no vCPUs, no power button and no terminal.
                 Ok((
                     Command::Restart { .. }
                     | Command::PowerButton
                     | Command::Balloon { .. }
+                    | Command::Pause
+                    | Command::Resume
                     | Command::Resize { .. },
                     _,
                 )) => {}

@@ -24,7 +24,7 @@ use crossbeam_channel::bounded;
 
 use crate::error::BuildError;
 use crate::link::LoaderReport;
-use crate::machine::{Machine, VcpuHandle};
+use crate::machine::{Machine, Pause, VcpuHandle};
 use crate::plan::{DevicePlan, Plan};
 use crate::poller::{Poller, Token};
 use crate::proxy::Proxy;
@@ -36,8 +36,8 @@ const VCPU_STACK: usize = 128 << 10;
 
 /// Commands on their way to a vCPU; more wait in its handle.
 const COMMANDS: usize = 8;
-/// What one vCPU may say before it is answered: its trouble with a worker, requests that were poison, its end.
-const REPORTS: usize = 4;
+/// What one vCPU may say before it is answered: its trouble with a worker, requests that were poison, a pause, its end.
+const REPORTS: usize = 6;
 
 /// Builds the machine and starts its vCPUs; on return the calling thread is the jailed loop thread.
 pub(crate) fn build(plan: Plan) -> Result<Machine, BuildError> {
@@ -100,6 +100,7 @@ pub(crate) fn build(plan: Plan) -> Result<Machine, BuildError> {
         notes,
         spares: plan.spares,
         status_by: None,
+        pause: Pause::default(),
     })
 }
 
@@ -214,7 +215,8 @@ fn start_vcpu(
             Err(error) => mouth.ended(Ended::Internal(format!("its sandbox cannot be closed: {error}"))),
             Ok(()) => {
                 let ears = mouth.clone();
-                let actor = VcpuActor { vcpu, bus, proxies, kicks, commands: mailbox, mouth, exits };
+                let actor =
+                    VcpuActor { vcpu, bus, proxies, kicks, commands: mailbox, mouth, exits, pause: None };
                 ears.ended(actor.run());
             }
         },

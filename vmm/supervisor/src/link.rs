@@ -27,6 +27,10 @@ pub enum Command {
         /// The worker's incarnation.
         generation: u32,
     },
+    /// Stop the vCPUs between two instructions and the devices between two requests; answered by [`Event::Paused`].
+    Pause,
+    /// Go on; answered by [`Event::Resumed`].
+    Resume,
     /// Answer with [`Event::Balloon`], once the guest has told what is new, or has had its time for it.
     Balloon {
         /// The size that it shall have from now on, in pages of 4 KiB.
@@ -63,6 +67,10 @@ pub enum Event {
     Status(Status),
     /// What is known of the balloon, if there is one; sent on demand.
     Balloon(Option<BalloonReport>),
+    /// The VM is paused, or why it is not: then it runs on.
+    Paused(Result<(), String>),
+    /// The VM runs.
+    Resumed,
     /// The worker that served a front end has ended, and its connection with it.
     FrontEndGone {
         /// Why, unless the front end has gone by itself.
@@ -117,6 +125,8 @@ pub enum End {
 pub struct Status {
     /// Its devices, in the order of the board.
     pub devices: Vec<DeviceStatus>,
+    /// Nothing of it runs until it is resumed.
+    pub paused: bool,
     /// Returns from `KVM_RUN` for each vCPU.
     pub vcpu_exits: Vec<u64>,
 }
@@ -284,7 +294,8 @@ mod tests {
                 spare: true,
             }),
         };
-        let event = Event::Status(Status { devices: vec![device; 24], vcpu_exits: vec![u64::MAX; 32] });
+        let event =
+            Event::Status(Status { devices: vec![device; 24], vcpu_exits: vec![u64::MAX; 32], paused: true });
         assert_eq!(decode::<Event>(&encode(&event).unwrap()).unwrap(), event);
     }
 

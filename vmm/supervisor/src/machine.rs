@@ -1,7 +1,7 @@
 //! The VM actor: builds the machine, then runs its life on the loop thread.
 //!
 //! States: *starting* (vCPUs may run already; each waits only for the worker that it needs), *running* (all workers
-//! serve), *ending* (vCPUs stop, workers flush and go). It ends once, for the first reason that comes.
+//! serve), *paused* ([`pause`]), *ending* (vCPUs stop, workers flush and go). It ends once, for the first reason that comes.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -17,7 +17,10 @@ use cellblock_wire::control::ToWorker;
 use cellblock_wire::device::DeviceKind;
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 
+mod pause;
 mod succession;
+
+pub(crate) use pause::Pause;
 
 use crate::error::BuildError;
 use crate::link::{Command, DeviceState, End, Event, Status, cut};
@@ -35,7 +38,7 @@ const RETRY: Duration = Duration::from_millis(5);
 /// The loop's view of one vCPU.
 pub(crate) struct VcpuHandle {
     pub commands: Sender<vcpu::Command>,
-    /// What its mailbox had no room for: at most one command for each device, and the stop.
+    /// What its mailbox had no room for: at most one command for each device, a pause or its end, and the stop.
     pub undelivered: VecDeque<vcpu::Command>,
     /// Out of the guest.
     pub entry_kick: KickHandle,
@@ -58,6 +61,7 @@ pub(crate) struct Machine {
     pub spares: u32,
     /// The front wants the status: by when it gets it, with what the workers have told by then.
     pub status_by: Option<Instant>,
+    pub pause: Pause,
 }
 
 impl VcpuHandle {
@@ -107,6 +111,7 @@ impl Machine {
                 return Ok(end);
             }
             self.vcpus.iter_mut().for_each(VcpuHandle::deliver);
+            self.pause_further();
             self.tell_status();
             if !running && self.workers.iter().all(|worker| worker.state() == DeviceState::Serving) {
                 running = true;
@@ -120,7 +125,13 @@ impl Machine {
     fn next_look(&self) -> Option<Instant> {
         let undelivered = self.vcpus.iter().any(|vcpu| !vcpu.undelivered.is_empty());
         let retry = undelivered.then(|| Instant::now() + RETRY);
-        self.workers.iter().filter_map(Worker::serve_by).chain(retry).chain(self.status_by).min()
+        self.workers
+            .iter()
+            .filter_map(Worker::serve_by)
+            .chain(retry)
+            .chain(self.status_by)
+            .chain(self.pause.by())
+            .min()
     }
 
     /// Answers the front's question for the status, once there is nobody to wait for any more.
@@ -165,6 +176,8 @@ impl Machine {
                     let reason = "its worker was to be replaced".to_owned();
                     self.condemn(device as usize, Some(generation), Some(reason));
                 }
+                Ok((Command::Pause, _)) => self.pause(),
+                Ok((Command::Resume, _)) => self.resume(),
                 Ok((Command::Balloon { set }, _)) => self.ask_balloon(set),
                 Ok((Command::Resize { port, columns, rows }, _)) => {
                     self.workers.iter_mut().for_each(|worker| worker.resize(port, columns, rows));
@@ -192,6 +205,10 @@ impl Machine {
                 Report::Ended { vcpu, ended } => (vcpu, ended),
                 Report::Trouble { device, generation, reason } => {
                     self.condemn(device, Some(generation), Some(reason));
+                    continue;
+                }
+                Report::Paused { vcpu, number } => {
+                    self.pause.note(vcpu, number);
                     continue;
                 }
                 Report::Poison { device, request } => {
@@ -261,6 +278,7 @@ impl Machine {
     fn status(&self) -> Status {
         Status {
             devices: self.workers.iter().map(Worker::status).collect(),
+            paused: self.pause.is_complete(),
             vcpu_exits: self.vcpus.iter().map(|vcpu| vcpu.exits.load(Ordering::Relaxed)).collect(),
         }
     }

@@ -1,7 +1,7 @@
 //! The vCPU actor: one thread that enters the guest, hands each exit to a device's worker, and re-enters with the reply.
 //!
 //! States: *running* until it meets its end, which it reports once; *stranded* while the worker that it waits for is being
-//! replaced. It owns its vCPU, its lanes and its mailbox; it shares the bus, which never changes while it runs. There is no
+//! replaced; *paused* between two instructions, with nothing owed to the guest. It owns its vCPU, its lanes and its mailbox; it shares the bus, which never changes while it runs. There is no
 //! lock on its path.
 
 use std::sync::Arc;
@@ -24,6 +24,10 @@ pub(crate) enum Command {
     Stop,
     /// The device of this index has a new worker.
     Succeed { device: usize, successor: Successor },
+    /// Finish the open exit, say [`Report::Paused`] with this number, and do not enter the guest before [`Command::Resume`].
+    Pause { number: u32 },
+    /// Go on.
+    Resume,
 }
 
 /// What a vCPU tells the VM actor.
@@ -35,6 +39,8 @@ pub(crate) enum Report {
     Trouble { device: usize, generation: u32, reason: String },
     /// Two workers died on one request, which is now settled without an answer.
     Poison { device: usize, request: String },
+    /// It is paused, as [`Command::Pause`] of this number said.
+    Paused { vcpu: u32, number: u32 },
 }
 
 /// How a vCPU ended.
@@ -77,6 +83,8 @@ pub(crate) struct VcpuActor<V> {
     pub commands: Receiver<Command>,
     pub mouth: Mouth,
     pub exits: Arc<AtomicU64>,
+    /// It is to pause, or does: the number of the order.
+    pub pause: Option<u32>,
 }
 
 impl<V: Vcpu> VcpuActor<V> {
@@ -90,11 +98,35 @@ impl<V: Vcpu> VcpuActor<V> {
             };
             // SYNC POINT: none; a count for people.
             self.exits.fetch_add(1, Ordering::Relaxed);
-            entry = match self.answer(exit) {
+            let next = self.answer(exit).and_then(|entry| match self.pause {
+                None => Ok(entry),
+                Some(_) => self.rest(entry),
+            });
+            entry = match next {
                 Ok(entry) => entry,
                 Err(ended) => return ended,
             };
         }
+    }
+
+    /// Pauses, once the guest's instruction is complete.
+    fn rest(&mut self, mut entry: VmEntry) -> Result<VmEntry, Ended> {
+        let internal = |error: cellblock_hypervisor::Error| Ended::Internal(error.to_string());
+        while let Some(exit) = self.vcpu.finish(entry).map_err(internal)? {
+            // SYNC POINT: none; a count for people.
+            self.exits.fetch_add(1, Ordering::Relaxed);
+            entry = self.answer(exit)?;
+        }
+        let mut told = None;
+        while let Some(number) = self.pause {
+            if told.replace(number) != Some(number) {
+                self.mouth.say(Report::Paused { vcpu: self.mouth.id, number });
+            }
+            // A supervisor whose loop is gone has no use for this vCPU either.
+            self.follow(self.commands.recv().unwrap_or(Command::Stop))?;
+        }
+        self.vcpu.tell_of_pause().map_err(internal)?;
+        Ok(VmEntry::Resume)
     }
 
     fn answer(&mut self, exit: VmExit) -> Result<VmEntry, Ended> {
@@ -171,7 +203,18 @@ impl<V: Vcpu> VcpuActor<V> {
     }
 
     fn follow(&mut self, command: Command) -> Result<(), Ended> {
-        let Command::Succeed { device, successor } = command else { return Err(Ended::Stopped) };
+        let (device, successor) = match command {
+            Command::Stop => return Err(Ended::Stopped),
+            Command::Pause { number } => {
+                self.pause = Some(number);
+                return Ok(());
+            }
+            Command::Resume => {
+                self.pause = None;
+                return Ok(());
+            }
+            Command::Succeed { device, successor } => (device, successor),
+        };
         let Some(proxy) = self.proxies.get_mut(device) else { return Ok(()) };
         let request = proxy.outstanding();
         if proxy.succeed(successor) {

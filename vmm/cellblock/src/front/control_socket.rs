@@ -55,6 +55,10 @@ pub(crate) enum What {
         /// Which worker is not wanted any more: if it is gone already, nothing is done.
         generation: u32,
     },
+    /// Stop everything that runs in the VM, where it can go on later.
+    Pause,
+    /// Go on.
+    Resume,
 }
 
 /// What a VM says.
@@ -65,7 +69,7 @@ pub(crate) enum Answer {
     Status(Report),
     /// To [`What::Balloon`].
     Balloon(BalloonReport),
-    /// It was told, to [`What::Restart`].
+    /// It was told, to [`What::Restart`]; it is done, to [`What::Pause`] and [`What::Resume`].
     Done,
     /// No: why.
     Refused(String),
@@ -248,6 +252,22 @@ impl ControlSocket {
     /// Answers everybody who asked for a new worker.
     pub(crate) fn answer_restart(&mut self) {
         self.answer(|what| matches!(what, What::Restart { .. }), &Answer::Done);
+    }
+
+    /// Answers everybody who asked for a pause: it is there, or why not.
+    pub(crate) fn answer_pause(&mut self, paused: Result<(), String>) {
+        let answer = paused.map_or_else(Answer::Refused, |()| Answer::Done);
+        self.answer(|what| what == What::Pause, &answer);
+    }
+
+    /// Sends everybody away who asked for a pause or its end.
+    pub(crate) fn refuse_pause(&mut self, why: &str) {
+        self.answer(|what| matches!(what, What::Pause | What::Resume), &Answer::Refused(why.to_owned()));
+    }
+
+    /// Answers everybody who asked for a pause's end.
+    pub(crate) fn answer_resume(&mut self) {
+        self.answer(|what| what == What::Resume, &Answer::Done);
     }
 
     /// Sends everybody away who waits: there is nobody to ask any more.

@@ -241,6 +241,8 @@ impl Relay<'_> {
                 What::Status => Command::ReportStatus,
                 What::Balloon { set } => Command::Balloon { set },
                 What::Restart { device, generation } => Command::Restart { device, generation },
+                What::Pause => Command::Pause,
+                What::Resume => Command::Resume,
             };
             if self.link.send_message(&command, &[]).is_err() {
                 self.control.refuse();
@@ -274,6 +276,14 @@ impl Relay<'_> {
                 self.control.answer_status(self.id, self.supervisor.pid, self.spawner.pid, status)
             }
             Event::Balloon(balloon) => self.control.answer_balloon(balloon),
+            Event::Paused(paused) => {
+                self.say(1, if paused.is_ok() { "paused" } else { "not paused" });
+                self.control.answer_pause(paused);
+            }
+            Event::Resumed => {
+                self.say(1, "resumed");
+                self.control.answer_resume();
+            }
             // Of `cellblock vhost-user` only.
             Event::FrontEndGone { .. } => {}
             Event::Ended(end) => {

@@ -164,6 +164,15 @@ impl Vcpu for KvmVcpu {
         }
     }
 
+    /// By the flag in kvm-clock's page that Linux's lockup detectors look at (Linux, `Documentation/virt/kvm/api.rst` 4.70).
+    fn tell_of_pause(&self) -> Result<()> {
+        match self.vcpu.fd.kvmclock_ctrl() {
+            // The guest does not use kvm-clock.
+            Err(error) if error.errno() == libc::EINVAL => Ok(()),
+            done => done.map_err(failed_on(self.vcpu.id, "KVM_KVMCLOCK_CTRL")),
+        }
+    }
+
     fn kick_handle(&self) -> KickHandle {
         self.vcpu.kick_handle()
     }

@@ -113,6 +113,7 @@ impl Machine {
                     self.say(Event::WorkerLog { device, text });
                 }
                 News::Balloon(report) => self.say(Event::Balloon(Some(report))),
+                // Every round of the loop looks whether all do.
                 News::Quiesced => {}
                 News::Closed => self.condemn(index, None, None),
                 News::Broken(reason) => self.condemn(index, None, Some(reason)),
@@ -212,10 +213,13 @@ impl Machine {
     }
 
     pub(super) fn warn(&self, index: usize, text: &str) {
+        self.say(Event::Warning(cut(format!("device {}: {text}", self.name(index)))));
+    }
+
+    /// The device, as people are told of it.
+    pub(super) fn name(&self, index: usize) -> String {
         let kinds: Vec<_> = self.workers.iter().map(Worker::kind).collect();
-        let names = device_names(&kinds);
-        let device = names.get(index).map_or("?", String::as_str);
-        self.say(Event::Warning(cut(format!("device {device}: {text}"))));
+        device_names(&kinds).get(index).cloned().unwrap_or_default()
     }
 }
 

@@ -9,7 +9,7 @@ use cellblock_bus::{Bus, Range, Target};
 use cellblock_channel::doorbell::{self, Ringer};
 use cellblock_channel::{Kick, Requester, Responder, memory};
 use cellblock_hypervisor::mock::{Mock, MockVm, Step};
-use cellblock_hypervisor::{ExitData, Hypervisor, UnboundVcpu, Vm, VmExit};
+use cellblock_hypervisor::{ExitData, Hypervisor, KickHandle, UnboundVcpu, Vm, VmExit};
 use cellblock_ring::layout;
 use cellblock_wire::slot::{Action, Op, Reply, Request, Space};
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -31,6 +31,7 @@ fn honest(request: &Request) -> Option<Reply> {
 struct Rig {
     vm: MockVm,
     kick: Kick,
+    entry_kick: KickHandle,
     commands: Sender<Command>,
     reports: Receiver<Report>,
     requests: memory::Sealed<memory::Writable>,
@@ -82,6 +83,7 @@ fn rig(script: Vec<Step>, answer: Answer, patience: Duration) -> Rig {
         Proxy::new(None, requester, Arc::clone(&ringer), Arc::clone(&served), Duration::ZERO, patience);
     let vm = Mock::new([script]).create_vm(&()).unwrap();
     let unbound = vm.create_vcpu(0).unwrap();
+    let entry_kick = unbound.kick_handle();
     let (kick, kicks) = cellblock_channel::kick();
     let (commands, mailbox) = bounded(8);
     let (reporter, reports) = bounded(8);
@@ -90,9 +92,22 @@ fn rig(script: Vec<Step>, answer: Answer, patience: Duration) -> Rig {
     let actor = thread::spawn(move || {
         let vcpu = unbound.bind().unwrap();
         let (bus, proxies) = (Arc::new(bus), vec![proxy]);
-        VcpuActor { vcpu, bus, proxies, kicks, commands: mailbox, mouth, exits: counted }.run()
+        let exits = counted;
+        VcpuActor { vcpu, bus, proxies, kicks, commands: mailbox, mouth, exits, pause: None }.run()
     });
-    Rig { vm, kick, commands, reports, requests, served, exits, actor, done, workers: vec![first] }
+    Rig {
+        vm,
+        kick,
+        entry_kick,
+        commands,
+        reports,
+        requests,
+        served,
+        exits,
+        actor,
+        done,
+        workers: vec![first],
+    }
 }
 
 impl Rig {
@@ -212,6 +227,60 @@ fn a_request_on_which_two_workers_died_reads_all_ones_and_the_next_is_answered()
     assert_eq!(vm.replies(0), [ExitData::from_slice(&[0xff; 2]), ExitData::from_slice(&[0xa3])]);
     let Ok(Report::Poison { device: 0, request }) = reports.try_recv() else { panic!("not told") };
     assert_eq!(request, "a read of 2 bytes at offset 0x0 of region 0");
+}
+
+impl Rig {
+    fn tell(&self, command: Command) {
+        self.commands.send(command).unwrap();
+        self.kick.bump();
+        self.entry_kick.kick();
+    }
+
+    fn paused(&self) -> u32 {
+        match self.reports.recv_timeout(LONG).unwrap() {
+            Report::Paused { vcpu: 0, number } => number,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_pause_comes_between_two_instructions() {
+    // The second element of the instruction, too, is served first.
+    let exit = |offset| VmExit::Pio { port: PORT + offset, write: false, data: ExitData::from_slice(&[0]) };
+    let script = vec![Step::Instruction(vec![exit(0), exit(1)]), pio(PORT + 2, false, &[0]), off()];
+    let mut rig = rig(script, |_| None, LONG);
+    while rig.exits.load(Ordering::Relaxed) == 0 {
+        thread::yield_now();
+    }
+    rig.tell(Command::Pause { number: 4 });
+    thread::sleep(Duration::from_millis(20));
+    assert!(rig.reports.try_recv().is_err(), "it is paused in the middle of an access");
+    rig.succeed(2, honest);
+    assert_eq!(rig.paused(), 4);
+    let served: Vec<_> = [0xa0, 0xa1].map(|byte| ExitData::from_slice(&[byte])).into();
+    assert_eq!(rig.vm.replies(0), served);
+    thread::sleep(Duration::from_millis(20));
+    assert_eq!(rig.vm.replies(0), served, "it ran while paused");
+    // Another order, without the end of the first.
+    rig.tell(Command::Pause { number: 5 });
+    assert_eq!(rig.paused(), 5);
+    rig.tell(Command::Resume);
+    let (ended, vm) = rig.end();
+    assert_eq!((ended, vm.replies(0).len()), (Ended::PowerOff, 3));
+}
+
+#[test]
+fn a_vcpu_in_the_guest_is_paused_and_goes_on_where_it_was() {
+    let rig = rig(vec![Step::Compute], honest, LONG);
+    for number in 0..20 {
+        rig.tell(Command::Pause { number });
+        assert_eq!(rig.paused(), number);
+        rig.tell(Command::Resume);
+    }
+    rig.tell(Command::Pause { number: 20 });
+    rig.tell(Command::Stop);
+    assert_eq!(rig.end().0, Ended::Stopped);
 }
 
 #[test]

@@ -23,7 +23,6 @@ impl Rest {
     }
 }
 
-#[allow(dead_code, reason = "pause and upgrade are on their way")]
 impl Worker {
     /// Asks it to come to rest; it says [`News::Quiesced`](super::News::Quiesced) then. One that does not serve has to be asked
     /// when it does: its successor does not know.
