@@ -229,6 +229,17 @@ impl Plan<'_> {
         &self.id
     }
 
+    /// What `cellblock VERB ID …` says of this VM: its output, or why it failed.
+    ///
+    /// # Errors
+    /// Its messages.
+    pub fn tell(&self, verb: &str, more: &[&str]) -> Result<String, String> {
+        let mut command = Command::new(self.lab.places.program());
+        let output = command.args([verb, &self.id]).args(more).output().expect("cellblock is executable");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+    }
+
     /// Starts it on a terminal.
     pub fn start_on(&self, terminal: &Terminal) -> Vm {
         let program = self.lab.places.program();
