@@ -16,5 +16,5 @@ virtio_worker!(DeviceKind::Block, |parts| {
     let interrupt = Interrupt::new(parts.interrupt(0));
     let disk = Disk::new(&config, &image, &parts.clock(), &interrupt);
     let threads = parts.queue_threads(disk.servers, &interrupt)?;
-    Ok(Transport::new(disk.identity, threads, ram, interrupt))
+    Ok(Transport::new(disk.identity, threads, ram, interrupt).in_order())
 });

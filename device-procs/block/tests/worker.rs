@@ -9,11 +9,13 @@ use std::time::{Duration, Instant};
 
 use cellblock_block::spec::{feature as block, request, status};
 use cellblock_sdk::testing::conformance::conforms;
-use cellblock_sdk::testing::process::{Program, Supervised, Wanted};
+use cellblock_sdk::testing::process::{Noise, Program, Supervised, Wanted};
 use cellblock_sdk::testing::virtio::{DATA, Driver, Segment, shared_ram};
 use cellblock_sdk::virtio::spec::register;
-use cellblock_wire::control::ToWorker;
-use cellblock_wire::device::{BlockConfig, Bucket, CacheMode, DeviceConfig, Format, Limits, Role};
+use cellblock_wire::control::{Fallback, ToWorker};
+use cellblock_wire::device::{
+    BlockConfig, Bucket, CacheMode, DeviceConfig, DriverQueue, DriverRegisters, Format, Limits, Role,
+};
 use rustix::event::{EventfdFlags, eventfd};
 
 mod probes;
@@ -485,4 +487,31 @@ fn a_grant_that_lacks_something_is_refused() {
     let open = rustix::fs::memfd_create("ram", rustix::fs::MemfdFlags::ALLOW_SEALING).unwrap();
     unsealed.push((memory, open));
     assert!(refused(unsealed).contains("seals"));
+}
+
+/// What a supervisor has seen a driver write that has begun with queue 0.
+fn seen(driver: &Driver<Supervised>, size: u16) -> DriverRegisters {
+    let [desc, available, used] = Driver::<Supervised>::areas(0);
+    DriverRegisters {
+        status: 15,
+        driver_features: driver.features,
+        queues: vec![DriverQueue { size: size.into(), desc, driver: available, device: used, ready: true }],
+        ..DriverRegisters::default()
+    }
+}
+
+/// Not even a reset: the registers are the supervisor's, and the queue is in order.
+#[test]
+fn a_poisoned_state_page_costs_a_disk_nothing() {
+    let (mut disk, mut noise, mut lost) = (start(&config()), Noise(1), 0);
+    disk.driver.begin(u64::MAX, 1, 16);
+    disk.driver.host.fallback = Fallback::Registers(seen(&disk.driver, 16));
+    for round in 0..40u8 {
+        assert_eq!(write(&mut disk.driver, 3, &[round; 512]), status::OK);
+        disk.driver.host.poison_at_random(&mut noise).unwrap();
+        disk.driver.host.replace().unwrap();
+        lost += u32::from(disk.driver.host.state_lost.is_some());
+        assert_eq!(read(&mut disk.driver, 3, 512), (status::OK, vec![round; 512]));
+    }
+    assert!(lost > 10, "{lost} of 40");
 }

@@ -16,5 +16,5 @@ virtio_worker!(DeviceKind::Entropy, |parts| {
     };
     let requests = Requests::new(HostRandom, parts.clock(), &limits);
     let threads = parts.queue_threads(vec![requests], &interrupt)?;
-    Ok(Transport::new(identity(), threads, ram, interrupt))
+    Ok(Transport::new(identity(), threads, ram, interrupt).in_order())
 });

@@ -9,7 +9,7 @@ use cellblock_ring::{layout, state_page::Shape};
 use cellblock_sdk::testing::process::{Program, ended, receive, start_process};
 use cellblock_sdk::worker::status;
 use cellblock_wire::Version;
-use cellblock_wire::control::{FromWorker, Grant, ToWorker, encode};
+use cellblock_wire::control::{Fallback, FromWorker, Grant, ToWorker, encode};
 use cellblock_wire::device::{DeviceConfig, Role};
 
 fn program() -> Program {
@@ -39,6 +39,7 @@ fn grant() -> Grant {
         poll_max_us: 0,
         roles: vec![],
         config: DeviceConfig::Rtc,
+        fallback: Fallback::Refuse,
     }
 }
 
@@ -75,7 +76,10 @@ fn garbage_is_refused() {
 fn another_version_or_device_is_refused() {
     let version = Version { major: 9, minor: 1 };
     let reason = refused_grant(Grant { version, ..grant() }, &parts().descriptors);
-    assert_eq!(reason, "the grant's protocol version is 9.1, this worker speaks 1.0");
+    assert_eq!(
+        reason,
+        format!("the grant's protocol version is 9.1, this worker speaks {}", Version::CURRENT)
+    );
     let reason = refused_grant(Grant { config: DeviceConfig::I8042, ..grant() }, &parts().descriptors);
     assert_eq!(reason, "the grant is for the device i8042, this worker is rtc");
     assert!(refused_grant(Grant { lanes: 0, ..grant() }, &parts().descriptors).contains("grant.lanes"));

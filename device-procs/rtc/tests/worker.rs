@@ -4,7 +4,8 @@
 use std::time::{Duration, Instant};
 
 use cellblock_sdk::testing::Host;
-use cellblock_sdk::testing::process::{Program, Supervised, Wanted};
+use cellblock_sdk::testing::process::{Noise, Program, Supervised, Wanted};
+use cellblock_wire::control::Fallback;
 use cellblock_wire::device::DeviceConfig;
 
 fn start() -> Supervised {
@@ -44,4 +45,23 @@ fn periodic_interrupts_come_by_themselves() {
         assert_eq!(get(&mut worker, 0x0c) & 0xc0, 0xc0);
     }
     assert!(worker.counters().unwrap().interrupts >= 5);
+}
+
+#[test]
+fn a_poisoned_state_page_costs_a_reset_at_worst() {
+    let (mut worker, mut noise, mut lost) = (start(), Noise(1), 0);
+    worker.fallback = Fallback::PowerOn;
+    for _ in 0..60 {
+        assert_eq!(get(&mut worker, 0x32), 0x20, "the century");
+        worker.poison_at_random(&mut noise).unwrap();
+        worker.replace().unwrap();
+        lost += u32::from(worker.state_lost.is_some());
+        worker.outb(0, 0x0b);
+        worker.outb(1, 0x02);
+    }
+    assert!(lost > 20, "{lost} of 60");
+    worker.fallback = Fallback::Refuse;
+    worker.poison(0, &[0; 8]).unwrap();
+    let refused = worker.replace().unwrap_err().to_string();
+    assert!(refused.contains("Refused") && refused.contains("magic"), "{refused}");
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use cellblock_wire::control::BalloonReport;
+use cellblock_wire::device::DriverRegisters;
 pub use cellblock_wire::slot::{Action, mask};
 
 use crate::state::{Encoder, StateError};
@@ -124,6 +125,73 @@ pub trait Device {
     /// # Errors
     /// The first field that no device of this kind and version saves.
     fn restore(&mut self, saved: &[u8]) -> Result<(), StateError>;
+
+    /// As [`restore`](Self::restore), for a virtio device whose driver has written `registers`. Those are the guest's own word,
+    /// and go before what was saved. Without saved state they are all there is.
+    ///
+    /// # Errors
+    /// As there; without saved state none.
+    fn reconstruct(&mut self, _registers: &DriverRegisters, saved: Option<&[u8]>) -> Result<(), StateError> {
+        saved.map_or(Ok(()), |saved| self.restore(saved))
+    }
+}
+
+impl<D: Device + ?Sized> Device for Box<D> {
+    fn read(&mut self, access: Access) -> u64 {
+        (**self).read(access)
+    }
+
+    fn write(&mut self, access: Access, data: u64) -> Action {
+        (**self).write(access, data)
+    }
+
+    fn after_reply(&mut self) {
+        (**self).after_reply();
+    }
+
+    fn event(&mut self, event: Event) {
+        (**self).event(event);
+    }
+
+    fn complaint(&mut self) -> Option<String> {
+        (**self).complaint()
+    }
+
+    fn answer(&mut self) -> Option<BalloonReport> {
+        (**self).answer()
+    }
+
+    fn finish(&mut self, limit: Duration) -> bool {
+        (**self).finish(limit)
+    }
+
+    fn quiesce(&mut self) {
+        (**self).quiesce();
+    }
+
+    fn is_quiet(&self) -> bool {
+        (**self).is_quiet()
+    }
+
+    fn resume(&mut self) {
+        (**self).resume();
+    }
+
+    fn deadline(&self) -> Option<u64> {
+        (**self).deadline()
+    }
+
+    fn save(&self, out: &mut Encoder<'_>) {
+        (**self).save(out);
+    }
+
+    fn restore(&mut self, saved: &[u8]) -> Result<(), StateError> {
+        (**self).restore(saved)
+    }
+
+    fn reconstruct(&mut self, registers: &DriverRegisters, saved: Option<&[u8]>) -> Result<(), StateError> {
+        (**self).reconstruct(registers, saved)
+    }
 }
 
 /// An interrupt line, edge-triggered.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::Version;
-use crate::device::{self, DeviceConfig, DeviceKind, Role};
+use crate::device::{self, DeviceConfig, DeviceKind, DriverRegisters, Role};
 
 /// The largest control message, in bytes. Longer ones are refused unread.
 pub const MAX_MESSAGE: usize = 4096;
@@ -76,6 +76,20 @@ pub struct Grant {
     pub roles: Vec<Role>,
     /// The device.
     pub config: DeviceConfig,
+    /// What it begins with, if the state page has nothing to go on with.
+    pub fallback: Fallback,
+}
+
+/// What a worker begins with if the state page is empty, or holds what no predecessor left.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Fallback {
+    /// Nothing: an empty page is a device's first start, any other that makes no sense is refused.
+    #[default]
+    Refuse,
+    /// The device as it is when the machine is switched on.
+    PowerOn,
+    /// A virtio device whose driver has written these registers. They go before those in the state page.
+    Registers(DriverRegisters),
 }
 
 /// From a worker to the supervisor.
@@ -109,6 +123,11 @@ pub enum FromWorker {
     Quiesced {
         /// [`ToWorker::Quiesce`]'s.
         number: u32,
+    },
+    /// The state page made no sense, and the device began with [`Grant::fallback`]. Before [`FromWorker::Ready`].
+    StateLost {
+        /// Why, for people; at most [`MAX_TEXT`] bytes.
+        reason: String,
     },
 }
 
@@ -238,14 +257,17 @@ impl Checked for ToWorker {
         within("grant.generation", grant.generation.into(), 1..=u32::MAX.into(), "1 and up")?;
         within("grant.lanes", grant.lanes.into(), 1..=MAX_LANES.into(), "1 to 32")?;
         within("grant.roles", grant.roles.len() as u64, 0..=MAX_ROLES as u64, "at most 64")?;
-        device::check(&grant.config)
+        device::check(&grant.config)?;
+        device::check_fallback(&grant.fallback)
     }
 }
 
 impl Checked for FromWorker {
     fn check(&self) -> Result<(), CodecError> {
         match self {
-            FromWorker::Refused { reason: text } | FromWorker::Log { text, .. } => {
+            FromWorker::Refused { reason: text }
+            | FromWorker::StateLost { reason: text }
+            | FromWorker::Log { text, .. } => {
                 within("text length", text.len() as u64, 0..=MAX_TEXT as u64, "at most 512")
             }
             FromWorker::Ready { .. }
@@ -269,12 +291,33 @@ mod tests {
             poll_max_us: 50,
             roles: vec![Role::HostInput, Role::Interrupt(0)],
             config: DeviceConfig::Serial { buffer: 4096, limits: Default::default() },
+            fallback: Fallback::PowerOn,
         }
     }
 
     #[test]
     fn a_grant_survives_the_crossing() {
         let message = ToWorker::Grant(grant());
+        assert_eq!(decode::<ToWorker>(&encode(&message).unwrap()).unwrap(), message);
+    }
+
+    #[test]
+    fn the_fullest_grant_fits_in_a_message() {
+        use crate::device::{DriverQueue, KEPT_CONFIG_BYTES};
+        let queue = DriverQueue { size: !0, desc: !0, driver: !0, device: !0, ready: true };
+        let registers = DriverRegisters {
+            status: !0,
+            device_features_sel: !0,
+            driver_features_sel: !0,
+            driver_features: !0,
+            queue_sel: !0,
+            queues: vec![queue; device::MAX_QUEUES.into()],
+            config: (0..KEPT_CONFIG_BYTES as u8).map(|offset| (offset, !0)).collect(),
+        };
+        let piece = Role::GuestMemory { address: !0, bytes: !0, offset: !0 };
+        let grant =
+            Grant { roles: vec![piece; MAX_ROLES], fallback: Fallback::Registers(registers), ..grant() };
+        let message = ToWorker::Grant(grant);
         assert_eq!(decode::<ToWorker>(&encode(&message).unwrap()).unwrap(), message);
     }
 

@@ -3,9 +3,11 @@
 use serde::{Deserialize, Serialize};
 
 mod check;
+mod registers;
 mod virtio;
 
-pub(crate) use check::check;
+pub(crate) use check::{check, check_fallback};
+pub use registers::{DriverQueue, DriverRegisters, KEPT_CONFIG_BYTES};
 pub use virtio::{
     BalloonConfig, BlockConfig, Bucket, CacheMode, ConsoleConfig, DISK_ID_BYTES, EntropyConfig, Format,
     IN_FLIGHT_BYTES, Limits, MAX_BACKING, MAX_PAIRS, MAX_PORTS, MAX_QUEUE_SIZE, MAX_QUEUES, NetConfig,
@@ -170,6 +172,23 @@ impl DeviceConfig {
             DeviceConfig::Console(_) => DeviceKind::Console,
             DeviceConfig::Balloon(_) => DeviceKind::Balloon,
             DeviceConfig::Vsock(_) => DeviceKind::Vsock,
+        }
+    }
+
+    /// Its virtqueues; 0 = it is no virtio device.
+    pub fn queues(&self) -> u16 {
+        match self {
+            DeviceConfig::Block(disk) => disk.queues,
+            DeviceConfig::Entropy(_) => 1,
+            // Pairs; the control queue tells how many of several are used.
+            DeviceConfig::Net(net) => 2 * net.pairs + u16::from(net.pairs > 1),
+            DeviceConfig::Console(console) => console.queues(),
+            DeviceConfig::Balloon(balloon) => balloon.queues(),
+            DeviceConfig::Vsock(_) => 3,
+            DeviceConfig::Serial { .. }
+            | DeviceConfig::Rtc
+            | DeviceConfig::I8042
+            | DeviceConfig::AcpiPower => 0,
         }
     }
 }

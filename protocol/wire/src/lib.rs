@@ -19,7 +19,7 @@ pub struct Version {
 
 impl Version {
     /// What this build speaks.
-    pub const CURRENT: Version = Version { major: 1, minor: 1 };
+    pub const CURRENT: Version = Version { major: 2, minor: 0 };
 
     /// Whether a peer of version `peer` can be talked to.
     pub const fn accepts(self, peer: Version) -> bool {

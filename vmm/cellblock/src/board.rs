@@ -65,20 +65,6 @@ pub(crate) fn devices(serial: Granted, virtio_devices: Vec<Granted>) -> Result<V
     Ok(devices)
 }
 
-/// The virtqueues of a device.
-fn queues(config: &DeviceConfig) -> u16 {
-    match config {
-        DeviceConfig::Block(disk) => disk.queues,
-        DeviceConfig::Entropy(_) => 1,
-        // Pairs; the control queue tells how many of several are used.
-        DeviceConfig::Net(net) => 2 * net.pairs + u16::from(net.pairs > 1),
-        DeviceConfig::Console(console) => console.queues(),
-        DeviceConfig::Balloon(balloon) => balloon.queues(),
-        DeviceConfig::Vsock(_) => 3,
-        _ => 0,
-    }
-}
-
 /// Threads beside the register thread: one for each direction of the serial port, for each of a disk's queues, for each of a
 /// network device's pairs; all of another device's queues share one.
 fn more_threads(config: &DeviceConfig) -> u32 {
@@ -86,7 +72,7 @@ fn more_threads(config: &DeviceConfig) -> u32 {
         DeviceConfig::Serial { .. } => 2,
         DeviceConfig::Block(disk) => disk.queues.into(),
         DeviceConfig::Net(net) => net.pairs.into(),
-        config => u32::from(queues(config) > 0),
+        config => u32::from(config.queues() > 0),
     }
 }
 
@@ -105,7 +91,7 @@ fn virtio(slot: u32, Granted { config, resources }: Granted) -> Result<DevicePla
     })?;
     let kick = |value| Kick { address: slot.address + QUEUE_NOTIFY, value };
     Ok(DevicePlan {
-        kicks: (0..queues(&config).into()).map(kick).collect(),
+        kicks: (0..config.queues().into()).map(kick).collect(),
         config,
         regions: vec![Range { space: Space::Mmio, base: slot.address, length: layout::VIRTIO_SLOT_BYTES }],
         gsis: vec![slot.gsi],

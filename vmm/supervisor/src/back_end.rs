@@ -226,7 +226,7 @@ impl BackEnd {
                     };
                     self.say(Event::WorkerLog { device, text });
                 }
-                News::Balloon(_) | News::Quiesced => {}
+                News::Balloon(_) | News::Quiesced | News::StateLost(_) => {}
                 // Its process ends; one that does not is killed once its front end is gone.
                 News::Closed => self.poller.forget(self.worker.control()),
                 News::Broken(reason) => self.condemn(reason),

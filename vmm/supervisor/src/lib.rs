@@ -15,6 +15,7 @@ mod machine;
 mod plan;
 mod poller;
 mod proxy;
+mod shadow;
 mod vcpu;
 mod worker;
 

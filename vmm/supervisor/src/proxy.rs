@@ -12,6 +12,7 @@ use cellblock_wire::slot::{Action, Op, Reply, Request, mask};
 use thiserror::Error;
 
 use crate::plan::CauseRegisters;
+use crate::shadow::Shadow;
 
 /// A request on which so many workers died is not sent to another.
 const POISONOUS: u32 = 2;
@@ -43,6 +44,8 @@ impl CauseAnswers {
 /// One vCPU's way to one worker, and to its successors.
 pub(crate) struct Proxy {
     causes: Option<CauseAnswers>,
+    /// Where a virtio driver's writes are noted.
+    shadow: Option<Arc<Shadow>>,
     requester: Requester,
     ringer: Arc<Ringer>,
     served: Arc<AtomicU64>,
@@ -86,7 +89,13 @@ impl Proxy {
         patience: Duration,
     ) -> Self {
         let due = clock::deadline_in(patience);
-        Proxy { causes, requester, ringer, served, spin, patience, due, died: 0, settled: None }
+        Proxy { causes, shadow: None, requester, ringer, served, spin, patience, due, died: 0, settled: None }
+    }
+
+    /// Notes a virtio driver's writes in `shadow`.
+    #[must_use]
+    pub(crate) fn noting(self, shadow: Option<Arc<Shadow>>) -> Self {
+        Proxy { shadow, ..self }
     }
 
     /// The incarnation that is asked.
@@ -100,6 +109,9 @@ impl Proxy {
         if let Some(data) = self.causes.as_ref().and_then(|causes| causes.answer(access)) {
             self.settled = Some(Reply { sequence: 0, generation: 0, action: Action::None, data });
             return;
+        }
+        if let Some(shadow) = &self.shadow {
+            shadow.note(access);
         }
         self.due = clock::deadline_in(self.patience);
         if self.requester.post(access) {

@@ -15,7 +15,7 @@ use cellblock_policy::install;
 use cellblock_ring::state_page::Shape;
 use cellblock_ring::{Access, Outcome, Succession, layout};
 use cellblock_wire::Version;
-use cellblock_wire::control::{Counters, FromWorker, Grant, ToWorker};
+use cellblock_wire::control::{Counters, Fallback, FromWorker, Grant, ToWorker};
 use cellblock_wire::device::{DeviceConfig, IN_FLIGHT_BYTES, Role};
 use cellblock_wire::slot::{Action, Op, Reply, Space};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -115,6 +115,20 @@ pub struct Wanted {
     pub nonblocking: bool,
 }
 
+/// Numbers that look like chance and are the same each time (xorshift).
+#[derive(Debug)]
+pub struct Noise(pub u64);
+
+impl Noise {
+    /// The next, below `end`.
+    pub fn below(&mut self, end: u64) -> u64 {
+        for (left, by) in [(true, 13), (false, 7), (true, 17)] {
+            self.0 ^= if left { self.0 << by } else { self.0 >> by };
+        }
+        (self.0 >> 16) % end.max(1)
+    }
+}
+
 /// A worker and the supervisor's end of all that it was granted. Dropping it kills the worker.
 #[derive(Debug)]
 pub struct Supervised {
@@ -142,6 +156,10 @@ pub struct Supervised {
     pub output: Option<OwnedFd>,
     /// What else is granted.
     extras: Vec<(Role, OwnedFd)>,
+    /// What successors are granted for the case that the state page makes no sense.
+    pub fallback: Fallback,
+    /// Why the last one began with that.
+    pub state_lost: Option<String>,
 }
 
 impl Supervised {
@@ -202,6 +220,8 @@ impl Supervised {
             input: None,
             output: None,
             extras,
+            fallback: Fallback::Refuse,
+            state_lost: None,
         };
         supervised.grant(bell)?;
         Ok(supervised)
@@ -230,15 +250,48 @@ impl Supervised {
             poll_max_us: self.wanted.poll_max_us,
             roles,
             config: self.wanted.config.clone(),
+            fallback: self.fallback.clone(),
         };
         let fixed = [self.requests.fd.as_fd(), self.replies.fd.as_fd(), self.page.fd.as_fd(), bell.as_fd()];
         let roles = [self.interrupt.as_fd()].into_iter().chain(ends.iter().map(AsFd::as_fd));
         let descriptors: Vec<_> = fixed.into_iter().chain(roles).collect();
         self.control.send_message(&ToWorker::Grant(grant), &descriptors).map_err(io::Error::other)?;
-        match self.message()? {
-            FromWorker::Ready { .. } => Ok(()),
-            other => Err(io::Error::other(format!("instead of Ready: {other:?}"))),
+        self.state_lost = None;
+        loop {
+            match self.message()? {
+                FromWorker::Ready { .. } => return Ok(()),
+                FromWorker::StateLost { reason } if self.state_lost.is_none() => {
+                    self.state_lost = Some(reason)
+                }
+                other => return Err(io::Error::other(format!("instead of Ready: {other:?}"))),
+            }
         }
+    }
+
+    /// Puts `bytes` into the state page at `at`, as a worker could.
+    ///
+    /// # Errors
+    /// The page is smaller.
+    pub fn poison(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        rustix::io::pwrite(&self.page.fd, bytes, at)?;
+        Ok(())
+    }
+
+    /// Puts noise into the state page: all of it, or a few bytes here and there, so that what is checked last is reached, too.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn poison_at_random(&self, noise: &mut Noise) -> io::Result<()> {
+        let size = memory::bytes(Shape::new(self.wanted.lanes, state::CAPACITY).words()) as u64;
+        let all = noise.below(4) == 0;
+        let (pieces, longest) = if all { (1, size) } else { (1 + noise.below(6), 8) };
+        for _ in 0..pieces {
+            let at = if all { 0 } else { noise.below(size) };
+            let length = if all { size } else { 1 + noise.below(longest) };
+            let bytes: Vec<u8> = (0..length.min(size - at)).map(|_| noise.below(256) as u8).collect();
+            self.poison(at, &bytes)?;
+        }
+        Ok(())
     }
 
     /// The next message of the worker.

@@ -93,15 +93,15 @@ impl Region {
         self.store(HEAD, 0);
     }
 
-    /// Nothing is in flight in a queue of `size` descriptors.
+    /// Nothing is in flight in a queue of `size` descriptors, whose used index is `used`.
     ///
     /// # Errors
     /// There is no room for so many.
-    pub(super) fn start(&mut self, size: u16) -> Result<(), QueueError> {
+    pub(super) fn start(&mut self, size: u16, used: u16) -> Result<(), QueueError> {
         if size > MAX_QUEUE_SIZE {
             return Err(wrong("desc_num", size.into()));
         }
-        (self.size, self.counter, self.last_head, self.used) = (size, 0, 0, 0);
+        (self.size, self.counter, self.last_head, self.used) = (size, 0, 0, used);
         // First not valid, then valid again.
         self.store(HEAD, 0);
         self.store(0, 0);

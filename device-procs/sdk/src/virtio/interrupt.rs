@@ -84,10 +84,19 @@ impl Interrupt {
 
     /// A queue, one of those with these `numbers`, makes no sense: the device needs a reset, and the log is told why.
     pub(super) fn broken(&self, numbers: &[u16], error: &QueueError) {
-        let complaint = format!("virtqueue {numbers:?}: {error}; the device needs a reset");
+        self.complain(format!("virtqueue {numbers:?}: {error}; the device needs a reset"));
+        self.needs_reset();
+    }
+
+    /// What the device knew is lost.
+    pub(super) fn lost(&self) {
+        self.complain("what it knew of its driver is lost; the device needs a reset".to_owned());
+        self.needs_reset();
+    }
+
+    fn complain(&self, complaint: String) {
         // Nothing panics while it holds the lock.
         *self.0.complaint.lock().unwrap_or_else(PoisonError::into_inner) = Some(complaint);
-        self.needs_reset();
     }
 
     /// Why the device needs a reset, once.

@@ -42,6 +42,11 @@ impl Kept {
         }
     }
 
+    /// Whether the device keeps anything.
+    pub(super) fn is_used(&self) -> bool {
+        self.legal != 0
+    }
+
     /// Whether a predecessor can have left `word`.
     ///
     /// # Errors

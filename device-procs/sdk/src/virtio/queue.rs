@@ -39,6 +39,8 @@ pub enum Position {
     /// Where a predecessor was: what it had not finished is done again. That is what its record of requests in flight says, or
     /// without one everything after the last entry in the used ring.
     Resume,
+    /// As [`Resume`](Self::Resume), of a queue whose requests end in their order: a record that makes no sense is done without.
+    InOrder,
     /// At this available index, as a front end says; what is used is as the ring has it.
     At(u16),
 }
@@ -176,12 +178,18 @@ impl Virtqueue {
         queue.set_ready(true);
         let (mut used, mut redo) = (Wrapping(0), Vec::new());
         match (from, &mut record) {
-            (Position::Start, Some(record)) => record.start(layout.size)?,
+            (Position::Start, Some(record)) => record.start(layout.size, 0)?,
             (Position::Start, None) => {}
-            (Position::Resume, record) => {
+            (Position::Resume | Position::InOrder, record) => {
                 used = queue.used_idx(ram.memory(), Ordering::Acquire)?;
                 if let Some(record) = record {
-                    redo = record.resume(layout.size, used.0)?;
+                    redo = match record.resume(layout.size, used.0) {
+                        Err(_) if from == Position::InOrder => {
+                            record.start(layout.size, used.0)?;
+                            Vec::new()
+                        }
+                        resumed => resumed?,
+                    };
                 }
                 // What was taken is in the used ring or in flight.
                 queue.set_next_avail(used.0.wrapping_add(redo.len() as u16));
@@ -190,7 +198,7 @@ impl Virtqueue {
             (Position::At(index), record) => {
                 used = queue.used_idx(ram.memory(), Ordering::Acquire)?;
                 queue.set_next_avail(index);
-                record.as_mut().map_or(Ok(()), |record| record.start(layout.size))?;
+                record.as_mut().map_or(Ok(()), |record| record.start(layout.size, used.0))?;
             }
         }
         // A chain is no longer than its queue (§2.7.5.3.1). But other VMMs pass on what we say of requests (`seg_max`), and may make

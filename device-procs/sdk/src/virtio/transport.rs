@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use cellblock_channel::ram::Ram;
 use cellblock_wire::control::BalloonReport;
+use cellblock_wire::device::DriverRegisters;
 
 use super::config::Space;
 use super::engine::Engine;
@@ -15,6 +16,8 @@ use super::state::{QueueRegisters, Registers, Restored};
 use crate::device::{Access, Action, Device, Event};
 use crate::fail_point::{Step, reach};
 use crate::state::{Encoder, StateError};
+
+mod reconstruct;
 
 /// How long a reset holds the vCPU for requests in flight. Past it, `Status` keeps its value until they are done: the
 /// specification has drivers wait for 0 (§2.1.1), but Linux's virtio-mmio does not.
@@ -48,6 +51,7 @@ pub struct Transport<E> {
     on_event: Option<Box<dyn FnMut(Event)>>,
     on_question: Option<Box<dyn FnMut() -> Option<BalloonReport>>>,
     kept: Kept,
+    in_order: bool,
 }
 
 /// A virtio device that has no registers.
@@ -71,8 +75,31 @@ impl<E: Engine> Transport<E> {
     pub fn new(identity: Identity, engine: E, ram: Ram, interrupt: Interrupt) -> Self {
         let registers = Registers::new(identity.queues, identity.queue_size);
         let identity = Identity { features: identity.features | OWN_FEATURES, ..identity };
-        let kept = Kept::default();
-        Transport { identity, engine, ram, interrupt, registers, on_event: None, on_question: None, kept }
+        let (kept, in_order) = (Kept::default(), false);
+        Transport {
+            identity,
+            engine,
+            ram,
+            interrupt,
+            registers,
+            on_event: None,
+            on_question: None,
+            kept,
+            in_order,
+        }
+    }
+
+    /// Requests of a queue end in the order in which they were made available: then a record of requests in flight that makes
+    /// no sense costs no reset, for the rings say the same.
+    #[must_use]
+    pub fn in_order(mut self) -> Self {
+        self.in_order = true;
+        self
+    }
+
+    /// Where a predecessor's queues are gone on with.
+    fn going_on(&self) -> Position {
+        if self.in_order { Position::InOrder } else { Position::Resume }
     }
 
     /// Has `handler` told of what happens to the device without an access: what the supervisor says, and
@@ -414,7 +441,7 @@ impl<E: Engine> Device for Transport<E> {
         self.settle();
         reach(Step::RegistersRestored);
         if self.registers.has(status::DRIVER_OK) && !needs_reset {
-            self.start_all(Position::Resume);
+            self.start_all(self.going_on());
             self.interrupt.used_buffer();
             if generation != 0 {
                 // It does change, and a change may have been lost.
@@ -422,6 +449,10 @@ impl<E: Engine> Device for Transport<E> {
             }
         }
         Ok(())
+    }
+
+    fn reconstruct(&mut self, registers: &DriverRegisters, saved: Option<&[u8]>) -> Result<(), StateError> {
+        self.begin_from(registers, saved)
     }
 }
 

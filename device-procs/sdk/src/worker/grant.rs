@@ -8,18 +8,19 @@ use cellblock_channel::memory::{self, Mapping, MemoryError, Writable};
 use cellblock_channel::socket::Control;
 use cellblock_channel::{Causes, Responder, StateWriter};
 use cellblock_ring::layout;
-use cellblock_ring::state_page::{MAX_DEVICE_BYTES, Shape};
+use cellblock_ring::state_page::{Committed, MAX_DEVICE_BYTES, Shape};
 use cellblock_wire::Version;
-use cellblock_wire::control::{FIXED_DESCRIPTORS, Grant, MAX_ROLES, ToWorker};
+use cellblock_wire::control::{FIXED_DESCRIPTORS, Fallback, FromWorker, Grant, MAX_ROLES, ToWorker};
 use cellblock_wire::device::{DeviceKind, Role};
 use rustix::event::{EventfdFlags, eventfd};
 
+use super::cut;
 use super::parts::Parts;
 use super::refusal::Refusal;
 use super::serve::{Server, Wiring};
 use crate::device::Device;
 use crate::fail_point::{self, Step, reach};
-use crate::state;
+use crate::state::{self, StateError};
 use crate::vhost_user::Session;
 use crate::virtio::Transport;
 use crate::virtio::engine::Engine;
@@ -38,8 +39,8 @@ pub(super) struct Granted {
     roles: Vec<(Role, OwnedFd)>,
 }
 
-/// Waits for the grant for a device of kind `own`.
-pub(super) fn receive(control: &Control, own: DeviceKind) -> Result<Granted, Refusal> {
+/// Waits for the grant for a device of kind `own`, or of any.
+pub(super) fn receive(control: &Control, own: Option<DeviceKind>) -> Result<Granted, Refusal> {
     let (message, descriptors) = control.recv_message(FIXED_DESCRIPTORS + MAX_ROLES)?;
     let ToWorker::Grant(grant) = message else { return Err(Refusal::NoGrant) };
     check(&grant, own)?;
@@ -48,13 +49,13 @@ pub(super) fn receive(control: &Control, own: DeviceKind) -> Result<Granted, Ref
     assign(grant, descriptors)
 }
 
-fn check(grant: &Grant, own: DeviceKind) -> Result<(), Refusal> {
+fn check(grant: &Grant, own: Option<DeviceKind>) -> Result<(), Refusal> {
     let ours = Version::CURRENT;
     if !ours.accepts(grant.version) {
         return Err(Refusal::Version { theirs: grant.version, ours });
     }
     let wanted = grant.config.kind();
-    if wanted != own {
+    if let Some(own) = own.filter(|own| *own != wanted) {
         return Err(Refusal::Kind { wanted, own });
     }
     let twice = grant
@@ -82,35 +83,71 @@ fn assign(grant: Grant, descriptors: Vec<OwnedFd>) -> Result<Granted, Refusal> {
 }
 
 impl Granted {
+    /// The kind of the device that is granted.
+    pub(super) fn kind(&self) -> DeviceKind {
+        self.grant.config.kind()
+    }
+
     /// Builds the device, gives it its predecessor's state, and wires it up.
     pub(super) fn build<D: Device>(
         self,
         control: &Control,
         build: impl FnOnce(&mut Parts) -> Result<D, Refusal>,
     ) -> Result<Server<D>, Refusal> {
-        let Grant { lanes, generation, poll_max_us, config, .. } = self.grant;
+        let Grant { lanes, generation, poll_max_us, config, fallback, .. } = self.grant;
         let part = |part| move |source| Refusal::Memory { part, source };
         let requests = memory::open_read(&self.requests, memory::bytes(layout::request_words(lanes)))
             .map_err(part("requests"))?;
         let replies = memory::open_write(&self.replies, memory::bytes(layout::reply_words(lanes)))
             .map_err(part("replies"))?;
-        let (page, shape) = open_page(&self.page, lanes).map_err(part("state page"))?;
+        let (map, shape) = open_page(&self.page, lanes).map_err(part("state page"))?;
         let causes = Causes::new(requests.clone(), replies.clone());
         let responder = Responder::new(requests, replies, lanes, generation)?;
-        let (page, predecessor) = StateWriter::open(page, shape, generation)?;
-        reach(Step::PageOpened);
 
         let wake = wake_line()?;
         let mut parts = Parts::new(config, self.roles, Arc::clone(&wake)).with_causes(causes);
         let mut device = build(&mut parts)?;
         parts.all_taken()?;
         reach(Step::Built);
-        if let Some(committed) = &predecessor {
-            device.restore(&committed.device)?;
-        }
+        let (page, predecessor) = match inherit(&mut device, &map, shape, generation, &fallback) {
+            Err(refusal) if fallback != Fallback::Refuse => {
+                // A supervisor that does not read its socket is not told.
+                let _ =
+                    control.send_message(&FromWorker::StateLost { reason: cut(&refusal.to_string()) }, &[]);
+                take_over(&mut device, None, &fallback)?;
+                (StateWriter::format(map, shape, generation)?, None)
+            }
+            inherited => inherited?,
+        };
         reach(Step::Restored);
         let wiring = Wiring { responder, page, bell: self.bell, wake, tally: parts.tally(), poll_max_us };
         Server::new(device, wiring, predecessor, control)
+    }
+}
+
+/// Gives `device` what a predecessor left in the state page, if one did.
+fn inherit<D: Device>(
+    device: &mut D,
+    map: &Mapping<Writable>,
+    shape: Shape,
+    generation: u32,
+    fallback: &Fallback,
+) -> Result<(StateWriter, Option<Committed>), Refusal> {
+    let (page, predecessor) = StateWriter::open(map.clone(), shape, generation)?;
+    reach(Step::PageOpened);
+    take_over(device, predecessor.as_ref(), fallback)?;
+    Ok((page, predecessor))
+}
+
+fn take_over<D: Device>(
+    device: &mut D,
+    predecessor: Option<&Committed>,
+    fallback: &Fallback,
+) -> Result<(), StateError> {
+    match (fallback, predecessor.map(|committed| &*committed.device)) {
+        (Fallback::Registers(registers), saved) => device.reconstruct(registers, saved),
+        (Fallback::Refuse | Fallback::PowerOn, Some(saved)) => device.restore(saved),
+        (Fallback::Refuse | Fallback::PowerOn, None) => Ok(()),
     }
 }
 

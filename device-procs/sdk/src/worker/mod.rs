@@ -44,6 +44,8 @@ pub mod status {
 /// Makes the `main` function of a worker's binary: `worker!(DeviceKind::Rtc, |parts| Ok(Rtc::new(…)))`, in a crate root with
 /// `#![no_main]` whose build script embedded the policy as `worker`.
 ///
+/// A worker for whatever device is granted has `None::<DeviceKind>` in the kind's place.
+///
 /// Not Rust's own `main`, because that opens `/dev/null` for missing standard streams, which a jailed worker cannot, and
 /// sets up signal stacks that it does not need.
 #[macro_export]
@@ -82,14 +84,15 @@ pub struct Programs<'a> {
     pub vhost_user: &'a [u8],
 }
 
-/// A worker from its first instruction to its exit status (see [`status`]). `build` makes the device of what was granted;
-/// `serve_program` is the seccomp program under which it serves.
+/// A worker from its first instruction to its exit status (see [`status`]), for a device of `kind`, or of any. `build` makes the
+/// device of what was granted; `serve_program` is the seccomp program under which it serves.
 pub fn run<D: Device>(
-    kind: DeviceKind,
+    kind: impl Into<Option<DeviceKind>>,
     serve_program: &[u8],
     build: impl FnOnce(&mut Parts) -> Result<D, Refusal>,
 ) -> i32 {
-    live(kind, |granted, control| {
+    live(kind.into(), |granted, control| {
+        let kind = granted.kind();
         // Never dropped: unmapping takes system calls that serving does not have, and the process ends anyway.
         let mut server = ManuallyDrop::new(granted.build(control, build)?);
         ready(kind, serve_program, control)?;
@@ -103,7 +106,7 @@ pub fn run_virtio<E: Engine>(
     programs: &Programs<'_>,
     build: impl FnOnce(&mut Parts) -> Result<Transport<E>, Refusal>,
 ) -> i32 {
-    live(kind, |granted, control| {
+    live(Some(kind), |granted, control| {
         // Never dropped, as above.
         let mut service = ManuallyDrop::new(granted.build_virtio(control, build)?);
         match &mut *service {
@@ -119,7 +122,7 @@ pub fn run_virtio<E: Engine>(
     })
 }
 
-fn live(kind: DeviceKind, serve: impl FnOnce(Granted, &Control) -> Result<End, Refusal>) -> i32 {
+fn live(kind: Option<DeviceKind>, serve: impl FnOnce(Granted, &Control) -> Result<End, Refusal>) -> i32 {
     process_setup::prepare();
     let control = process_setup::control_socket();
     match granted(kind, &control).and_then(|granted| serve(granted, &control)) {
@@ -130,7 +133,7 @@ fn live(kind: DeviceKind, serve: impl FnOnce(Granted, &Control) -> Result<End, R
     }
 }
 
-fn granted(kind: DeviceKind, control: &Control) -> Result<Granted, Refusal> {
+fn granted(kind: Option<DeviceKind>, control: &Control) -> Result<Granted, Refusal> {
     // Before the first thread, which inherits it, and before the first byte from outside.
     seal::deny_paths()?;
     grant::receive(control, kind)

@@ -4,7 +4,8 @@ use super::{
     BlockConfig, Bucket, ConsoleConfig, DISK_ID_BYTES, DeviceConfig, Limits, MAX_BACKING, MAX_PAIRS,
     MAX_PORTS, MAX_QUEUES, NetConfig, PORT_NAME_BYTES, SECTOR,
 };
-use crate::control::{CodecError, within};
+use super::{DriverRegisters, KEPT_CONFIG_BYTES};
+use crate::control::{CodecError, Fallback, within};
 
 /// # Errors
 /// The first field out of bounds.
@@ -61,4 +62,15 @@ fn check_limits(limits: &Limits) -> Result<(), CodecError> {
         within("grant.config.limits.burst", burst, 1..=1 << 50, "1 to 2^50")?;
     }
     Ok(())
+}
+
+/// # Errors
+/// The first field out of bounds.
+pub(crate) fn check_fallback(fallback: &Fallback) -> Result<(), CodecError> {
+    let Fallback::Registers(DriverRegisters { queues, config, .. }) = fallback else { return Ok(()) };
+    within("grant.fallback.queues", queues.len() as u64, 0..=MAX_QUEUES.into(), "at most 16")?;
+    let most = KEPT_CONFIG_BYTES as u64;
+    within("grant.fallback.config", config.len() as u64, 0..=most, "at most 64 bytes")?;
+    let last = config.iter().map(|(offset, _)| u64::from(*offset)).max().unwrap_or(0);
+    within("grant.fallback.config offset", last, 0..=most - 1, "0 to 63")
 }

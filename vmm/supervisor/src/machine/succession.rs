@@ -105,6 +105,7 @@ impl Machine {
         for one in worker.take_news() {
             match one {
                 News::Ready => self.serves(index),
+                News::StateLost(reason) => self.tell_loss(index, &reason),
                 News::Log(level, text) => {
                     let text = match level {
                         LogLevel::Warn => format!("warning: {text}"),
@@ -131,6 +132,16 @@ impl Machine {
                 return self.warn(index, &format!("it goes without a spare: {error}"));
             }
         }
+    }
+
+    fn tell_loss(&self, index: usize, reason: &str) {
+        let virtio = self.workers.get(index).is_some_and(Worker::is_virtio);
+        let goes_on =
+            if virtio { "from the registers as the guest has written them" } else { "as after power-on" };
+        self.warn(
+            index,
+            &format!("what its predecessor left makes no sense ({reason}); it goes on {goes_on}"),
+        );
     }
 
     fn serves(&mut self, index: usize) {

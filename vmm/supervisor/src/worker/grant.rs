@@ -6,7 +6,7 @@ use cellblock_channel::memory;
 use cellblock_channel::socket::SocketError;
 use cellblock_memory::GuestRam;
 use cellblock_wire::Version;
-use cellblock_wire::control::{FIXED_DESCRIPTORS, Grant, ToWorker};
+use cellblock_wire::control::{FIXED_DESCRIPTORS, Fallback, Grant, ToWorker};
 use cellblock_wire::device::{IN_FLIGHT_BYTES, Role};
 
 use super::Worker;
@@ -30,6 +30,11 @@ impl Wires {
 }
 
 impl Worker {
+    /// What it begins with, if the state page has nothing to go on with.
+    fn fallback(&self) -> Fallback {
+        self.shadow.as_ref().map_or(Fallback::PowerOn, |shadow| Fallback::Registers(shadow.read()))
+    }
+
     /// Sends the grant; the process may not exist yet, the socket keeps it.
     pub(super) fn grant(&self) -> Result<(), BuildError> {
         let message = ToWorker::Grant(Grant {
@@ -39,6 +44,7 @@ impl Worker {
             poll_max_us: u32::try_from(self.spin.as_micros()).unwrap_or(u32::MAX),
             roles: self.roles.iter().map(|(role, _)| *role).collect(),
             config: self.config.clone(),
+            fallback: self.fallback(),
         });
         let fixed: [BorrowedFd<'_>; FIXED_DESCRIPTORS] = [
             self.requests.fd.as_fd(),

@@ -20,6 +20,8 @@ pub(crate) enum News {
     Ready,
     /// A line for the log.
     Log(LogLevel, String),
+    /// Its predecessor's state made no sense, and it goes on without: why.
+    StateLost(String),
     /// What was asked of the balloon.
     Balloon(BalloonReport),
     /// It has come to rest, as it was asked to.
@@ -103,6 +105,10 @@ impl Worker {
                 }
                 self.begin_service();
                 Ok(Some(News::Ready))
+            }
+            (FromWorker::StateLost { reason }, DeviceState::Starting) => {
+                self.log_lines = self.log_lines.saturating_add(1);
+                Ok((self.log_lines <= MAX_LOG_LINES).then_some(News::StateLost(reason)))
             }
             (FromWorker::Refused { reason }, DeviceState::Starting) => {
                 Err(format!("it refused its start: {reason}"))

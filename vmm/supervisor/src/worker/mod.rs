@@ -25,6 +25,7 @@ use crate::error::BuildError;
 use crate::link::{DeviceState, DeviceStatus};
 use crate::plan::DevicePlan;
 use crate::proxy::{CauseAnswers, Proxy, Successor};
+use crate::shadow::Shadow;
 
 /// How long a worker may take to serve.
 const START_PATIENCE: Duration = Duration::from_secs(20);
@@ -44,6 +45,8 @@ use rest::Rest;
 pub(crate) struct Worker {
     /// What of it needs no question to the worker.
     causes: Option<CauseAnswers>,
+    /// What the driver of a virtio device has written.
+    shadow: Option<Arc<Shadow>>,
     config: DeviceConfig,
     generation: u32,
     lanes: u32,
@@ -109,6 +112,7 @@ impl Worker {
         let pending = Pending::new(requests.map.clone(), replies.map.clone());
         let worker = Worker {
             causes: plan.causes.map(|registers| CauseAnswers { registers, pending }),
+            shadow: (!plan.kicks.is_empty()).then(|| Arc::new(Shadow::new(plan.kicks.len()))),
             config: plan.config,
             generation: 1,
             lanes,
@@ -204,6 +208,11 @@ impl Worker {
         self.config.kind()
     }
 
+    /// Whether the supervisor knows what the guest has written to its registers.
+    pub(crate) fn is_virtio(&self) -> bool {
+        self.shadow.is_some()
+    }
+
     /// The state; a worker may say that it serves before the spawner says which process it is, and counts as starting until
     /// both are known.
     pub(crate) fn state(&self) -> DeviceState {
@@ -235,7 +244,8 @@ impl Worker {
             served,
             self.spin,
             self.deadline,
-        ))
+        )
+        .noting(self.shadow.clone()))
     }
 
     pub(crate) fn control(&self) -> BorrowedFd<'_> {

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)] // All of this is test code.
 
 mod posts;
+mod reconstruct;
 mod recovery;
 mod rings;
 mod space;
