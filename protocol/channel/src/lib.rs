@@ -60,6 +60,7 @@ pub mod causes;
 pub mod clock;
 pub mod doorbell;
 pub mod futex;
+pub mod last_words;
 pub mod memory;
 pub mod ram;
 pub mod socket;

@@ -19,7 +19,7 @@ landlock_create_ruleset
 landlock_restrict_self
 close
 fcntl: arg1.low == F_GETFD # std asks before it closes, in debug builds
-seccomp: arg0 == SECCOMP_SET_MODE_FILTER && arg1 == SECCOMP_FILTER_FLAG_TSYNC
+seccomp: arg0 == SECCOMP_SET_MODE_FILTER && arg1 == SECCOMP_FILTER_FLAG_TSYNC|SECCOMP_FILTER_FLAG_LOG
 ";
 
 /// Includes inside includes, at most.

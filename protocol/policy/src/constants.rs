@@ -99,6 +99,7 @@ const TABLE: &[(&str, u64)] = &[
     ("SECCOMP_SET_MODE_FILTER", 1),
     ("SECCOMP_GET_ACTION_AVAIL", 2),
     ("SECCOMP_FILTER_FLAG_TSYNC", 1),
+    ("SECCOMP_FILTER_FLAG_LOG", 2),
     // epoll, eventfd, timerfd, clocks
     ("EPOLL_CTL_ADD", 1),
     ("EPOLL_CTL_DEL", 2),
@@ -127,9 +128,14 @@ const TABLE: &[(&str, u64)] = &[
     ("SIG_BLOCK", 0),
     ("SIG_UNBLOCK", 1),
     ("SIG_SETMASK", 2),
+    ("SIGILL", 4),
     ("SIGABRT", 6),
+    ("SIGBUS", 7),
+    ("SIGFPE", 8),
     ("SIGKILL", 9),
+    ("SIGSEGV", 11),
     ("SIGTERM", 15),
+    ("SIGSYS", 31),
     ("WNOHANG", 1),
     ("P_PIDFD", 3),
     // ioctl (the numbers are the same on x86_64 and aarch64)

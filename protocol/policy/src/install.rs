@@ -44,7 +44,8 @@ pub fn install(program: &[u8], tsync: bool) -> Result<(), InstallError> {
     }
     // The kernel copies the program in byte by byte, so its alignment does not matter.
     let header = libc::sock_fprog { len: count as u16, filter: program.as_ptr().cast_mut().cast() };
-    let flags = if tsync { libc::SECCOMP_FILTER_FLAG_TSYNC } else { 0 };
+    // What is refused stands in the kernel's log, also where it does not kill at once.
+    let flags = libc::SECCOMP_FILTER_FLAG_LOG | if tsync { libc::SECCOMP_FILTER_FLAG_TSYNC } else { 0 };
     // SAFETY: `header` points to `count` whole instructions, which the kernel only reads, and both outlive the call.
     let result =
         unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const header) };

@@ -4,7 +4,9 @@
 //!
 //! - `compile` (build scripts, the `cellblock-policy` tool): [`compile()`], [`compile_file`], [`build::embed`] and the
 //!   interpreter [`simulate`] for tests that ask what a program says to a call.
-//! - `install` (processes): [`install::install`] and [`seal::close_sandbox`].
+//! - `install` (processes): [`install::install`], [`seal::close_sandbox`], and [`fault`], by which a process notes what it
+//!   dies of.
+//! - `names`: [`call_name`].
 //!
 //! # The language
 //!
@@ -47,6 +49,8 @@ mod parse;
 pub mod simulate;
 
 #[cfg(feature = "install")]
+pub mod fault;
+#[cfg(feature = "install")]
 pub mod install;
 #[cfg(feature = "install")]
 pub mod landlock;
@@ -68,7 +72,8 @@ pub enum Refusal {
     Kill,
     /// Let it pass and write it to the kernel's audit log (`SECCOMP_RET_LOG`): `dmesg | grep type=1326`.
     Log,
-    /// Send `SIGSYS` to the calling thread, whose handler (or core, or debugger) can tell (`SECCOMP_RET_TRAP`).
+    /// Send `SIGSYS` to the calling thread (`SECCOMP_RET_TRAP`). Without a handler, or blocked, it ends the process as
+    /// `Kill` does; the handler of [`fault`] notes the call before it does.
     Trap,
 }
 
@@ -76,6 +81,13 @@ const RET_K: u16 = 0x06;
 const RET_KILL_PROCESS: u32 = 0x8000_0000;
 const RET_TRAP: u32 = 0x0003_0000;
 const RET_LOG: u32 = 0x7ffc_0000;
+
+/// What this machine's kernel calls system call `number`, if it has one of that number.
+#[cfg(feature = "names")]
+pub fn call_name(number: u32) -> Option<&'static str> {
+    let call = syscalls::Sysno::new(usize::try_from(number).ok()?)?;
+    Some(call.name())
+}
 
 /// The program with every `KILL_PROCESS` replaced: a policy can be debugged without compiling it again. The check of
 /// the architecture still kills.

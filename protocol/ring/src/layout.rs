@@ -22,6 +22,9 @@ pub const SLEEPING: usize = 0;
 /// Causes of an interrupt: see `cellblock_channel::causes`.
 pub const CAUSES: usize = 2;
 
+/// Words of what a worker notes as it dies, in the header of the replies: see `cellblock_channel::last_words`.
+pub const LAST_WORDS: std::ops::Range<usize> = RAISED + CAUSES..REPLY_HEADER;
+
 /// How often cause `cause` was raised, in the replies.
 pub const fn raised_cause(cause: usize) -> usize {
     RAISED + cause
@@ -73,6 +76,7 @@ mod tests {
         assert!(waiting_flag(31) < request_words(32) && reply_slot(31) + 4 <= reply_words(32));
         assert_ne!(SLEEPING / 8, reply_slot(0) / 8);
         assert!(raised_cause(0) > SLEEPING && raised_cause(CAUSES - 1) < reply_slot(0));
+        assert!(LAST_WORDS.start > raised_cause(CAUSES - 1) && LAST_WORDS.end <= reply_slot(0));
         assert!(acknowledged_cause(0) > waiting_flag(0) && acknowledged_cause(CAUSES - 1) < request_slot(1));
     }
 }

@@ -67,6 +67,8 @@ pub(crate) enum Command {
     Ps(PsArgs),
     /// Show a VM's balloon and its guest's memory, or set the balloon's size.
     Balloon(BalloonArgs),
+    /// Show how the workers of a device died: the signal or refused system call, the last exits, the last log lines.
+    Blackbox(BlackboxArgs),
     /// Give a device of a running VM a new worker process; the guest notices a pause at most.
     Restart(RestartArgs),
     /// Stop a VM where it is: its vCPUs between two instructions, its devices between two requests.
@@ -282,6 +284,17 @@ pub(crate) struct BalloonArgs {
     /// What the balloon is to take from the guest, a multiple of 4K; the guest does it as it can.
     #[arg(value_name = "SIZE", value_parser = byte_size)]
     pub size: Option<ByteSize>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BlackboxArgs {
+    /// The VM's name.
+    pub id: String,
+    /// The device, as `cellblock ps` names it.
+    pub device: String,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,

@@ -344,7 +344,8 @@ fn manifest(
         layers: how.layers,
         ids,
         lock: lock.map(OwnedFd::from),
-        refusal: how.refusal,
+        // A worker notes the call that it is refused, and dies of it.
+        refusal: Refusal::Trap,
     })
 }
 

@@ -4,6 +4,7 @@
 //! link to the terminal and to `cellblock ps` ([`front`]). It holds no KVM descriptor and no guest memory afterwards.
 
 mod balloon;
+mod blackbox;
 mod board;
 mod cli;
 mod disk;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         Command::Run(args) => return run::run(*args).into(),
         Command::VhostUser(args) => return vhost_user::vhost_user(*args).into(),
         Command::Ps(args) => ps::ps(&args).map(|()| Status::Success),
+        Command::Blackbox(args) => blackbox::blackbox(&args).map(|()| Status::Success),
         Command::Restart(args) => restart::restart(&args).map(|()| Status::Success),
         Command::Pause(args) => pause::pause(&args).map(|()| Status::Success),
         Command::Resume(args) => pause::resume(&args).map(|()| Status::Success),

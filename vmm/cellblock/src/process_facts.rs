@@ -11,6 +11,8 @@ pub(crate) struct Facts {
     pub uid: Option<u32>,
     /// Proportional set size without guest memory where it may be read, else the resident set size, in KiB.
     pub memory_kib: Option<u64>,
+    /// CPU time of all its threads, in ms.
+    pub cpu_ms: Option<u64>,
     /// Sandbox layers, by what the kernel reports.
     pub layers: Vec<&'static str>,
 }
@@ -38,9 +40,20 @@ impl Facts {
         Facts {
             uid: field("Uid").and_then(|text| text.split_whitespace().nth(1)?.parse().ok()),
             memory_kib: proportional(pid).or_else(resident),
+            cpu_ms: cpu_ms(pid),
             layers,
         }
     }
+}
+
+/// User and system time of `pid`, from fields 14 and 15 of its stat (proc(5)), which count in ticks.
+fn cpu_ms(pid: i32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in field 2 may have blanks, and ends with the last parenthesis.
+    let (_, fields) = stat.rsplit_once(')')?;
+    let ticks = |field: usize| fields.split_whitespace().nth(field - 3)?.parse::<u64>().ok();
+    let total = ticks(14)?.saturating_add(ticks(15)?);
+    Some(total.saturating_mul(1000) / rustix::param::clock_ticks_per_second().max(1))
 }
 
 /// The namespaces that `pid` does not share with this process.
@@ -71,6 +84,7 @@ mod tests {
         let facts = Facts::of(std::process::id() as i32);
         assert_eq!(facts.uid, Some(rustix::process::geteuid().as_raw()));
         assert!(facts.memory_kib.is_some_and(|kib| kib > 100));
+        assert!(facts.cpu_ms.is_some());
         assert!(!facts.layers.contains(&"user"));
     }
 

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::io;
 
 use anyhow::{Context, bail};
+use cellblock_supervisor::death::Reasons;
 use cellblock_supervisor::link::{DeviceStatus, Pause};
 use cellblock_wire::control::Counters;
 use serde::Serialize;
@@ -33,6 +34,10 @@ struct Did {
     spares: u32,
     /// How the device was last without a worker.
     last_pause: Option<Pause>,
+    /// Which incarnation this one is, from 1.
+    generation: u32,
+    /// Why the others are gone.
+    reasons: Reasons,
     /// Exits of vCPUs that it answered.
     exits: u64,
     /// Requests in virtqueues that it did: of a disk or entropy device requests, of a network device packets, of a console
@@ -60,6 +65,8 @@ impl Did {
             restarts: device.restarts,
             spares: device.spares,
             last_pause: device.last_pause,
+            generation: device.generation,
+            reasons: device.reasons,
             exits: device.exits,
             requests,
             interrupts,
@@ -188,16 +195,17 @@ fn table(vms: &[Vm]) -> String {
         let _ = writeln!(text, "VM {} (uid {}): {cpus} vCPU, {exits} exits{paused}", vm.id, vm.uid);
         let _ = writeln!(
             text,
-            "  {:<12} {:>8} {:>10} {:<9} {:>8} {:>9} {:>8} {:>7} {:>7} {:>9}  LAYERS",
-            "PROCESS", "PID", "UID", "STATE", "EXITS", "REQUESTS", "IRQS", "IN", "OUT", "MEMORY"
+            "  {:<12} {:>8} {:>10} {:<9} {:>8} {:>9} {:>8} {:>7} {:>7} {:>9} {:>9}  LAYERS",
+            "PROCESS", "PID", "UID", "STATE", "EXITS", "REQUESTS", "IRQS", "IN", "OUT", "CPU", "MEMORY"
         );
         for row in &vm.processes {
             let did = |of: fn(&Did) -> String| row.did.as_ref().map_or(String::from("-"), of);
             let uid = row.facts.uid.map_or(String::from("-"), |uid| uid.to_string());
             let memory = row.facts.memory_kib.map_or(String::from("-"), |kib| format!("{kib} KiB"));
+            let cpu = row.facts.cpu_ms.map_or(String::from("-"), |ms| format!("{ms} ms"));
             let _ = writeln!(
                 text,
-                "  {:<12} {:>8} {uid:>10} {:<9} {:>8} {:>9} {:>8} {:>7} {:>7} {memory:>9}  {}",
+                "  {:<12} {:>8} {uid:>10} {:<9} {:>8} {:>9} {:>8} {:>7} {:>7} {cpu:>9} {memory:>9}  {}",
                 row.process,
                 row.pid,
                 row.state,
@@ -221,7 +229,12 @@ fn remark(row: &Row) -> Option<String> {
     let did = row.did.as_ref()?;
     let dropped =
         (did.dropped_bytes > 0).then(|| format!("{} of it did not reach the host", size(did.dropped_bytes)));
-    let replaced = (did.restarts > 0).then(|| format!("replaced {} times, counts anew", did.restarts));
+    let replaced = (did.restarts > 0).then(|| {
+        let why: Vec<_> =
+            did.reasons.iter().map(|(reason, count)| format!("{count} × {}", reason.name())).collect();
+        let pause = did.last_pause.map_or(0.0, |pause| pause.length().as_secs_f64() * 1e3);
+        format!("replaced {} times ({}), last pause {pause:.1} ms, counts anew", did.restarts, why.join(", "))
+    });
     let failed = (did.failed_requests > 0).then(|| format!("{} requests failed", did.failed_requests));
     let limited = (did.limited > 0).then(|| format!("its limits made the guest wait {} times", did.limited));
     let remarks: Vec<_> = [dropped, failed, limited, replaced].into_iter().flatten().collect();

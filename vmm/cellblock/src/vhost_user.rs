@@ -229,6 +229,7 @@ impl Front<'_> {
         for what in self.control.take() {
             let command = match what {
                 What::Status => Command::ReportStatus,
+                What::Death { device, generation } => Command::ReportDeath { device, generation },
                 What::Restart { device, generation } => Command::Restart { device, generation },
                 What::Balloon { .. } => {
                     self.control.answer_balloon(None);
@@ -294,6 +295,9 @@ impl Front<'_> {
                 if self.config.once {
                     self.stop();
                 }
+            }
+            Event::Death { device, generation, death } => {
+                self.control.answer_death(device, generation, death);
             }
             Event::Balloon(_) | Event::Paused(_) | Event::Resumed => {}
             Event::Ended(end) => self.end = Some(end),

@@ -16,7 +16,7 @@ use crate::error::BuildError;
 use crate::link::{Command, DeviceState, DeviceStatus, End, Event, Status, cut};
 use crate::plan::DevicePlan;
 use crate::poller::{Poller, Token};
-use crate::worker::{News, Worker};
+use crate::worker::{Blame, News, Worker};
 
 /// How long a worker may take to end after its front end: longer than it waits for requests in flight.
 const GONE_PATIENCE: Duration = Duration::from_secs(40);
@@ -130,7 +130,11 @@ impl BackEnd {
                     self.worker.tell(&ToWorker::ReportCounters);
                 }
                 Ok((Command::Restart { generation, .. }, _)) if generation == self.worker.generation() => {
-                    self.condemn("its worker was to be replaced".to_owned());
+                    self.condemn(Blame::Asked);
+                }
+                Ok((Command::ReportDeath { device, generation }, _)) => {
+                    let death = self.worker.death(generation).cloned();
+                    self.say(Event::Death { device, generation, death });
                 }
                 // There are no vCPUs, no power button and no terminal.
                 Ok((
@@ -208,7 +212,7 @@ impl BackEnd {
         self.poller.forget(self.worker.control());
         let stream = self.worker.dismiss_front_end();
         stream.iter().for_each(|stream| self.poller.forget(stream));
-        let (reason, _) = self.worker.gone(&cause.to_string());
+        let (reason, _) = self.worker.gone(&self.worker.ending(cause));
         (self.serving, self.kill_at) = (false, None);
         let reason = (cause != Cause::Exited(0) || !served).then(|| cut(reason));
         self.say(Event::FrontEndGone { reason });
@@ -229,12 +233,12 @@ impl BackEnd {
                 News::Balloon(_) | News::Quiesced | News::StateLost(_) => {}
                 // Its process ends; one that does not is killed once its front end is gone.
                 News::Closed => self.poller.forget(self.worker.control()),
-                News::Broken(reason) => self.condemn(reason),
+                News::Broken(reason) => self.condemn(Blame::Violation(reason)),
             }
         }
     }
 
-    fn condemn(&mut self, reason: String) {
+    fn condemn(&mut self, reason: Blame) {
         if self.worker.condemn(Some(reason)) {
             self.poller.forget(self.worker.control());
             self.worker.kill(WORKER, &self.spawner);
@@ -245,10 +249,10 @@ impl BackEnd {
         let now = Instant::now();
         if self.kill_at.is_some_and(|at| at <= now) {
             self.kill_at = None;
-            self.condemn("it did not end when its front end was gone".to_owned());
+            self.condemn(Blame::Hung("it did not end when its front end was gone".to_owned()));
         }
         if self.serving && self.worker.serve_by().is_some_and(|at| at <= now) {
-            self.condemn("it did not serve in time".to_owned());
+            self.condemn(Blame::Unstarted("it did not serve in time".to_owned()));
         }
     }
 

@@ -8,8 +8,10 @@
 
 mod back_end;
 mod build;
+pub mod death;
 mod deaths;
 mod error;
+mod exits;
 pub mod link;
 mod machine;
 mod plan;

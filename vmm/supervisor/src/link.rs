@@ -9,6 +9,8 @@ use cellblock_wire::control::{BalloonReport, Checked, CodecError, Counters};
 use cellblock_wire::device::DeviceKind;
 use serde::{Deserialize, Serialize};
 
+use crate::death::{Death, Reasons};
+
 /// From the front to the supervisor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Command {
@@ -20,6 +22,13 @@ pub enum Command {
     ReportStatus,
     /// A front end of another VMM has connected; with one descriptor, its stream. Answered by [`Event::FrontEndGone`].
     FrontEnd,
+    /// Answer with [`Event::Death`].
+    ReportDeath {
+        /// The device's place in the status.
+        device: u32,
+        /// The incarnation of the worker that died.
+        generation: u32,
+    },
     /// Replace a device's worker, if it still is this one.
     Restart {
         /// The device's place in the status.
@@ -65,6 +74,15 @@ pub enum Event {
     Running,
     /// How things stand; sent on demand.
     Status(Status),
+    /// What is known of the death of a worker; sent on demand.
+    Death {
+        /// As asked.
+        device: u32,
+        /// As asked.
+        generation: u32,
+        /// `None` = it lives, or that is too long ago.
+        death: Option<Death>,
+    },
     /// What is known of the balloon, if there is one; sent on demand.
     Balloon(Option<BalloonReport>),
     /// The VM is paused, or why it is not: then it runs on.
@@ -160,6 +178,8 @@ pub struct DeviceStatus {
     pub generation: u32,
     /// How often it had to be replaced.
     pub restarts: u32,
+    /// Why.
+    pub reasons: Reasons,
     /// Exits that it answered.
     pub exits: u64,
     /// What the worker counted, as of the last report.
@@ -240,9 +260,14 @@ impl Checked for LoaderReport {
 const MAX_TEXT: usize = 1024;
 
 /// `text`, cut so that it fits in an [`Event`].
-pub fn cut(mut text: String) -> String {
-    if text.len() > MAX_TEXT {
-        let end = (0..=MAX_TEXT).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+pub fn cut(text: String) -> String {
+    cut_to(text, MAX_TEXT)
+}
+
+/// `text`, cut between characters to at most `most` bytes.
+pub(crate) fn cut_to(mut text: String, most: usize) -> String {
+    if text.len() > most {
+        let end = (0..=most).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
         text.truncate(end);
     }
     text
@@ -273,6 +298,15 @@ mod tests {
             state: DeviceState::Serving,
             generation: u32::MAX,
             restarts: u32::MAX,
+            reasons: Reasons {
+                signal: u16::MAX,
+                refused_call: u16::MAX,
+                exited: u16::MAX,
+                hung: u16::MAX,
+                violation: u16::MAX,
+                unstarted: u16::MAX,
+                asked: u16::MAX,
+            },
             exits: u64::MAX,
             counters: Counters {
                 served: u64::MAX,

@@ -26,7 +26,7 @@ use crate::error::BuildError;
 use crate::link::{Command, DeviceState, End, Event, Status, cut};
 use crate::poller::{Poller, Token};
 use crate::vcpu::{self, Ended, Report};
-use crate::worker::Worker;
+use crate::worker::{Blame, Worker};
 
 /// How long workers may take to tell what they have counted.
 const COUNTERS_PATIENCE: Duration = Duration::from_millis(300);
@@ -173,8 +173,12 @@ impl Machine {
                     self.status_by.get_or_insert_with(|| Instant::now() + COUNTERS_PATIENCE);
                 }
                 Ok((Command::Restart { device, generation }, _)) => {
-                    let reason = "its worker was to be replaced".to_owned();
-                    self.condemn(device as usize, Some(generation), Some(reason));
+                    self.condemn(device as usize, Some(generation), Some(Blame::Asked));
+                }
+                Ok((Command::ReportDeath { device, generation }, _)) => {
+                    let worker = self.workers.get(device as usize);
+                    let death = worker.and_then(|worker| worker.death(generation)).cloned();
+                    self.say(Event::Death { device, generation, death });
                 }
                 Ok((Command::Pause, _)) => self.pause(),
                 Ok((Command::Resume, _)) => self.resume(),
@@ -203,8 +207,8 @@ impl Machine {
         while let Ok(report) = self.reports.try_recv() {
             let (vcpu, ended) = match report {
                 Report::Ended { vcpu, ended } => (vcpu, ended),
-                Report::Trouble { device, generation, reason } => {
-                    self.condemn(device, Some(generation), Some(reason));
+                Report::Trouble { device, generation, blame } => {
+                    self.condemn(device, Some(generation), Some(blame));
                     continue;
                 }
                 Report::Paused { vcpu, number } => {

@@ -1,7 +1,6 @@
 //! A device, as a vCPU's thread sees it: one lane of the worker's ring, and what to make of its answers.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use cellblock_channel::doorbell::Ringer;
@@ -11,8 +10,10 @@ use cellblock_ring::{Access, Deadline, Outcome, Succession, Violation};
 use cellblock_wire::slot::{Action, Op, Reply, Request, mask};
 use thiserror::Error;
 
+use crate::exits::Exits;
 use crate::plan::CauseRegisters;
 use crate::shadow::Shadow;
+use crate::worker::Blame;
 
 /// A request on which so many workers died is not sent to another.
 const POISONOUS: u32 = 2;
@@ -48,7 +49,7 @@ pub(crate) struct Proxy {
     shadow: Option<Arc<Shadow>>,
     requester: Requester,
     ringer: Arc<Ringer>,
-    served: Arc<AtomicU64>,
+    exits: Arc<Exits>,
     spin: Duration,
     /// How long one worker may take for one answer.
     patience: Duration,
@@ -79,17 +80,26 @@ pub(crate) enum Trouble {
     Violation(#[from] Violation),
 }
 
+impl From<Trouble> for Blame {
+    fn from(trouble: Trouble) -> Self {
+        match trouble {
+            Trouble::Missed { .. } => Blame::Hung(trouble.to_string()),
+            Trouble::Violation(_) => Blame::Violation(trouble.to_string()),
+        }
+    }
+}
+
 impl Proxy {
     pub(crate) fn new(
         causes: Option<CauseAnswers>,
         requester: Requester,
         ringer: Arc<Ringer>,
-        served: Arc<AtomicU64>,
+        exits: Arc<Exits>,
         spin: Duration,
         patience: Duration,
     ) -> Self {
         let due = clock::deadline_in(patience);
-        Proxy { causes, shadow: None, requester, ringer, served, spin, patience, due, died: 0, settled: None }
+        Proxy { causes, shadow: None, requester, ringer, exits, spin, patience, due, died: 0, settled: None }
     }
 
     /// Notes a virtio driver's writes in `shadow`.
@@ -113,7 +123,9 @@ impl Proxy {
         if let Some(shadow) = &self.shadow {
             shadow.note(access);
         }
-        self.due = clock::deadline_in(self.patience);
+        let now = clock::now();
+        self.exits.sent(access, now);
+        self.due = Deadline::at(now.saturating_add(self.patience.as_nanos() as u64));
         if self.requester.post(access) {
             self.ringer.ring();
         }
@@ -126,8 +138,7 @@ impl Proxy {
         }
         match self.requester.wait(kicks, self.spin, self.due)? {
             Outcome::Replied(reply) => {
-                // SYNC POINT: none; a count for people, no other memory hangs on it.
-                self.served.fetch_add(1, Ordering::Relaxed);
+                self.exits.answered(reply.data);
                 Ok(Some(reply))
             }
             Outcome::Kicked => Ok(None),

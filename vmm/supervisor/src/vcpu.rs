@@ -16,6 +16,7 @@ use cellblock_wire::slot::{Action, Op, Reply, Space};
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
 
 use crate::proxy::{Proxy, Successor};
+use crate::worker::Blame;
 
 /// What the VM actor tells a vCPU; a kick goes with it.
 #[derive(Debug, Clone)]
@@ -36,7 +37,7 @@ pub(crate) enum Report {
     /// Its last word.
     Ended { vcpu: u32, ended: Ended },
     /// The worker of this device and incarnation gave no usable answer. The vCPU waits for its successor.
-    Trouble { device: usize, generation: u32, reason: String },
+    Trouble { device: usize, generation: u32, blame: Blame },
     /// Two workers died on one request, which is now settled without an answer.
     Poison { device: usize, request: String },
     /// It is paused, as [`Command::Pause`] of this number said.
@@ -181,7 +182,7 @@ impl<V: Vcpu> VcpuActor<V> {
                 Ok(None) => self.obey()?,
                 Err(trouble) => {
                     let generation = self.proxies[device].generation();
-                    self.mouth.say(Report::Trouble { device, generation, reason: trouble.to_string() });
+                    self.mouth.say(Report::Trouble { device, generation, blame: trouble.into() });
                     while self.proxies[device].generation() == generation {
                         // A supervisor whose loop is gone has no use for this vCPU either.
                         self.follow(self.commands.recv().unwrap_or(Command::Stop))?;

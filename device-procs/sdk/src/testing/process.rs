@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
+use cellblock_channel::last_words::{self, LastWords};
 use cellblock_channel::memory::{self, ReadOnly, Sealed, Writable};
 use cellblock_channel::socket::{self, Control};
 use cellblock_channel::{Kick, KickWatch, Pending, Requester, clock, doorbell, kick};
@@ -396,6 +397,11 @@ impl Supervised {
     /// What the guest is told of interrupt 0's causes without asking the worker.
     pub fn causes(&self) -> Pending {
         Pending::new(self.requests.map.clone(), self.replies.map.clone())
+    }
+
+    /// What a worker that has ended noted of its death.
+    pub fn last_words(&self) -> Option<LastWords> {
+        last_words::find(&self.replies.map)
     }
 
     /// Pulses of interrupt line 0 since the last call.

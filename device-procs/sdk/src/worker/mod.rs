@@ -7,7 +7,7 @@ use std::mem::ManuallyDrop;
 use std::process;
 
 use cellblock_channel::socket::{Control, SocketError};
-use cellblock_policy::seal;
+use cellblock_policy::{seal, with_refusal};
 use cellblock_wire::Version;
 use cellblock_wire::control::{FromWorker, MAX_TEXT};
 use cellblock_wire::device::DeviceKind;
@@ -125,7 +125,8 @@ pub fn run_virtio<E: Engine>(
 fn live(kind: Option<DeviceKind>, serve: impl FnOnce(Granted, &Control) -> Result<End, Refusal>) -> i32 {
     process_setup::prepare();
     let control = process_setup::control_socket();
-    match granted(kind, &control).and_then(|granted| serve(granted, &control)) {
+    let granted = granted(kind, &control).and_then(|granted| granted.note_faults().map(|()| granted));
+    match granted.and_then(|granted| serve(granted, &control)) {
         Ok(End::Quit) => status::QUIT,
         Ok(End::Orphaned) | Err(Refusal::Socket(SocketError::Closed)) => status::ORPHANED,
         Ok(End::Violation(reason)) => refuse(&control, &reason),
@@ -141,7 +142,7 @@ fn granted(kind: Option<DeviceKind>, control: &Control) -> Result<Granted, Refus
 
 /// Everything is there that serving takes: the sandbox closes.
 fn ready(kind: DeviceKind, serve_program: &[u8], control: &Control) -> Result<(), Refusal> {
-    seal::close_sandbox(serve_program)?;
+    seal::close_sandbox(&with_refusal(serve_program, cellblock_policy::Refusal::Trap))?;
     reach(Step::Sealed);
     control.send_message(&FromWorker::Ready { version: Version::CURRENT, device: kind }, &[])?;
     reach(Step::Ready);

@@ -13,6 +13,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
+use cellblock_supervisor::death::Death;
 use cellblock_supervisor::link::Status;
 use cellblock_wire::control::BalloonReport;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
@@ -48,6 +49,13 @@ pub(crate) enum What {
         /// The size that it shall have from now on, in pages of 4 KiB.
         set: Option<u32>,
     },
+    /// How a worker died.
+    Death {
+        /// The device's place in the status.
+        device: u32,
+        /// The worker's incarnation.
+        generation: u32,
+    },
     /// A new worker for a device.
     Restart {
         /// Its place in the status.
@@ -69,6 +77,8 @@ pub(crate) enum Answer {
     Status(Report),
     /// To [`What::Balloon`].
     Balloon(BalloonReport),
+    /// To [`What::Death`]; `None` = it lives, or that is too long ago.
+    Death(Option<Death>),
     /// It was told, to [`What::Restart`]; it is done, to [`What::Pause`] and [`What::Resume`].
     Done,
     /// No: why.
@@ -239,6 +249,11 @@ impl ControlSocket {
     pub(crate) fn answer_status(&mut self, id: &str, supervisor: i32, spawner: i32, status: Status) {
         let report = Report { id: id.into(), front: std::process::id(), supervisor, spawner, status };
         self.answer(|what| what == What::Status, &Answer::Status(report));
+    }
+
+    /// Answers everybody who asked for this death.
+    pub(crate) fn answer_death(&mut self, device: u32, generation: u32, death: Option<Death>) {
+        self.answer(|what| what == What::Death { device, generation }, &Answer::Death(death));
     }
 
     /// Answers everybody who asked for the balloon.

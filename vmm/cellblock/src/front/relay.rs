@@ -240,6 +240,7 @@ impl Relay<'_> {
             let command = match what {
                 What::Status => Command::ReportStatus,
                 What::Balloon { set } => Command::Balloon { set },
+                What::Death { device, generation } => Command::ReportDeath { device, generation },
                 What::Restart { device, generation } => Command::Restart { device, generation },
                 What::Pause => Command::Pause,
                 What::Resume => Command::Resume,
@@ -274,6 +275,9 @@ impl Relay<'_> {
             }
             Event::Status(status) => {
                 self.control.answer_status(self.id, self.supervisor.pid, self.spawner.pid, status)
+            }
+            Event::Death { device, generation, death } => {
+                self.control.answer_death(device, generation, death);
             }
             Event::Balloon(balloon) => self.control.answer_balloon(balloon),
             Event::Paused(paused) => {

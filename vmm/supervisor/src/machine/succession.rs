@@ -16,7 +16,7 @@ use crate::deaths::Verdict;
 use crate::link::{DeviceState, End, Event, cut, device_names};
 use crate::poller::Token;
 use crate::vcpu;
-use crate::worker::{News, Who, Worker};
+use crate::worker::{Blame, Ending, News, Who, Worker};
 
 impl Machine {
     pub(super) fn take_spawner_message(&mut self) -> Option<End> {
@@ -55,7 +55,8 @@ impl Machine {
                     Who::Worker => {
                         // Its last words are the better reason.
                         self.take_news(index);
-                        return self.gone(index, &cause.to_string());
+                        let ending = self.workers.get(index)?.ending(cause);
+                        return self.gone(index, &ending);
                     }
                     Who::Spare => self.warn(index, &format!("one of its spares {cause}")),
                     Who::Nobody => {}
@@ -82,8 +83,12 @@ impl Machine {
             let reason = cut(format!("the worker of device {device} cannot be started: {reason}"));
             return Some(End::Refused { reason });
         }
-        self.condemn(index, None, Some(format!("its successor cannot be started: {reason}")));
-        self.gone(index, "did not start")
+        self.condemn(
+            index,
+            None,
+            Some(Blame::Unstarted(format!("its successor cannot be started: {reason}"))),
+        );
+        self.gone(index, &Ending::Unstarted)
     }
 
     /// The workers that did not serve in time.
@@ -94,7 +99,7 @@ impl Machine {
         if self.workers.get(late).is_some_and(|worker| worker.generation() == 1) {
             return Some(self.device_end(late, reason));
         }
-        self.condemn(late, None, Some(reason.to_owned()));
+        self.condemn(late, None, Some(Blame::Unstarted(reason.to_owned())));
         None
     }
 
@@ -117,7 +122,7 @@ impl Machine {
                 // Every round of the loop looks whether all do.
                 News::Quiesced => {}
                 News::Closed => self.condemn(index, None, None),
-                News::Broken(reason) => self.condemn(index, None, Some(reason)),
+                News::Broken(reason) => self.condemn(index, None, Some(Blame::Violation(reason))),
             }
         }
     }
@@ -152,7 +157,7 @@ impl Machine {
     }
 
     /// The worker of `index`, if it still is of that `generation`, is not to be used any more.
-    pub(super) fn condemn(&mut self, index: usize, generation: Option<u32>, reason: Option<String>) {
+    pub(super) fn condemn(&mut self, index: usize, generation: Option<u32>, reason: Option<Blame>) {
         let Some(worker) = self.workers.get_mut(index) else { return };
         if generation.is_some_and(|generation| generation != worker.generation()) || !worker.condemn(reason) {
             return;
@@ -162,9 +167,9 @@ impl Machine {
     }
 
     /// The process is gone: nothing of it can write any more.
-    fn gone(&mut self, index: usize, cause: &str) -> Option<End> {
+    fn gone(&mut self, index: usize, ending: &Ending) -> Option<End> {
         self.condemn(index, None, None);
-        let (reason, verdict) = self.workers.get_mut(index)?.gone(cause);
+        let (reason, verdict) = self.workers.get_mut(index)?.gone(ending);
         match verdict {
             Verdict::Failed(1) => Some(self.device_end(index, &reason)),
             Verdict::Failed(deaths) => {
@@ -207,7 +212,7 @@ impl Machine {
                     if let Some(worker) = self.workers.get_mut(worker as usize)
                         && worker.ended(instance) == Who::Worker
                     {
-                        let _ = worker.gone("");
+                        let _ = worker.gone(&Ending::Unstarted);
                     }
                 }
                 Ok(Some(_)) => {}
@@ -216,7 +221,7 @@ impl Machine {
                     self.poller.forget(&self.spawner);
                     let workers =
                         self.workers.iter_mut().filter(|worker| worker.state() != DeviceState::Gone);
-                    workers.for_each(|worker| drop(worker.gone("")));
+                    workers.for_each(|worker| drop(worker.gone(&Ending::Unstarted)));
                     return;
                 }
             }

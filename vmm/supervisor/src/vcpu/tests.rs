@@ -15,6 +15,7 @@ use cellblock_wire::slot::{Action, Op, Reply, Request, Space};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::{Command, Ended, Mouth, Report, VcpuActor};
+use crate::exits::Exits;
 use crate::proxy::{Proxy, Successor};
 
 const PORT: u16 = 0x3f8;
@@ -35,7 +36,7 @@ struct Rig {
     commands: Sender<Command>,
     reports: Receiver<Report>,
     requests: memory::Sealed<memory::Writable>,
-    served: Arc<AtomicU64>,
+    served: Arc<Exits>,
     exits: Arc<AtomicU64>,
     actor: thread::JoinHandle<Ended>,
     done: Arc<AtomicBool>,
@@ -77,7 +78,7 @@ fn rig(script: Vec<Step>, answer: Answer, patience: Duration) -> Rig {
     let mut bus = Bus::default();
     bus.insert(Range { space: Space::Pio, base: PORT.into(), length: 8 }, Target { device: 0, region: 0 })
         .unwrap();
-    let (served, exits): (Arc<AtomicU64>, Arc<AtomicU64>) = Default::default();
+    let (served, exits): (Arc<Exits>, Arc<AtomicU64>) = Default::default();
     let requester = Requester::new(requests.map.clone(), replies.map, 0, 1).unwrap();
     let proxy =
         Proxy::new(None, requester, Arc::clone(&ringer), Arc::clone(&served), Duration::ZERO, patience);
@@ -130,7 +131,7 @@ impl Rig {
 
     fn trouble(&self) -> String {
         match self.reports.recv_timeout(LONG).unwrap() {
-            Report::Trouble { device: 0, generation: 1, reason } => reason,
+            Report::Trouble { device: 0, generation: 1, blame } => blame.to_string(),
             other => panic!("{other:?}"),
         }
     }
@@ -155,7 +156,7 @@ fn a_read_is_answered_by_the_worker_and_a_write_waits_for_it() {
     let (ended, vm) = rig.end();
     assert_eq!(ended, Ended::PowerOff);
     assert_eq!(vm.replies(0), [ExitData::from_slice(&[0xa5]), ExitData::from_slice(&[0xa4, 0, 0, 0])]);
-    assert_eq!((served.load(Ordering::Relaxed), exits.load(Ordering::Relaxed)), (3, 4));
+    assert_eq!((served.count(), exits.load(Ordering::Relaxed)), (3, 4));
 }
 
 #[test]
@@ -168,7 +169,7 @@ fn what_nobody_claims_reads_all_ones_and_asks_no_worker() {
     let (ended, vm) = rig.end();
     assert_eq!(ended, Ended::PowerOff);
     assert_eq!(vm.replies(0), [2, 4, 3].map(|width| ExitData::from_elem(0xff, width)));
-    assert_eq!(served.load(Ordering::Relaxed), 0);
+    assert_eq!(served.count(), 0);
 }
 
 #[test]

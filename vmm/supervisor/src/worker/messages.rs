@@ -116,6 +116,7 @@ impl Worker {
             (FromWorker::Refused { reason }, DeviceState::Serving) => Err(format!("it gave up: {reason}")),
             (FromWorker::Log { level, text }, _) => {
                 self.log_lines = self.log_lines.saturating_add(1);
+                self.black_box.heard(&text);
                 Ok((self.log_lines <= MAX_LOG_LINES).then_some(News::Log(level, text)))
             }
             (FromWorker::Counters(counters), DeviceState::Serving) => {

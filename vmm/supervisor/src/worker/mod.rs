@@ -6,7 +6,6 @@
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use cellblock_channel::doorbell::{self, Bell, Ringer};
@@ -17,9 +16,11 @@ use cellblock_memory::GuestRam;
 use cellblock_ring::layout;
 use cellblock_ring::state_page::Shape;
 use cellblock_spawner::client::Client;
+use cellblock_spawner::protocol::Cause;
 use cellblock_wire::control::Counters;
 use cellblock_wire::device::{DeviceConfig, DeviceKind, IN_FLIGHT_BYTES, MAX_QUEUES, Role};
 
+use crate::death::Death;
 use crate::deaths::{Deaths, Verdict};
 use crate::error::BuildError;
 use crate::link::{DeviceState, DeviceStatus};
@@ -30,11 +31,14 @@ use crate::shadow::Shadow;
 /// How long a worker may take to serve.
 const START_PATIENCE: Duration = Duration::from_secs(20);
 
+mod black_box;
 mod grant;
 mod messages;
 mod process;
 mod rest;
 
+use black_box::{BlackBox, Deceased};
+pub(crate) use black_box::{Blame, Ending};
 pub(crate) use grant::Wires;
 pub(crate) use messages::News;
 pub(crate) use process::Who;
@@ -55,7 +59,6 @@ pub(crate) struct Worker {
     replies: Sealed<ReadOnly>,
     state_page: Sealed<ReadOnly>,
     ringer: Arc<Ringer>,
-    served: Vec<Arc<AtomicU64>>,
     deadline: Duration,
     /// The longest spin for a request.
     spin: Duration,
@@ -74,8 +77,9 @@ pub(crate) struct Worker {
     serves_since: Option<Instant>,
     interruption: Interruption,
     /// Why it is not used any more, if that is known before its end is.
-    verdict: Option<String>,
+    verdict: Option<Blame>,
     deaths: Deaths,
+    black_box: BlackBox,
     counters: Counters,
     log_lines: u32,
     /// It was asked for its counters, and has not told them.
@@ -121,7 +125,6 @@ impl Worker {
             replies,
             state_page,
             ringer: Arc::new(ringer),
-            served: (0..lanes).map(|_| Arc::default()).collect(),
             deadline: plan.deadline,
             spin,
             bell,
@@ -135,6 +138,7 @@ impl Worker {
             interruption: Interruption::default(),
             verdict: None,
             deaths: Deaths::default(),
+            black_box: BlackBox::new(lanes),
             counters: Counters::default(),
             log_lines: 0,
             counters_asked: false,
@@ -236,12 +240,12 @@ impl Worker {
         let requester =
             Requester::new(self.requests.map.clone(), self.replies.map.clone(), lane, self.generation)
                 .map_err(|error| BuildError::Ring { device: self.kind(), source: error })?;
-        let served = Arc::clone(&self.served[lane as usize]);
+        let exits = self.black_box.lanes.get(lane as usize).map(Arc::clone).unwrap_or_default();
         Ok(Proxy::new(
             self.causes.clone(),
             requester,
             Arc::clone(&self.ringer),
-            served,
+            exits,
             self.spin,
             self.deadline,
         )
@@ -253,7 +257,7 @@ impl Worker {
     }
 
     /// It is not to be used any more, because of `reason`, and is to be killed. `false` = that was known.
-    pub(crate) fn condemn(&mut self, reason: Option<String>) -> bool {
+    pub(crate) fn condemn(&mut self, reason: Option<Blame>) -> bool {
         if self.state == DeviceState::Gone {
             return false;
         }
@@ -267,23 +271,36 @@ impl Worker {
         true
     }
 
-    /// The process is gone, as `cause` says: what became of it in one sentence, and what that leads to.
-    pub(crate) fn gone(&mut self, cause: &str) -> (String, Verdict) {
-        let reason = match self.verdict.take() {
-            Some(verdict) => verdict,
-            None => format!("its worker process {cause}"),
+    /// How a process ended that the spawner has reaped.
+    pub(crate) fn ending(&self, cause: Cause) -> Ending {
+        Ending::reaped(cause, &self.replies.map)
+    }
+
+    /// The process is gone, as `ending` says: what became of it in one sentence, and what that leads to.
+    pub(crate) fn gone(&mut self, ending: &Ending) -> (String, Verdict) {
+        let served = self.serves_since.take();
+        let who = Deceased {
+            generation: self.generation,
+            pid: self.process.pid.unwrap_or(0),
+            served: served.map(|since| since.elapsed()),
+            answered: self.exits(),
         };
+        let reason = self.black_box.note(who, self.verdict.take(), ending);
         (self.state, self.serve_by, self.process.pid) = (DeviceState::Gone, None, None);
         self.interruption.reaped();
-        let served = self.serves_since.take();
-        let verdict = self.deaths.note(self.exits(), served, Instant::now());
+        let verdict = self.deaths.note(who.answered, served, Instant::now());
         // One that never served will not serve the next time either.
         let first = self.generation == 1 && served.is_none();
         (reason, if first { Verdict::Failed(1) } else { verdict })
     }
 
     fn exits(&self) -> u64 {
-        self.served.iter().map(|lane| lane.load(Ordering::Relaxed)).sum()
+        self.black_box.lanes.iter().map(|lane| lane.count()).sum()
+    }
+
+    /// What is known of the death of the worker of `generation`.
+    pub(crate) fn death(&self, generation: u32) -> Option<&Death> {
+        self.black_box.death(generation)
     }
 
     pub(crate) fn status(&self) -> DeviceStatus {
@@ -294,6 +311,7 @@ impl Worker {
             generation: self.generation,
             exits: self.exits(),
             restarts: self.generation - 1,
+            reasons: self.black_box.reasons,
             counters: self.counters,
             spares: u32::try_from(self.spares.len()).unwrap_or(u32::MAX),
             last_pause: self.interruption.last(),
