@@ -39,8 +39,8 @@ fn each_death_is_kept_with_its_reason_and_the_last_exits() {
     let before = row(&lab, plan.id(), "serial");
     lose(&vm, plan.id(), "serial", Signal::KILL, 2);
     lose(&vm, plan.id(), "serial", Signal::SEGV, 3);
-    let restart = Command::new(lab.places().program()).args(["restart", plan.id(), "serial"]).status();
-    assert!(restart.unwrap().success());
+    let restart = Command::new(lab.places().program()).args(["restart", plan.id(), "serial"]).output();
+    assert!(restart.unwrap().status.success());
 
     let deaths = json(&lab, &["blackbox", plan.id(), "serial"]);
     let reasons: Vec<_> = deaths.as_array().unwrap().iter().map(|death| &death["reason"]).collect();
