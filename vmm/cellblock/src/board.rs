@@ -15,8 +15,9 @@ use cellblock_wire::vsock::{MAX_STREAMS, STREAM_BYTES};
 
 /// Output kept for a sink that does not take it, in bytes.
 const SERIAL_BUFFER: u32 = 16 << 10;
-/// How long a vCPU waits for one answer: long enough for a worker that a busy host starves.
-const DEADLINE: Duration = Duration::from_secs(5);
+/// How long a worker may take for one answer before it is looked at. The same for every class of device: none does host I/O on
+/// its exit path, and one that a busy host starves is told from one that hangs.
+const DEADLINE: Duration = Duration::from_secs(1);
 
 /// Offset of virtio-mmio's `QueueNotify` (Virtio 1.3 §4.2.2).
 const QUEUE_NOTIFY: u64 = 0x50;

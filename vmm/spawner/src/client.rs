@@ -33,6 +33,14 @@ impl Client {
         self.0.send_message(&Request::Kill { worker, instance }, &[])
     }
 
+    /// Asks what a process, `instance`, of worker number `worker` does. Never blocks.
+    ///
+    /// # Errors
+    /// The spawner is gone, or does not read.
+    pub fn examine(&self, worker: u32, instance: u32) -> Result<(), SocketError> {
+        self.0.send_message(&Request::Examine { worker, instance }, &[])
+    }
+
     /// The next event, with the pidfd that comes with [`Event::Started`]; `None` if there is none yet.
     ///
     /// # Errors

@@ -10,6 +10,7 @@
 //! 3. A worker that could not enter its jail is reported with step, layer and errno.
 //! 4. Every worker's end is reported with its exit status or signal.
 
+mod activity;
 pub mod client;
 pub mod protocol;
 mod service;

@@ -19,6 +19,13 @@ pub enum Request {
         /// Which of its processes this will be.
         instance: u32,
     },
+    /// Look at what it does; answered by [`Event::Examined`].
+    Examine {
+        /// Index in the manifest.
+        worker: u32,
+        /// Which of its processes.
+        instance: u32,
+    },
     /// Kill it, if it runs; its [`Event::Ended`] follows.
     Kill {
         /// Index in the manifest.
@@ -66,6 +73,15 @@ pub enum Event {
         /// Why.
         reason: Refusal,
     },
+    /// What a worker does.
+    Examined {
+        /// Index in the manifest.
+        worker: u32,
+        /// As in the request.
+        instance: u32,
+        /// What the host's /proc tells, if it does.
+        activity: Option<Activity>,
+    },
     /// The worker has ended and is reaped.
     Ended {
         /// Index in the manifest.
@@ -84,6 +100,16 @@ pub struct StartTime {
     pub spawn_us: u32,
     /// To enter the jail, in µs.
     pub sandbox_us: u32,
+}
+
+/// What a process does, by its main thread, which is a worker's register thread (`Documentation/filesystems/proc.rst`, table
+/// 1-4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Activity {
+    /// The main thread's state: `R` = runs or waits for a CPU, `D` = waits and cannot be woken, `T` = stopped, `S` = sleeps.
+    pub state: u8,
+    /// CPU time that all its threads have had, in ms; the kernel counts it in steps of 10.
+    pub cpu_ms: u64,
 }
 
 /// Why a request makes no sense.

@@ -9,6 +9,7 @@ use cellblock_jail::{JailError, spawner as jail, sys};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_send_signal, waitid};
 
+use crate::activity;
 use crate::protocol::{Cause, Event, Refusal, Request};
 use crate::slot::{Ground, Process, Slot, descriptors, host_pid};
 use crate::{MAX_PROCESSES, Manifest, keep_only, out_of_the_way};
@@ -148,6 +149,7 @@ impl Service {
                 self.start(worker, instance, descriptors);
             }
             Ok((Request::Kill { worker, instance }, _)) => self.kill(worker, instance),
+            Ok((Request::Examine { worker, instance }, _)) => self.examine(worker, instance),
             Err(SocketError::NotReady) => {}
             Err(SocketError::Closed) => return Err(ENDED),
             // A supervisor that sends nonsense is not one to serve.
@@ -183,6 +185,15 @@ impl Service {
         for process in slot.processes.iter().filter(|process| process.instance == instance) {
             let _ = pidfd_send_signal(&process.pidfd, Signal::KILL);
         }
+    }
+
+    fn examine(&mut self, worker: u32, instance: u32) {
+        let Some(slot) = self.slots.get(worker as usize) else {
+            return self.say(Event::Refused { worker, instance, reason: Refusal::NoSuchWorker });
+        };
+        let process = slot.processes.iter().find(|process| process.instance == instance);
+        let activity = process.and_then(|process| activity::of(self.ground.proc.as_fd(), &process.pidfd));
+        self.say(Event::Examined { worker, instance, activity });
     }
 
     fn reap(&mut self, worker: u32, instance: u32) {

@@ -36,8 +36,9 @@ const VCPU_STACK: usize = 128 << 10;
 
 /// Commands on their way to a vCPU; more wait in its handle.
 const COMMANDS: usize = 8;
-/// What one vCPU may say before it is answered: its trouble with a worker, requests that were poison, a pause, its end.
-const REPORTS: usize = 6;
+/// What one vCPU may say before it is answered: its trouble with a worker, requests that were poison, a pause, its end; and some
+/// reminders.
+const REPORTS: usize = 8;
 
 /// Builds the machine and starts its vCPUs; on return the calling thread is the jailed loop thread.
 pub(crate) fn build(plan: Plan) -> Result<Machine, BuildError> {
@@ -101,6 +102,7 @@ pub(crate) fn build(plan: Plan) -> Result<Machine, BuildError> {
         spares: plan.spares,
         status_by: None,
         pause: Pause::default(),
+        beat_at: None,
     })
 }
 

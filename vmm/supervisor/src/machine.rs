@@ -17,6 +17,7 @@ use cellblock_wire::control::ToWorker;
 use cellblock_wire::device::DeviceKind;
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 
+mod life;
 mod pause;
 mod succession;
 
@@ -62,6 +63,8 @@ pub(crate) struct Machine {
     /// The front wants the status: by when it gets it, with what the workers have told by then.
     pub status_by: Option<Instant>,
     pub pause: Pause,
+    /// When the workers are asked for a sign of life.
+    pub beat_at: Option<Instant>,
 }
 
 impl VcpuHandle {
@@ -111,6 +114,7 @@ impl Machine {
                 return Ok(end);
             }
             self.vcpus.iter_mut().for_each(VcpuHandle::deliver);
+            self.feel_the_pulse();
             self.pause_further();
             self.tell_status();
             if !running && self.workers.iter().all(|worker| worker.state() == DeviceState::Serving) {
@@ -131,6 +135,8 @@ impl Machine {
             .chain(retry)
             .chain(self.status_by)
             .chain(self.pause.by())
+            .chain(self.beat_at)
+            .chain(self.workers.iter().filter_map(Worker::sign_by))
             .min()
     }
 
@@ -209,6 +215,10 @@ impl Machine {
                 Report::Ended { vcpu, ended } => (vcpu, ended),
                 Report::Trouble { device, generation, blame } => {
                     self.condemn(device, Some(generation), Some(blame));
+                    continue;
+                }
+                Report::Late { vcpu, device, generation, request } => {
+                    self.answers_late(device, generation, vcpu, &request);
                     continue;
                 }
                 Report::Paused { vcpu, number } => {

@@ -8,12 +8,13 @@ use cellblock_channel::memory::{Mapping, ReadOnly, Writable};
 use cellblock_channel::{KickWatch, Pending, Requester, clock};
 use cellblock_ring::{Access, Deadline, Outcome, Succession, Violation};
 use cellblock_wire::slot::{Action, Op, Reply, Request, mask};
-use thiserror::Error;
 
 use crate::exits::Exits;
 use crate::plan::CauseRegisters;
 use crate::shadow::Shadow;
-use crate::worker::Blame;
+
+/// After the deadline a vCPU says that it still waits so many times in each span as long as the deadline.
+const REMINDERS: u32 = 8;
 
 /// A request on which so many workers died is not sent to another.
 const POISONOUS: u32 = 2;
@@ -69,24 +70,15 @@ pub(crate) struct Successor {
     pub causes: Option<CauseAnswers>,
 }
 
-/// Why a worker is not to be waited for any longer.
-#[derive(Debug, Error, PartialEq, Eq)]
-pub(crate) enum Trouble {
-    /// It is silent.
-    #[error("no answer to {request} within {seconds} s")]
-    Missed { request: String, seconds: u64 },
-    /// It wrote what no honest worker writes.
-    #[error("protocol violation: {0}")]
-    Violation(#[from] Violation),
-}
-
-impl From<Trouble> for Blame {
-    fn from(trouble: Trouble) -> Self {
-        match trouble {
-            Trouble::Missed { .. } => Blame::Hung(trouble.to_string()),
-            Trouble::Violation(_) => Blame::Violation(trouble.to_string()),
-        }
-    }
+/// What ended a wait.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Waited {
+    /// The answer.
+    Replied(Reply),
+    /// Look at the commands, and wait again.
+    Kicked,
+    /// There is none in time. The vCPU waits on; what becomes of the worker is not its affair.
+    Late,
 }
 
 impl Proxy {
@@ -131,19 +123,23 @@ impl Proxy {
         }
     }
 
-    /// Waits for the answer to what was sent. `None` = kicked: look at the commands, and wait again.
-    pub(crate) fn wait(&mut self, kicks: &mut KickWatch) -> Result<Option<Reply>, Trouble> {
+    /// Waits for the answer to what was sent.
+    ///
+    /// # Errors
+    /// The worker wrote what no honest one writes: it is not to be waited for any longer.
+    pub(crate) fn wait(&mut self, kicks: &mut KickWatch) -> Result<Waited, Violation> {
         if let Some(reply) = self.settled.take() {
-            return Ok(Some(reply));
+            return Ok(Waited::Replied(reply));
         }
         match self.requester.wait(kicks, self.spin, self.due)? {
             Outcome::Replied(reply) => {
                 self.exits.answered(reply.data);
-                Ok(Some(reply))
+                Ok(Waited::Replied(reply))
             }
-            Outcome::Kicked => Ok(None),
+            Outcome::Kicked => Ok(Waited::Kicked),
             Outcome::Deadline => {
-                Err(Trouble::Missed { request: self.outstanding(), seconds: self.patience.as_secs() })
+                self.due = clock::deadline_in(self.patience / REMINDERS);
+                Ok(Waited::Late)
             }
         }
     }

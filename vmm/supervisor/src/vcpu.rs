@@ -15,7 +15,7 @@ use cellblock_ring::Access;
 use cellblock_wire::slot::{Action, Op, Reply, Space};
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
 
-use crate::proxy::{Proxy, Successor};
+use crate::proxy::{Proxy, Successor, Waited};
 use crate::worker::Blame;
 
 /// What the VM actor tells a vCPU; a kick goes with it.
@@ -36,6 +36,8 @@ pub(crate) enum Command {
 pub(crate) enum Report {
     /// Its last word.
     Ended { vcpu: u32, ended: Ended },
+    /// The worker of this device and incarnation has not answered in time. The vCPU waits on, and says so again now and then.
+    Late { vcpu: u32, device: usize, generation: u32, request: String },
     /// The worker of this device and incarnation gave no usable answer. The vCPU waits for its successor.
     Trouble { device: usize, generation: u32, blame: Blame },
     /// Two workers died on one request, which is now settled without an answer.
@@ -68,7 +70,7 @@ impl Mouth {
     }
 
     fn say(&self, report: Report) {
-        // There is room for all that a vCPU says before it is answered.
+        // There is room for all that a vCPU says before it is answered; that it still waits it says again.
         let _ = self.reporter.try_send(report);
         self.ringer.ring();
     }
@@ -178,11 +180,17 @@ impl<V: Vcpu> VcpuActor<V> {
         self.proxies[device].post(access);
         loop {
             match self.proxies[device].wait(&mut self.kicks) {
-                Ok(Some(reply)) => return Ok(reply),
-                Ok(None) => self.obey()?,
-                Err(trouble) => {
+                Ok(Waited::Replied(reply)) => return Ok(reply),
+                Ok(Waited::Kicked) => self.obey()?,
+                Ok(Waited::Late) => {
+                    let (vcpu, proxy) = (self.mouth.id, &self.proxies[device]);
+                    let (generation, request) = (proxy.generation(), proxy.outstanding());
+                    self.mouth.say(Report::Late { vcpu, device, generation, request });
+                }
+                Err(violation) => {
                     let generation = self.proxies[device].generation();
-                    self.mouth.say(Report::Trouble { device, generation, blame: trouble.into() });
+                    let blame = Blame::Violation(format!("protocol violation: {violation}"));
+                    self.mouth.say(Report::Trouble { device, generation, blame });
                     while self.proxies[device].generation() == generation {
                         // A supervisor whose loop is gone has no use for this vCPU either.
                         self.follow(self.commands.recv().unwrap_or(Command::Stop))?;

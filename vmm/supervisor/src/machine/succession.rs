@@ -46,6 +46,10 @@ impl Machine {
             SpawnerEvent::Refused { worker, instance, reason } => {
                 self.unstarted(worker as usize, instance, &reason.to_string())
             }
+            SpawnerEvent::Examined { worker, instance, activity } => {
+                self.judge(worker as usize, instance, activity);
+                None
+            }
             SpawnerEvent::Unable(error) => {
                 Some(End::Refused { reason: cut(format!("the spawner's sandbox cannot be closed: {error}")) })
             }

@@ -40,13 +40,13 @@ impl Worker {
 
     /// Asks for what it has counted.
     pub(crate) fn ask_counters(&mut self) {
-        self.counters_asked = true;
+        self.watch.asked();
         self.tell(&ToWorker::ReportCounters);
     }
 
     /// Whether it may still tell what it was asked for.
     pub(crate) fn owes_counters(&self) -> bool {
-        self.counters_asked && self.state == DeviceState::Serving
+        self.watch.owes_sign() && self.state == DeviceState::Serving
     }
 
     /// Tells a console of its terminal's size; a successor will be told the same.
@@ -121,7 +121,7 @@ impl Worker {
             }
             (FromWorker::Counters(counters), DeviceState::Serving) => {
                 self.counters = counters;
-                self.counters_asked = false;
+                self.watch.answered();
                 Ok(None)
             }
             // One that nobody asked for is let fall: the front is not to be flooded.

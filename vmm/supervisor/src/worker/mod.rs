@@ -36,6 +36,7 @@ mod grant;
 mod messages;
 mod process;
 mod rest;
+mod watch;
 
 use black_box::{BlackBox, Deceased};
 pub(crate) use black_box::{Blame, Ending};
@@ -44,6 +45,8 @@ pub(crate) use messages::News;
 pub(crate) use process::Who;
 use process::{Interruption, Process, Spare};
 use rest::Rest;
+use watch::Watch;
+pub(crate) use watch::{Debt, Judgement};
 
 /// A device worker.
 pub(crate) struct Worker {
@@ -82,8 +85,7 @@ pub(crate) struct Worker {
     black_box: BlackBox,
     counters: Counters,
     log_lines: u32,
-    /// It was asked for its counters, and has not told them.
-    counters_asked: bool,
+    watch: Watch,
     /// It was asked for a balloon's report, and has not given one.
     balloon_asked: bool,
     /// Whether it is to rest, and does.
@@ -141,7 +143,7 @@ impl Worker {
             black_box: BlackBox::new(lanes),
             counters: Counters::default(),
             log_lines: 0,
-            counters_asked: false,
+            watch: Watch::default(),
             balloon_asked: false,
             rest: Rest::default(),
         };
@@ -167,6 +169,7 @@ impl Worker {
         self.state = DeviceState::Starting;
         self.balloon_asked = false;
         self.rest = Rest::default();
+        self.watch = Watch::default();
         (self.serve_by, self.serves_since) = (Some(Instant::now() + START_PATIENCE), None);
         self.grant()
     }
@@ -228,6 +231,11 @@ impl Worker {
 
     pub(crate) fn generation(&self) -> u32 {
         self.generation
+    }
+
+    /// How long a vCPU waits for one answer.
+    pub(crate) fn deadline(&self) -> Duration {
+        self.deadline
     }
 
     /// When it is to serve at the latest, if it does not yet.

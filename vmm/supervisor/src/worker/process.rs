@@ -25,6 +25,11 @@ pub(super) struct Process {
 }
 
 impl Process {
+    /// What the spawner knows it by.
+    pub(super) fn instance(&self) -> u32 {
+        self.instance
+    }
+
     fn started(&mut self, pid: i32, took: StartTime) {
         (self.pid, self.took) = (Some(pid), took);
     }
