@@ -18,6 +18,13 @@ pub(crate) fn reported(prober: &Prober) {
     assert_eq!(vm.end_of(0), Cause::Exited(7));
     assert!(worker.ends());
     let worker = vm.worker(0);
+    vm.client().examine(0, 0).unwrap();
+    let Event::Examined { worker: 0, instance: 0, activity: Some(activity) } = vm.event() else {
+        panic!("it is not seen")
+    };
+    assert!(matches!(activity.state, b'R' | b'S' | b'D'), "{activity:?}");
+    vm.client().examine(0, 1).unwrap();
+    assert_eq!(vm.event(), Event::Examined { worker: 0, instance: 1, activity: None });
     vm.client().kill(0, 0).unwrap();
     assert_eq!(vm.end_of(0), Cause::Signaled { signal: 9, core: false });
     drop(worker);

@@ -20,6 +20,8 @@ const SIGN_LOOKS: Duration = Duration::from_millis(125);
 const SLEEPS: u32 = 3;
 /// CPU time, in ms, that a worker has had since the first look: it loops.
 const LOOPS_MS: u64 = 250;
+/// How long a worker is waited for if the host does not say what it does (`hidepid`).
+const BLIND_PATIENCE: Duration = Duration::from_secs(4);
 /// How long a worker may wait in the kernel without being wakeable: for a disk, or for memory that was swapped out.
 const DISK_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -86,21 +88,19 @@ impl Watch {
 impl Case {
     fn judge(&mut self, activity: Option<Activity>, now: Instant) -> Judgement {
         let hangs = |how: &str| Judgement::Hangs(format!("{}: {how}", self.what));
-        let Some(Activity { state, cpu_ms }) = activity else {
-            return hangs("the host does not say what it does");
-        };
+        let Activity { state, cpu_ms } = activity.unwrap_or(Activity { state: b'?', cpu_ms: 0 });
         let (since, cpu) = *self.first.get_or_insert((now, cpu_ms));
-        self.sleeps = if matches!(state, b'R' | b'D') { 0 } else { self.sleeps + 1 };
+        let waited = now.saturating_duration_since(since);
+        self.sleeps = if matches!(state, b'R' | b'D' | b'?') { 0 } else { self.sleeps + 1 };
         match state {
             b'R' if cpu_ms.saturating_sub(cpu) >= LOOPS_MS => hangs("it runs and does not answer"),
-            b'D' if now.saturating_duration_since(since) >= DISK_PATIENCE => {
-                hangs("it waits for the kernel, and nothing can wake it")
-            }
-            b'R' | b'D' if now > since && !std::mem::replace(&mut self.told, true) => {
+            b'?' if waited >= BLIND_PATIENCE => hangs("and the host does not say what it does"),
+            b'D' if waited >= DISK_PATIENCE => hangs("it waits for the kernel, and nothing can wake it"),
+            b'R' | b'D' if !waited.is_zero() && !std::mem::replace(&mut self.told, true) => {
                 let why = if state == b'R' { "a CPU" } else { "the kernel" };
                 Judgement::Starved(format!("{}: it waits for {why}, and is waited for", self.what))
             }
-            b'R' | b'D' => Judgement::Wait,
+            b'R' | b'D' | b'?' => Judgement::Wait,
             b'T' | b't' => hangs("it is stopped"),
             _ if self.sleeps >= SLEEPS => hangs("it sleeps"),
             _ => Judgement::Wait,
@@ -238,6 +238,7 @@ mod tests {
         assert_eq!(case.judge(waits, start), Judgement::Wait);
         assert!(matches!(case.judge(waits, start + LOOKS), Judgement::Starved(_)));
         assert_eq!(case.judge(waits, start + 2 * LOOKS), Judgement::Wait);
-        assert!(matches!(case.judge(None, start), Judgement::Hangs(_)));
+        assert_eq!(case.judge(None, start + 3 * LOOKS), Judgement::Wait);
+        assert!(matches!(case.judge(None, start + BLIND_PATIENCE), Judgement::Hangs(_)));
     }
 }
