@@ -42,12 +42,12 @@ impl Places {
         self.dist.join("bin/cellblock")
     }
 
-    /// The workers: the device names in `libexec/cellblock`.
+    /// The workers: the device names in `libexec/cellblock`. The tombstone takes part only when a device has failed.
     pub fn workers(&self) -> Vec<String> {
         let entries = std::fs::read_dir(self.dist.join("libexec/cellblock")).into_iter().flatten().flatten();
         let mut names: Vec<_> = entries
             .filter_map(|entry| entry.file_name().into_string().ok())
-            .filter(|name| !name.contains('.'))
+            .filter(|name| !name.contains('.') && name != "tombstone")
             .collect();
         names.sort();
         names

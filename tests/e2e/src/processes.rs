@@ -85,9 +85,9 @@ impl Tree {
         vms.pop().with_context(|| format!("cellblock ps does not know {id}"))
     }
 
-    /// Whether every worker serves: a guest runs, and writes, while those that it has not asked for yet still start.
+    /// Whether every device is answered for: a guest runs, and writes, while those that it has not asked for yet still start.
     pub fn serves(&self) -> bool {
-        self.processes.iter().all(|row| matches!(&*row.state, "serving" | "running"))
+        self.processes.iter().all(|row| matches!(&*row.state, "serving" | "running" | "failed"))
     }
 
     /// The pid of the process called `name`.

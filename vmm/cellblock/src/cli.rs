@@ -71,6 +71,8 @@ pub(crate) enum Command {
     Blackbox(BlackboxArgs),
     /// Give a device of a running VM a new worker process; the guest notices a pause at most.
     Restart(RestartArgs),
+    /// Bring a device back that has failed, its workers having died too often.
+    Revive(RestartArgs),
     /// Stop a VM where it is: its vCPUs between two instructions, its devices between two requests.
     Pause(PauseArgs),
     /// Let a paused VM go on.

@@ -19,7 +19,7 @@ use cellblock_jail::uids::UidRange;
 use cellblock_jail::{Layer, LayerSet, Limits, Refusal, loader as jail_loader, process};
 use cellblock_loader::{LoadRequest, Loaded, Protocol};
 use cellblock_memory::GuestRam;
-use cellblock_spawner::{Entry, Manifest};
+use cellblock_spawner::{Entry, Manifest, Tombstone};
 use cellblock_supervisor::link::{LoaderReport, cut, device_names};
 use cellblock_supervisor::{DevicePlan, Plan};
 use cellblock_wire::device::{
@@ -36,6 +36,9 @@ use crate::{board, disk, net};
 mod back_end;
 
 pub(crate) use back_end::{BackEnd, back_end};
+
+/// What answers for a device that has failed.
+const TOMBSTONE: &str = "tombstone";
 
 /// A VM's processes, seen from the front.
 pub(crate) struct Launched {
@@ -63,12 +66,18 @@ struct Opened {
     initrd: Option<File>,
     null: File,
     workers: Vec<WorkerFiles>,
+    tombstone: Program,
 }
 
 struct WorkerFiles {
     name: String,
     limits: Limits,
     group_limits: GroupLimits,
+    program: Program,
+}
+
+/// A worker's binary and its start program.
+struct Program {
     binary: File,
     start_filter: Vec<u8>,
 }
@@ -92,7 +101,8 @@ pub(crate) fn launch(config: &VmConfig, layers: LayerSet, screen: TerminalSize) 
     let opened = open(config, &devices)?;
     let ram = GuestRam::create(config.memory, config.hugepages).map_err(|error| error.to_string())?;
     let Ground { uids, ids, confinement, cgroup } = ground(config.id.as_str(), layers)?;
-    let manifest = manifest(opened.workers, &confinement, ids, uids.as_ref(), cgroup.as_ref())?;
+    let manifest =
+        manifest(opened.workers, Some(opened.tombstone), &confinement, ids, uids.as_ref(), cgroup.as_ref())?;
     let spawner = cellblock_spawner::start(manifest).map_err(|error| error.to_string())?;
     let channel =
         |what: &str| socket::pair().map_err(|error| format!("a socket for {what} cannot be made: {error}"));
@@ -268,28 +278,34 @@ fn open(config: &VmConfig, devices: &[DevicePlan]) -> Result<Opened, String> {
             open_worker(&directory, device.config.kind(), name, limits)
         })
         .collect::<Result<_, _>>()?;
-    Ok(Opened { kvm: kvm.into(), kernel, initrd, null, workers })
+    let tombstone = open_program(&directory, TOMBSTONE)?;
+    Ok(Opened { kvm: kvm.into(), kernel, initrd, null, workers, tombstone })
 }
 
-/// The binary and the filter of a worker for a device of this kind.
+/// What a worker for a device of this kind is started with.
 fn open_worker(
     directory: &Path,
     kind: DeviceKind,
     name: String,
     (limits, group_limits): (Limits, GroupLimits),
 ) -> Result<WorkerFiles, String> {
-    let path = directory.join(kind.name());
+    Ok(WorkerFiles { name, limits, group_limits, program: open_program(directory, kind.name())? })
+}
+
+/// The program `name` of those in `directory`.
+fn open_program(directory: &Path, name: &str) -> Result<Program, String> {
+    let path = directory.join(name);
     let failed = |path: &Path, error: std::io::Error| {
         format!(
-            "the worker of device {kind}, {}, cannot be read: {error}; build it with scripts/build, or say where it is \
+            "the worker of device {name}, {}, cannot be read: {error}; build it with scripts/build, or say where it is \
              with --worker-dir",
             path.display()
         )
     };
     let binary = File::open(&path).map_err(|error| failed(&path, error))?;
-    let path = directory.join(format!("{}.bpf", kind.name()));
+    let path = directory.join(format!("{name}.bpf"));
     let start_filter = fs::read(&path).map_err(|error| failed(&path, error))?;
-    Ok(WorkerFiles { name, limits, group_limits, binary, start_filter })
+    Ok(Program { binary, start_filter })
 }
 
 /// `--worker-dir`, or `../libexec/cellblock` beside this program.
@@ -320,6 +336,7 @@ fn cgroup(id: &str, layers: LayerSet, ids: Ids) -> Result<Option<VmGroup>, Strin
 
 fn manifest(
     workers: Vec<WorkerFiles>,
+    tombstone: Option<Program>,
     how: &Confinement,
     ids: Ids,
     uids: Option<&UidRange>,
@@ -329,8 +346,8 @@ fn manifest(
         let cgroup = cgroup.map(|vm| vm.worker(&files.name, &files.group_limits)).transpose();
         Ok(Entry {
             name: files.name,
-            binary: files.binary.into(),
-            start_filter: files.start_filter,
+            binary: files.program.binary.into(),
+            start_filter: files.program.start_filter,
             limits: files.limits,
             cgroup: cgroup.map_err(|error| format!("layer cgroup: {error}"))?,
         })
@@ -341,6 +358,8 @@ fn manifest(
     Ok(Manifest {
         cgroup: own_group.map_err(|error| format!("layer cgroup: {error}"))?,
         workers: workers.into_iter().map(entry).collect::<Result<_, _>>()?,
+        tombstone: tombstone
+            .map(|Program { binary, start_filter }| Tombstone { binary: binary.into(), start_filter }),
         layers: how.layers,
         ids,
         lock: lock.map(OwnedFd::from),

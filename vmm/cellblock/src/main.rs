@@ -34,6 +34,7 @@ fn main() -> ExitCode {
         Command::Ps(args) => ps::ps(&args).map(|()| Status::Success),
         Command::Blackbox(args) => blackbox::blackbox(&args).map(|()| Status::Success),
         Command::Restart(args) => restart::restart(&args).map(|()| Status::Success),
+        Command::Revive(args) => restart::revive(&args).map(|()| Status::Success),
         Command::Pause(args) => pause::pause(&args).map(|()| Status::Success),
         Command::Resume(args) => pause::resume(&args).map(|()| Status::Success),
         Command::Balloon(args) => balloon::balloon(&args).map(|()| Status::Success),

@@ -1,4 +1,4 @@
-//! `cellblock restart`: gives a device of a running VM a new worker.
+//! `cellblock restart` and `revive`: give a device of a running VM a new worker.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -18,35 +18,86 @@ const PERIOD: Duration = Duration::from_millis(20);
 /// Does what `args` say, and prints which incarnation serves now.
 ///
 /// # Errors
-/// The VM or the device does not exist, or the VM does not answer, or ends.
+/// The VM or the device does not exist, or the VM does not answer, or ends; the device has failed.
 pub(crate) fn restart(args: &RestartArgs) -> anyhow::Result<()> {
-    let (uid, id) = ps::one(&args.id)?;
-    let before = status(uid, &id)?;
-    let names = before.device_names();
-    let Some(device) = names.iter().position(|name| *name == args.device) else {
-        bail!("VM {id} has no device {:?}; it has {}", args.device, names.join(", "));
-    };
-    let generation = |status: &Status| status.devices.get(device).map_or(0, |found| found.generation);
-    let what = What::Restart { device: u32::try_from(device)?, generation: generation(&before) };
-    match ask(uid, &id, what).with_context(|| format!("VM {id} does not answer"))? {
-        Answer::Done => {}
-        Answer::Refused(reason) => bail!("VM {id}: {reason}"),
-        _ => bail!("VM {id} answered something else"),
+    let device = Device::find(args)?;
+    let now = device.status()?;
+    if now.state == DeviceState::Failed {
+        bail!(
+            "VM {}: device {} has failed; `cellblock revive {} {}` brings it back",
+            device.id,
+            device.name,
+            device.id,
+            device.name
+        );
     }
-    let give_up = Instant::now() + PATIENCE;
-    while Instant::now() < give_up {
-        let now = status(uid, &id)?;
-        if generation(&now) > generation(&before) && now.devices.get(device).is_some_and(serves) {
-            println!("VM {id}: device {}: its worker of generation {} serves", args.device, generation(&now));
-            return Ok(());
-        }
-        thread::sleep(PERIOD);
-    }
-    bail!("VM {id}: device {} has no new worker after {} s", args.device, PATIENCE.as_secs())
+    device.renew(&now, What::Restart { device: device.place, generation: now.generation })
 }
 
-fn serves(device: &DeviceStatus) -> bool {
-    device.state == DeviceState::Serving
+/// As [`restart`], for a device that has failed.
+///
+/// # Errors
+/// As there; the device has not failed, or fails again.
+pub(crate) fn revive(args: &RestartArgs) -> anyhow::Result<()> {
+    let device = Device::find(args)?;
+    let now = device.status()?;
+    if now.state != DeviceState::Failed {
+        bail!("VM {}: device {} has not failed, it is {}", device.id, device.name, now.state.name());
+    }
+    device.renew(&now, What::Revive { device: device.place, generation: now.generation })
+}
+
+/// A device of a running VM.
+struct Device {
+    uid: u32,
+    id: String,
+    name: String,
+    /// In the status.
+    place: u32,
+}
+
+impl Device {
+    fn find(args: &RestartArgs) -> anyhow::Result<Self> {
+        let (uid, id) = ps::one(&args.id)?;
+        let names = status(uid, &id)?.device_names();
+        match names.iter().position(|name| *name == args.device) {
+            Some(place) => Ok(Device { uid, id, name: args.device.clone(), place: u32::try_from(place)? }),
+            None => bail!("VM {id} has no device {:?}; it has {}", args.device, names.join(", ")),
+        }
+    }
+
+    fn status(&self) -> anyhow::Result<DeviceStatus> {
+        let mut status = status(self.uid, &self.id)?;
+        let place = self.place as usize;
+        if place >= status.devices.len() {
+            bail!("VM {}: its devices have changed", self.id);
+        }
+        Ok(status.devices.swap_remove(place))
+    }
+
+    /// Asks for `what`, and waits until another worker serves than `before`.
+    fn renew(&self, before: &DeviceStatus, what: What) -> anyhow::Result<()> {
+        let Device { uid, id, name, .. } = self;
+        match ask(*uid, id, what).with_context(|| format!("VM {id} does not answer"))? {
+            Answer::Done => {}
+            Answer::Refused(reason) => bail!("VM {id}: {reason}"),
+            _ => bail!("VM {id} answered something else"),
+        }
+        let give_up = Instant::now() + PATIENCE;
+        while Instant::now() < give_up {
+            let now = self.status()?;
+            if now.generation > before.generation && now.state == DeviceState::Serving {
+                println!("VM {id}: device {name}: its worker of generation {} serves", now.generation);
+                return Ok(());
+            }
+            // One more is its successor, which may be on its way; more than one are those that died.
+            if now.generation > before.generation.saturating_add(1) && now.state == DeviceState::Failed {
+                bail!("VM {id}: device {name} has failed (again); the VM's messages say why");
+            }
+            thread::sleep(PERIOD);
+        }
+        bail!("VM {id}: device {name} has no new worker after {} s", PATIENCE.as_secs())
+    }
 }
 
 fn status(uid: u32, id: &str) -> anyhow::Result<Status> {

@@ -231,6 +231,7 @@ impl Front<'_> {
                 What::Status => Command::ReportStatus,
                 What::Death { device, generation } => Command::ReportDeath { device, generation },
                 What::Restart { device, generation } => Command::Restart { device, generation },
+                What::Revive { device, generation } => Command::Revive { device, generation },
                 What::Balloon { .. } => {
                     self.control.answer_balloon(None);
                     continue;
@@ -242,7 +243,7 @@ impl Front<'_> {
             };
             if self.link.send_message(&command, &[]).is_err() {
                 self.control.refuse();
-            } else if let What::Restart { .. } = what {
+            } else if let What::Restart { .. } | What::Revive { .. } = what {
                 self.control.answer_restart();
             }
         }

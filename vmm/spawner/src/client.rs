@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use cellblock_channel::socket::{Control, SocketError};
 
-use crate::protocol::{Event, Request};
+use crate::protocol::{Event, Program, Request};
 
 /// Drives a spawner. Poll its descriptor for reading and call [`Client::next`] until it returns `None`.
 #[derive(Debug)]
@@ -16,13 +16,19 @@ impl Client {
         Client(socket)
     }
 
-    /// Asks to start a process, `instance`, of worker number `worker` of the manifest, which gets `control` as its only
-    /// descriptor. Never blocks.
+    /// Asks to start a process, `instance`, of worker number `worker` of the manifest, which executes `program` and gets `control`
+    /// as its only descriptor. Never blocks.
     ///
     /// # Errors
     /// The spawner is gone, or does not read.
-    pub fn start(&self, worker: u32, instance: u32, control: BorrowedFd) -> Result<(), SocketError> {
-        self.0.send_message(&Request::Start { worker, instance }, &[control])
+    pub fn start(
+        &self,
+        worker: u32,
+        instance: u32,
+        program: Program,
+        control: BorrowedFd,
+    ) -> Result<(), SocketError> {
+        self.0.send_message(&Request::Start { worker, instance, program }, &[control])
     }
 
     /// Asks to kill a process, `instance`, of worker number `worker`. Never blocks.

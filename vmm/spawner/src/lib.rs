@@ -36,6 +36,8 @@ pub const MAX_PROCESSES: usize = 4;
 pub struct Manifest {
     /// Workers are named by their index here.
     pub workers: Vec<Entry>,
+    /// What may run in the place of any of them, with its limits, ids and cgroup.
+    pub tombstone: Option<Tombstone>,
     /// The layers of their sandbox, and of the spawner's own.
     pub layers: LayerSet,
     /// Ids.
@@ -61,6 +63,15 @@ pub struct Entry {
     pub limits: Limits,
     /// Its cgroup's directory.
     pub cgroup: Option<OwnedFd>,
+}
+
+/// The program that answers for a device that has failed.
+#[derive(Debug)]
+pub struct Tombstone {
+    /// Its static-pie binary, opened for reading.
+    pub binary: OwnedFd,
+    /// Its start program.
+    pub start_filter: Vec<u8>,
 }
 
 /// A spawner that was started.

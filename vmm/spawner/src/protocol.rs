@@ -18,6 +18,8 @@ pub enum Request {
         worker: u32,
         /// Which of its processes this will be.
         instance: u32,
+        /// What it executes.
+        program: Program,
     },
     /// Look at what it does; answered by [`Event::Examined`].
     Examine {
@@ -33,6 +35,15 @@ pub enum Request {
         /// Which of its processes.
         instance: u32,
     },
+}
+
+/// What a worker's process executes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Program {
+    /// The worker's own program.
+    Own,
+    /// The manifest's tombstone.
+    Tombstone,
 }
 
 /// From the spawner.
@@ -121,6 +132,8 @@ pub enum Refusal {
     Running,
     /// A start came without its one descriptor.
     NoSocket,
+    /// The manifest has no tombstone.
+    NoTombstone,
 }
 
 impl std::fmt::Display for Refusal {
@@ -129,6 +142,7 @@ impl std::fmt::Display for Refusal {
             Refusal::NoSuchWorker => "the manifest names no such worker",
             Refusal::Running => "that instance of it runs already, or as many as may",
             Refusal::NoSocket => "no control socket came with the request",
+            Refusal::NoTombstone => "the manifest has no tombstone",
         })
     }
 }

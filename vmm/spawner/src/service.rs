@@ -10,8 +10,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_send_signal, waitid};
 
 use crate::activity;
-use crate::protocol::{Cause, Event, Refusal, Request};
-use crate::slot::{Ground, Process, Slot, descriptors, host_pid};
+use crate::protocol::{Cause, Event, Program, Refusal, Request};
+use crate::slot::{self, Ground, Process, Slot, descriptors, host_pid};
 use crate::{MAX_PROCESSES, Manifest, keep_only, out_of_the_way};
 
 /// Exit statuses of the spawner process.
@@ -43,6 +43,7 @@ pub(crate) fn run(
 struct Service {
     ground: Ground,
     slots: Vec<Slot>,
+    tombstone: Option<slot::Program>,
     /// What the supervisor has not taken yet. While there is something, no request is read, so this stays short.
     outbox: VecDeque<(Event, Option<OwnedFd>)>,
     /// Keeps the uid range ours.
@@ -59,12 +60,14 @@ impl Service {
         mapped: impl FnOnce() -> io::Result<()>,
     ) -> Result<Service, JailError> {
         let proc = out_of_the_way(proc).map_err(descriptors)?;
+        let workers = manifest.workers.iter().map(|entry| &entry.binary);
+        let tombstone = manifest.tombstone.as_ref().map(|tombstone| &tombstone.binary);
         let plan = jail::Plan {
             layers: manifest.layers,
             privileged,
             ids: manifest.ids,
             proc: proc.as_fd(),
-            binaries: manifest.workers.iter().map(|entry| entry.binary.as_fd()).collect(),
+            binaries: workers.chain(tombstone).map(AsFd::as_fd).collect(),
             file_size: manifest.workers.iter().map(|entry| entry.limits.file_size).max().unwrap_or(0),
             refusal: manifest.refusal,
         };
@@ -73,8 +76,10 @@ impl Service {
         let entries = manifest.workers.into_iter().enumerate();
         let slots =
             entries.map(|(index, entry)| Slot::new(index, entry, &ground)).collect::<Result<_, _>>()?;
+        let tombstone =
+            manifest.tombstone.map(|tombstone| slot::Program::of(tombstone, &ground)).transpose()?;
         let lock = manifest.lock.map(out_of_the_way).transpose().map_err(descriptors)?;
-        let service = Service { ground, slots, outbox: VecDeque::new(), lock };
+        let service = Service { ground, slots, tombstone, outbox: VecDeque::new(), lock };
         service.close_the_rest(socket).map_err(descriptors)?;
         Ok(service)
     }
@@ -84,6 +89,7 @@ impl Service {
         let mut kept = vec![socket, self.ground.proc.as_fd()];
         kept.extend(self.lock.as_ref().map(AsFd::as_fd));
         kept.extend(self.slots.iter().flat_map(Slot::descriptors));
+        kept.extend(self.tombstone.iter().flat_map(slot::Program::descriptors));
         keep_only(&kept)
     }
 
@@ -145,8 +151,8 @@ impl Service {
 
     fn receive(&mut self, socket: &Control) -> Result<(), i32> {
         match socket.try_recv_message::<Request>(1) {
-            Ok((Request::Start { worker, instance }, descriptors)) => {
-                self.start(worker, instance, descriptors);
+            Ok((Request::Start { worker, instance, program }, descriptors)) => {
+                self.start(worker, instance, program, descriptors);
             }
             Ok((Request::Kill { worker, instance }, _)) => self.kill(worker, instance),
             Ok((Request::Examine { worker, instance }, _)) => self.examine(worker, instance),
@@ -158,7 +164,7 @@ impl Service {
         Ok(())
     }
 
-    fn start(&mut self, worker: u32, instance: u32, mut descriptors: Vec<OwnedFd>) {
+    fn start(&mut self, worker: u32, instance: u32, program: Program, mut descriptors: Vec<OwnedFd>) {
         let refused = |reason| Event::Refused { worker, instance, reason };
         let Some(slot) = self.slots.get_mut(worker as usize) else {
             return self.say(refused(Refusal::NoSuchWorker));
@@ -168,7 +174,12 @@ impl Service {
         if taken || slot.processes.len() >= MAX_PROCESSES {
             return self.say(refused(Refusal::Running));
         }
-        match slot.start(instance, control, &self.ground) {
+        let tombstone = match program {
+            Program::Own => None,
+            Program::Tombstone if self.tombstone.is_none() => return self.say(refused(Refusal::NoTombstone)),
+            Program::Tombstone => self.tombstone.as_ref(),
+        };
+        match slot.start(instance, control, tombstone, &self.ground) {
             Ok((pidfd, took)) => {
                 let host_pid = host_pid(self.ground.proc.as_fd(), &pidfd).unwrap_or(0);
                 self.outbox.push_back((Event::Started { worker, instance, host_pid, took }, Some(pidfd)));

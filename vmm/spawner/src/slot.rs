@@ -12,7 +12,7 @@ use cellblock_jail::{JailError, Layer, LayerSet, Limits, Refusal, Step, spawner 
 use cellblock_policy::with_refusal;
 
 use crate::protocol::StartTime;
-use crate::{Entry, out_of_the_way};
+use crate::{Entry, Tombstone, out_of_the_way};
 
 /// What all starts have in common.
 pub(crate) struct Ground {
@@ -54,7 +54,7 @@ pub(crate) struct Slot {
 }
 
 /// What a worker's process executes.
-struct Program {
+pub(crate) struct Program {
     binary: OwnedFd,
     /// Its start program.
     filter: Vec<u8>,
@@ -93,20 +93,20 @@ impl Slot {
 
     /// What stays open while the spawner lives.
     pub(crate) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        let ruleset = self.program.ruleset.as_ref().map(AsFd::as_fd);
-        let cgroup = self.cgroup.as_ref().map(AsFd::as_fd);
-        [Some(self.program.binary.as_fd()), ruleset, cgroup].into_iter().flatten()
+        self.program.descriptors().chain(self.cgroup.as_ref().map(AsFd::as_fd))
     }
 
-    /// Clones a process, which has `control` as its socket. Returns a copy of its pidfd for the supervisor, and what it took.
+    /// Clones a process, which has `control` as its socket and executes `tombstone` or the worker's own program. Returns a copy of
+    /// its pidfd for the supervisor, and what it took.
     pub(crate) fn start(
         &mut self,
         instance: u32,
         control: OwnedFd,
+        tombstone: Option<&Program>,
         ground: &Ground,
     ) -> Result<(OwnedFd, StartTime), JailError> {
         let began = Instant::now();
-        let pidfd = self.clone_process(control, ground)?;
+        let pidfd = self.clone_process(control, tombstone.unwrap_or(&self.program), ground)?;
         let all = u32::try_from(began.elapsed().as_micros()).unwrap_or(u32::MAX);
         let sandbox_us = ground.progress.micros();
         let copy = pidfd.try_clone();
@@ -115,7 +115,12 @@ impl Slot {
         Ok((copy.map_err(descriptors)?, StartTime { spawn_us: all.saturating_sub(sandbox_us), sandbox_us }))
     }
 
-    fn clone_process(&self, control: OwnedFd, ground: &Ground) -> Result<OwnedFd, JailError> {
+    fn clone_process(
+        &self,
+        control: OwnedFd,
+        program: &Program,
+        ground: &Ground,
+    ) -> Result<OwnedFd, JailError> {
         let control = out_of_the_way(control).map_err(descriptors)?;
         let plan = worker::Plan {
             layers: ground.layers,
@@ -124,10 +129,10 @@ impl Slot {
             maps: &self.maps,
             limits: &self.limits,
             control: control.as_fd(),
-            binary: self.program.binary.as_fd(),
+            binary: program.binary.as_fd(),
             proc: ground.proc.as_fd(),
-            ruleset: self.program.ruleset.as_ref().map(AsFd::as_fd),
-            start_filter: &self.program.filter,
+            ruleset: program.ruleset.as_ref().map(AsFd::as_fd),
+            start_filter: &program.filter,
             name: &self.name,
         };
         let cgroup = self.cgroup.as_ref().filter(|_| ground.layers.has(Layer::Cgroup)).map(AsFd::as_fd);
@@ -144,6 +149,16 @@ impl Slot {
 }
 
 impl Program {
+    /// That of all workers that have failed.
+    pub(crate) fn of(tombstone: Tombstone, ground: &Ground) -> Result<Program, JailError> {
+        Program::new(tombstone.binary, tombstone.start_filter, ground)
+    }
+
+    /// What stays open while the spawner lives.
+    pub(crate) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        [Some(&self.binary), self.ruleset.as_ref()].into_iter().flatten().map(AsFd::as_fd)
+    }
+
     fn new(binary: OwnedFd, mut filter: Vec<u8>, ground: &Ground) -> Result<Program, JailError> {
         let binary = out_of_the_way(binary).map_err(descriptors)?;
         if ground.refusal != Refusal::Kill {

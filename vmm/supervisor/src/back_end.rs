@@ -139,6 +139,7 @@ impl BackEnd {
                 // There are no vCPUs, no power button and no terminal.
                 Ok((
                     Command::Restart { .. }
+                    | Command::Revive { .. }
                     | Command::PowerButton
                     | Command::Balloon { .. }
                     | Command::Pause

@@ -20,8 +20,10 @@ pub(crate) struct Deaths {
 pub(crate) enum Verdict {
     /// A successor.
     Replace,
-    /// Nothing any more: so many died in a row without progress.
+    /// None of its own any more: so many died in a row without progress.
     Failed(u32),
+    /// The end of the VM: its first has never served, so it was never there.
+    Stillborn,
 }
 
 impl Deaths {

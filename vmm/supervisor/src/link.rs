@@ -40,6 +40,13 @@ pub enum Command {
     Pause,
     /// Go on; answered by [`Event::Resumed`].
     Resume,
+    /// Start workers of the device's own again, if it has failed and its tombstone still is this one.
+    Revive {
+        /// The device's place in the status.
+        device: u32,
+        /// The tombstone's incarnation.
+        generation: u32,
+    },
     /// Answer with [`Event::Balloon`], once the guest has told what is new, or has had its time for it.
     Balloon {
         /// The size that it shall have from now on, in pages of 4 KiB.
@@ -117,7 +124,7 @@ pub enum End {
         /// RIP and instruction bytes where there are any.
         text: String,
     },
-    /// A device failed for good.
+    /// A device never came to serve.
     Device {
         /// Which device.
         device: DeviceKind,
@@ -227,6 +234,8 @@ pub enum DeviceState {
     Dying,
     /// The worker is gone.
     Gone,
+    /// Its workers have died too often: its requests fail.
+    Failed,
 }
 
 impl DeviceState {
@@ -237,6 +246,7 @@ impl DeviceState {
             DeviceState::Serving => "serving",
             DeviceState::Dying => "dying",
             DeviceState::Gone => "gone",
+            DeviceState::Failed => "failed",
         }
     }
 }

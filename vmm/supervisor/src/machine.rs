@@ -17,6 +17,7 @@ use cellblock_wire::control::ToWorker;
 use cellblock_wire::device::DeviceKind;
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 
+mod failed;
 mod life;
 mod pause;
 mod succession;
@@ -117,7 +118,12 @@ impl Machine {
             self.feel_the_pulse();
             self.pause_further();
             self.tell_status();
-            if !running && self.workers.iter().all(|worker| worker.state() == DeviceState::Serving) {
+            if !running
+                && self
+                    .workers
+                    .iter()
+                    .all(|worker| worker.state() == DeviceState::Serving || worker.is_absent())
+            {
                 running = true;
                 self.say(Event::Running);
                 (0..self.workers.len()).for_each(|index| self.recruit(index));
@@ -186,6 +192,7 @@ impl Machine {
                     let death = worker.and_then(|worker| worker.death(generation)).cloned();
                     self.say(Event::Death { device, generation, death });
                 }
+                Ok((Command::Revive { device, generation }, _)) => self.revive(device as usize, generation),
                 Ok((Command::Pause, _)) => self.pause(),
                 Ok((Command::Resume, _)) => self.resume(),
                 Ok((Command::Balloon { set }, _)) => self.ask_balloon(set),

@@ -59,6 +59,8 @@ pub(crate) struct Proxy {
     died: u32,
     /// The answer, if it came otherwise than by the ring.
     settled: Option<Reply>,
+    /// Nobody is asked any more: that counts as this incarnation.
+    left: Option<u32>,
 }
 
 /// The rings of a device's new worker.
@@ -91,7 +93,19 @@ impl Proxy {
         patience: Duration,
     ) -> Self {
         let due = clock::deadline_in(patience);
-        Proxy { causes, shadow: None, requester, ringer, exits, spin, patience, due, died: 0, settled: None }
+        Proxy {
+            causes,
+            shadow: None,
+            requester,
+            ringer,
+            exits,
+            spin,
+            patience,
+            due,
+            died: 0,
+            settled: None,
+            left: None,
+        }
     }
 
     /// Notes a virtio driver's writes in `shadow`.
@@ -102,7 +116,7 @@ impl Proxy {
 
     /// The incarnation that is asked.
     pub(crate) fn generation(&self) -> u32 {
-        self.requester.generation()
+        self.left.unwrap_or(self.requester.generation())
     }
 
     /// Sends `access`.
@@ -114,6 +128,10 @@ impl Proxy {
         }
         if let Some(shadow) = &self.shadow {
             shadow.note(access);
+        }
+        if self.left.is_some() {
+            self.settled = Some(floating(0, 0, access.size));
+            return;
         }
         let now = clock::now();
         self.exits.sent(access, now);
@@ -147,6 +165,7 @@ impl Proxy {
     /// Goes on with `successor`; the worker before it is gone. What was sent is sent again, unless it was answered at the
     /// last moment or is poison: that is told by `true`, and reads as all ones, or is a write that was dropped.
     pub(crate) fn succeed(&mut self, successor: Successor) -> bool {
+        self.left = None;
         let poison = self.is_poison();
         let Successor { requests, replies, generation, causes } = successor;
         self.causes = causes;
@@ -163,6 +182,14 @@ impl Proxy {
             Err(_) => {}
         }
         poison
+    }
+
+    /// Nobody answers any more, which counts as incarnation `generation`. What was sent is settled, as all that comes will be.
+    pub(crate) fn leave(&mut self, generation: u32) {
+        self.left = Some(generation);
+        if let Some(request) = self.requester.abandon() {
+            self.settled = Some(dropped(&request));
+        }
     }
 
     /// Counts a death; the request that caused too many is settled, if it was not answered after all.
@@ -198,7 +225,10 @@ impl Proxy {
 
 /// Nobody has answered `request`, and nobody will: the bus floats high.
 fn dropped(request: &Request) -> Reply {
-    let Request { sequence, generation, size, .. } = *request;
+    floating(request.sequence, request.generation, request.size)
+}
+
+fn floating(sequence: u32, generation: u32, size: u8) -> Reply {
     Reply { sequence, generation, action: Action::None, data: mask(u64::MAX, size) }
 }
 

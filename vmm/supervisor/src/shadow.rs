@@ -52,6 +52,7 @@ pub(crate) struct Shadow {
     config: [AtomicU8; KEPT_CONFIG_BYTES],
     /// A bit for each byte of `config` that was written.
     config_written: AtomicU64,
+    resets: AtomicU32,
 }
 
 #[derive(Debug, Default)]
@@ -74,6 +75,7 @@ impl Shadow {
             queues: (0..queues).map(|_| Queue::default()).collect(),
             config: [const { AtomicU8::new(0) }; KEPT_CONFIG_BYTES],
             config_written: AtomicU64::new(0),
+            resets: AtomicU32::new(0),
         }
     }
 
@@ -134,7 +136,13 @@ impl Shadow {
             queue.size.store(0, Relaxed);
             queue.areas.iter().flatten().for_each(|half| half.store(0, Relaxed));
         }
+        self.resets.fetch_add(1, Relaxed);
         self.config_written.store(0, Release);
+    }
+
+    /// How often the driver has reset the device.
+    pub(crate) fn resets(&self) -> u32 {
+        self.resets.load(Relaxed)
     }
 
     /// All of it, when no worker answers any more. A write that is not seen here yet has no answer, and is sent to the successor

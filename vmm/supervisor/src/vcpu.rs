@@ -25,10 +25,22 @@ pub(crate) enum Command {
     Stop,
     /// The device of this index has a new worker.
     Succeed { device: usize, successor: Successor },
+    /// Nobody answers for the device of this index any more; that counts as its incarnation `generation`.
+    Leave { device: usize, generation: u32 },
     /// Finish the open exit, say [`Report::Paused`] with this number, and do not enter the guest before [`Command::Resume`].
     Pause { number: u32 },
     /// Go on.
     Resume,
+}
+
+impl Command {
+    /// The device whose worker it is about.
+    pub(crate) fn device(&self) -> Option<usize> {
+        match self {
+            Command::Succeed { device, .. } | Command::Leave { device, .. } => Some(*device),
+            Command::Stop | Command::Pause { .. } | Command::Resume => None,
+        }
+    }
 }
 
 /// What a vCPU tells the VM actor.
@@ -220,6 +232,10 @@ impl<V: Vcpu> VcpuActor<V> {
             }
             Command::Resume => {
                 self.pause = None;
+                return Ok(());
+            }
+            Command::Leave { device, generation } => {
+                self.proxies.get_mut(device).into_iter().for_each(|proxy| proxy.leave(generation));
                 return Ok(());
             }
             Command::Succeed { device, successor } => (device, successor),

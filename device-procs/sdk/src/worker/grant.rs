@@ -118,7 +118,8 @@ impl Granted {
         let responder = Responder::new(requests, replies, lanes, generation)?;
 
         let wake = wake_line()?;
-        let mut parts = Parts::new(config, self.roles, Arc::clone(&wake)).with_causes(causes);
+        let mut parts =
+            Parts::new(config, self.roles, Arc::clone(&wake)).with_causes(causes).with_driver(&fallback);
         let mut device = build(&mut parts)?;
         parts.all_taken()?;
         reach(Step::Built);

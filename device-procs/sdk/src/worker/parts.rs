@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use cellblock_channel::ram::{Piece, Ram};
 use cellblock_channel::{Causes, clock};
-use cellblock_wire::device::{DeviceConfig, Role};
+use cellblock_wire::control::Fallback;
+use cellblock_wire::device::{DeviceConfig, DriverRegisters, Role};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{OFlags, fcntl_getfl};
 use rustix::time::{ClockId, clock_gettime};
@@ -29,17 +30,39 @@ pub struct Parts {
     front_end: Option<Calls>,
     /// Until interrupt line 0 is taken.
     causes: Option<Causes>,
+    driver: DriverRegisters,
 }
 
 impl Parts {
     pub(super) fn new(config: DeviceConfig, roles: Vec<(Role, OwnedFd)>, wake: Arc<OwnedFd>) -> Self {
-        Parts { config, roles, wake, tally: Arc::default(), front_end: None, causes: None }
+        Parts {
+            config,
+            roles,
+            wake,
+            tally: Arc::default(),
+            front_end: None,
+            causes: None,
+            driver: DriverRegisters::default(),
+        }
     }
 
     /// The supervisor tells the guest what caused interrupt 0, from `causes`.
     pub(super) fn with_causes(mut self, causes: Causes) -> Self {
         self.causes = Some(causes);
         self
+    }
+
+    /// The device has a driver already.
+    pub(super) fn with_driver(mut self, fallback: &Fallback) -> Self {
+        if let Fallback::Registers(driver) = fallback {
+            self.driver = driver.clone();
+        }
+        self
+    }
+
+    /// What the driver of a virtio device has written so far.
+    pub fn driver(&self) -> DriverRegisters {
+        self.driver.clone()
     }
 
     /// For a worker that another VMM drives.

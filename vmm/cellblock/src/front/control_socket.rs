@@ -63,6 +63,13 @@ pub(crate) enum What {
         /// Which worker is not wanted any more: if it is gone already, nothing is done.
         generation: u32,
     },
+    /// Workers of its own again for a device that has failed.
+    Revive {
+        /// Its place in the status.
+        device: u32,
+        /// Which tombstone is not wanted any more.
+        generation: u32,
+    },
     /// Stop everything that runs in the VM, where it can go on later.
     Pause,
     /// Go on.
@@ -79,7 +86,7 @@ pub(crate) enum Answer {
     Balloon(BalloonReport),
     /// To [`What::Death`]; `None` = it lives, or that is too long ago.
     Death(Option<Death>),
-    /// It was told, to [`What::Restart`]; it is done, to [`What::Pause`] and [`What::Resume`].
+    /// It was told, to [`What::Restart`] and [`What::Revive`]; it is done, to [`What::Pause`] and [`What::Resume`].
     Done,
     /// No: why.
     Refused(String),
@@ -266,7 +273,7 @@ impl ControlSocket {
 
     /// Answers everybody who asked for a new worker.
     pub(crate) fn answer_restart(&mut self) {
-        self.answer(|what| matches!(what, What::Restart { .. }), &Answer::Done);
+        self.answer(|what| matches!(what, What::Restart { .. } | What::Revive { .. }), &Answer::Done);
     }
 
     /// Answers everybody who asked for a pause: it is there, or why not.

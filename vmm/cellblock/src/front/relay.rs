@@ -242,12 +242,13 @@ impl Relay<'_> {
                 What::Balloon { set } => Command::Balloon { set },
                 What::Death { device, generation } => Command::ReportDeath { device, generation },
                 What::Restart { device, generation } => Command::Restart { device, generation },
+                What::Revive { device, generation } => Command::Revive { device, generation },
                 What::Pause => Command::Pause,
                 What::Resume => Command::Resume,
             };
             if self.link.send_message(&command, &[]).is_err() {
                 self.control.refuse();
-            } else if let What::Restart { .. } = what {
+            } else if let What::Restart { .. } | What::Revive { .. } = what {
                 self.control.answer_restart();
             }
         }

@@ -67,7 +67,7 @@ pub(crate) fn back_end(config: &config::BackEnd, layers: LayerSet) -> Result<Bac
     let null = File::options().read(true).write(true).open(null);
     let null = null.map_err(|error| format!("the null device /dev/null cannot be opened: {error}"))?;
     let Ground { uids, ids, confinement, cgroup } = ground(config.id.as_str(), layers)?;
-    let manifest = manifest(vec![worker], &confinement, ids, uids.as_ref(), cgroup.as_ref())?;
+    let manifest = manifest(vec![worker], None, &confinement, ids, uids.as_ref(), cgroup.as_ref())?;
     let spawner = cellblock_spawner::start(manifest).map_err(|error| error.to_string())?;
     let (link, supervisor_link) =
         socket::pair().map_err(|error| format!("a socket for the supervisor cannot be made: {error}"))?;

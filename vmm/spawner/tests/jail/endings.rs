@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use cellblock_channel::socket;
 use cellblock_jail::{JailError, Layer, Step};
 use cellblock_spawner::MAX_PROCESSES;
-use cellblock_spawner::protocol::{Cause, Event, Refusal};
+use cellblock_spawner::protocol::{Cause, Event, Program, Refusal};
 
 use crate::machine::{Prober, Vm, Worker, default_layers};
 
@@ -57,12 +57,14 @@ pub(crate) fn cannot_enter(prober: &Prober) {
 pub(crate) fn refused(prober: &Prober) {
     let vm = Vm::start(vec![prober.entry()], default_layers());
     let (_ours, theirs) = socket::pair().unwrap();
-    vm.client().start(1, 0, theirs.as_fd()).unwrap();
+    vm.client().start(1, 0, Program::Own, theirs.as_fd()).unwrap();
     assert_eq!(vm.event(), Event::Refused { worker: 1, instance: 0, reason: Refusal::NoSuchWorker });
     vm.client().kill(u32::MAX, 0).unwrap();
     assert_eq!(vm.event(), Event::Refused { worker: u32::MAX, instance: 0, reason: Refusal::NoSuchWorker });
+    vm.client().start(0, 0, Program::Tombstone, theirs.as_fd()).unwrap();
+    assert_eq!(vm.event(), Event::Refused { worker: 0, instance: 0, reason: Refusal::NoTombstone });
     let _worker = vm.worker(0);
-    vm.client().start(0, 0, theirs.as_fd()).unwrap();
+    vm.client().start(0, 0, Program::Own, theirs.as_fd()).unwrap();
     assert_eq!(vm.event(), Event::Refused { worker: 0, instance: 0, reason: Refusal::Running });
 }
 
@@ -85,7 +87,7 @@ pub(crate) fn several(prober: &Prober) {
     let mut processes: Vec<Worker> = (0..most).map(|instance| vm.instance(0, instance)).collect();
     let other = vm.worker(1);
     let (_ours, theirs) = socket::pair().unwrap();
-    vm.client().start(0, most, theirs.as_fd()).unwrap();
+    vm.client().start(0, most, Program::Own, theirs.as_fd()).unwrap();
     assert_eq!(vm.event(), Event::Refused { worker: 0, instance: most, reason: Refusal::Running });
     // One that is not there is not killed, and nobody in its place; one that is dies alone.
     vm.client().kill(0, most).unwrap();

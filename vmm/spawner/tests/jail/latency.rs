@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use cellblock_channel::socket;
 use cellblock_jail::{Layer, LayerSet};
+use cellblock_spawner::protocol::Program;
 
 use crate::machine::{Prober, Vm, default_layers, is_root};
 
@@ -81,7 +82,7 @@ fn four(prober: &Prober, layers: LayerSet) -> Vec<Duration> {
 
 fn request(vm: &Vm, number: u32) -> socket::Control {
     let (ours, theirs) = socket::pair().unwrap();
-    vm.client().start(number, 0, theirs.as_fd()).unwrap();
+    vm.client().start(number, 0, Program::Own, theirs.as_fd()).unwrap();
     ours
 }
 

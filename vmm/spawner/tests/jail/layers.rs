@@ -140,6 +140,7 @@ pub(crate) fn conflict(prober: &Prober) {
         layers,
         ids: cellblock_jail::spawner::Ids::Own,
         lock: None,
+        tombstone: None,
         refusal: cellblock_jail::Refusal::Kill,
         cgroup: None,
     };

@@ -13,7 +13,7 @@ use cellblock_jail::uids::{COUNT, UidRange};
 use cellblock_jail::{Layer, LayerSet, Limits, Refusal};
 use cellblock_policy::{Arch, Section, compile};
 use cellblock_spawner::client::Client;
-use cellblock_spawner::protocol::{Cause, Event};
+use cellblock_spawner::protocol::{Cause, Event, Program};
 use cellblock_spawner::{Entry, Manifest, Spawner, start};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
@@ -114,7 +114,8 @@ impl Vm {
         let range = is_root().then(|| UidRange::take_in(&uid_directory(), 0x7100_0000, 64).unwrap());
         let ids = range.as_ref().map_or(Ids::Own, |range| Ids::Root { base: range.base, count: COUNT });
         let lock = range.map(|range| range.lock.into());
-        let manifest = Manifest { workers, layers, ids, lock, refusal: Refusal::Kill, cgroup: None };
+        let manifest =
+            Manifest { workers, tombstone: None, layers, ids, lock, refusal: Refusal::Kill, cgroup: None };
         let Spawner { socket, pidfd, pid } = start(manifest).unwrap();
         Vm { client: Some(Client::new(socket)), pid, _pidfd: pidfd }
     }
@@ -142,7 +143,7 @@ impl Vm {
     /// Asks for worker `number`, which may not get as far as to say hello.
     pub(crate) fn cloned(&self, number: u32, instance: u32) -> Worker {
         let (control, theirs) = socket::pair().unwrap();
-        self.client().start(number, instance, theirs.as_fd()).unwrap();
+        self.client().start(number, instance, Program::Own, theirs.as_fd()).unwrap();
         drop(theirs);
         match self.client().wait().unwrap() {
             (Event::Started { worker, instance: which, host_pid, took: _ }, Some(pidfd)) => {

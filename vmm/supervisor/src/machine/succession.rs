@@ -3,7 +3,7 @@
 //! A worker that has broken a rule, is silent, or has closed its socket is *condemned*: it is killed. Once the spawner has
 //! reaped it, so that nothing of it can write any more, a successor is started over the same resources and state page, and
 //! every vCPU is given the new rings; an access that was waiting is sent again. Too many deaths without progress in between,
-//! and the device has failed, and the VM ends.
+//! and the device has [`failed`](super::failed).
 
 use std::time::Instant;
 
@@ -15,6 +15,7 @@ use super::Machine;
 use crate::deaths::Verdict;
 use crate::link::{DeviceState, End, Event, cut, device_names};
 use crate::poller::Token;
+use crate::proxy::Successor;
 use crate::vcpu;
 use crate::worker::{Blame, Ending, News, Who, Worker};
 
@@ -156,7 +157,9 @@ impl Machine {
     fn serves(&mut self, index: usize) {
         let Some(worker) = self.workers.get(index).filter(|worker| worker.generation() > 1) else { return };
         let (generation, pause) = (worker.generation(), worker.pause().as_secs_f64() * 1e3);
-        self.warn(index, &format!("its successor serves (generation {generation}, after {pause:.1} ms)"));
+        let who =
+            if worker.has_failed() { "a tombstone answers in its place" } else { "its successor serves" };
+        self.warn(index, &format!("{who} (generation {generation}, after {pause:.1} ms)"));
         self.recruit(index);
     }
 
@@ -172,35 +175,39 @@ impl Machine {
 
     /// The process is gone: nothing of it can write any more.
     fn gone(&mut self, index: usize, ending: &Ending) -> Option<End> {
+        if self.workers.get(index)?.is_absent() {
+            return None;
+        }
         self.condemn(index, None, None);
         let (reason, verdict) = self.workers.get_mut(index)?.gone(ending);
         match verdict {
-            Verdict::Failed(1) => Some(self.device_end(index, &reason)),
+            _ if self.begin_anew(index) => {}
+            Verdict::Stillborn => return Some(self.device_end(index, &reason)),
             Verdict::Failed(deaths) => {
                 let text = format!("{reason}; {deaths} of its workers ended without having got any further");
-                Some(self.device_end(index, &text))
+                self.fail(index, &text);
             }
             Verdict::Replace => {
                 self.warn(index, &format!("{reason}; it is replaced"));
-                self.replace(index).err().map(|reason| self.device_end(index, &reason))
+                self.replace(index);
             }
+        }
+        None
+    }
+
+    /// Starts a successor, and gives its rings to the vCPUs.
+    pub(super) fn replace(&mut self, index: usize) {
+        match self.try_to_replace(index) {
+            Ok(successor) => self.tell_of(index, &vcpu::Command::Succeed { device: index, successor }),
+            Err(reason) => self.abandon(index, &reason),
         }
     }
 
-    /// Starts a successor, and gives its rings to the vCPUs. The error says why that failed.
-    fn replace(&mut self, index: usize) -> Result<(), String> {
-        let Some(worker) = self.workers.get_mut(index) else { return Ok(()) };
+    fn try_to_replace(&mut self, index: usize) -> Result<Successor, String> {
+        let worker = self.workers.get_mut(index).ok_or("there is no such device")?;
         worker.succeed(index, &self.spawner).map_err(|error| error.to_string())?;
         self.poller.watch(worker.control(), Token::Control(index)).map_err(|error| error.to_string())?;
-        let successor = worker.successor();
-        for vcpu in &mut self.vcpus {
-            // A vCPU that has not heard of the one before needs to know of this one only.
-            vcpu.undelivered.retain(
-                |command| !matches!(command, vcpu::Command::Succeed { device, .. } if *device == index),
-            );
-            vcpu.tell(vcpu::Command::Succeed { device: index, successor: successor.clone() });
-        }
-        Ok(())
+        Ok(worker.successor())
     }
 
     /// While ending, only the workers' ends count.

@@ -303,6 +303,32 @@ fn a_vcpu_in_the_guest_is_paused_and_goes_on_where_it_was() {
 }
 
 #[test]
+fn a_device_that_is_left_reads_all_ones_until_somebody_answers_again() {
+    let script = vec![pio(PORT, false, &[0; 2]), pio(PORT, true, b"x"), pio(PORT + 3, false, &[0]), off()];
+    let rig = rig(script, |_| None, Duration::from_millis(50));
+    rig.trouble();
+    rig.commands.send(Command::Leave { device: 0, generation: 2 }).unwrap();
+    rig.kick.bump();
+    let (ended, vm) = rig.end();
+    assert_eq!(
+        (ended, vm.replies(0)),
+        (Ended::PowerOff, vec![ExitData::from_slice(&[0xff; 2]), ExitData::from_slice(&[0xff])])
+    );
+
+    let mut rig = self::rig(vec![pio(PORT, false, &[0]), pio(PORT + 1, false, &[0]), off()], |_| None, LONG);
+    thread::sleep(Duration::from_millis(20));
+    rig.commands.send(Command::Leave { device: 0, generation: 2 }).unwrap();
+    rig.succeed(3, honest);
+    let (ended, vm) = rig.end();
+    // The first may have been answered before there was a successor, or after.
+    assert!(
+        vm.replies(0)[0] == ExitData::from_slice(&[0xff])
+            || vm.replies(0)[0] == ExitData::from_slice(&[0xa0])
+    );
+    assert_eq!((ended, &vm.replies(0)[1]), (Ended::PowerOff, &ExitData::from_slice(&[0xa1])));
+}
+
+#[test]
 fn a_stop_reaches_a_vcpu_that_waits_for_a_silent_worker() {
     let rig = rig(vec![pio(PORT, false, &[0])], |_| None, LONG);
     thread::sleep(Duration::from_millis(20));

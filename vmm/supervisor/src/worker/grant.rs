@@ -37,12 +37,13 @@ impl Worker {
 
     /// Sends the grant; the process may not exist yet, the socket keeps it.
     pub(super) fn grant(&self) -> Result<(), BuildError> {
+        let roles = || self.roles.iter().filter(|(role, _)| self.grants(*role));
         let message = ToWorker::Grant(Grant {
             version: Version::CURRENT,
             generation: self.generation,
             lanes: self.lanes,
             poll_max_us: u32::try_from(self.spin.as_micros()).unwrap_or(u32::MAX),
-            roles: self.roles.iter().map(|(role, _)| *role).collect(),
+            roles: roles().map(|(role, _)| *role).collect(),
             config: self.config.clone(),
             fallback: self.fallback(),
         });
@@ -53,7 +54,7 @@ impl Worker {
             self.bell.as_fd(),
         ];
         let descriptors: Vec<BorrowedFd<'_>> =
-            fixed.into_iter().chain(self.roles.iter().map(|(_, fd)| fd.as_fd())).collect();
+            fixed.into_iter().chain(roles().map(|(_, fd)| fd.as_fd())).collect();
         match self.control.send_message(&message, &descriptors) {
             // A spare that has just ended is reported by the spawner, as any other end.
             Ok(()) | Err(SocketError::Closed) => Ok(()),

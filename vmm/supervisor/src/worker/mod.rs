@@ -32,6 +32,7 @@ use crate::shadow::Shadow;
 const START_PATIENCE: Duration = Duration::from_secs(20);
 
 mod black_box;
+mod failure;
 mod grant;
 mod messages;
 mod process;
@@ -40,6 +41,7 @@ mod watch;
 
 use black_box::{BlackBox, Deceased};
 pub(crate) use black_box::{Blame, Ending};
+use failure::Failure;
 pub(crate) use grant::Wires;
 pub(crate) use messages::News;
 pub(crate) use process::Who;
@@ -83,6 +85,7 @@ pub(crate) struct Worker {
     verdict: Option<Blame>,
     deaths: Deaths,
     black_box: BlackBox,
+    failure: Failure,
     counters: Counters,
     log_lines: u32,
     watch: Watch,
@@ -141,6 +144,7 @@ impl Worker {
             verdict: None,
             deaths: Deaths::default(),
             black_box: BlackBox::new(lanes),
+            failure: Failure::default(),
             counters: Counters::default(),
             log_lines: 0,
             watch: Watch::default(),
@@ -299,7 +303,7 @@ impl Worker {
         let verdict = self.deaths.note(who.answered, served, Instant::now());
         // One that never served will not serve the next time either.
         let first = self.generation == 1 && served.is_none();
-        (reason, if first { Verdict::Failed(1) } else { verdict })
+        (reason, if first { Verdict::Stillborn } else { verdict })
     }
 
     fn exits(&self) -> u64 {
@@ -315,7 +319,7 @@ impl Worker {
         DeviceStatus {
             device: self.kind(),
             pid: self.process.pid.unwrap_or(0),
-            state: self.state(),
+            state: if self.has_failed() { DeviceState::Failed } else { self.state() },
             generation: self.generation,
             exits: self.exits(),
             restarts: self.generation - 1,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use cellblock_channel::clock;
 use cellblock_channel::socket::{self, Control};
 use cellblock_spawner::client::Client;
-use cellblock_spawner::protocol::StartTime;
+use cellblock_spawner::protocol::{Program, StartTime};
 
 use super::Worker;
 use crate::error::BuildError;
@@ -114,13 +114,13 @@ impl Worker {
     /// Asks `spawner` for the first process of device number `device`, which has `theirs`.
     pub(crate) fn start(&self, device: usize, theirs: &Control, spawner: &Client) -> Result<(), BuildError> {
         spawner
-            .start(device as u32, self.process.instance, theirs.as_fd())
+            .start(device as u32, self.process.instance, self.program(), theirs.as_fd())
             .map_err(|error| BuildError::Start { device: self.kind(), reason: error.to_string() })
     }
 
     /// Whether it has fewer spares than `wanted`, and serves: another one would hold up nobody.
     pub(crate) fn lacks_spare(&self, wanted: u32) -> bool {
-        self.state() == DeviceState::Serving && self.spares.len() < wanted as usize
+        self.state() == DeviceState::Serving && !self.has_failed() && self.spares.len() < wanted as usize
     }
 
     /// Has `spawner` start a spare.
@@ -128,7 +128,7 @@ impl Worker {
         let (control, theirs) = self.socket()?;
         let process = self.next_process();
         spawner
-            .start(device as u32, process.instance, theirs.as_fd())
+            .start(device as u32, process.instance, Program::Own, theirs.as_fd())
             .map_err(|error| BuildError::Start { device: self.kind(), reason: error.to_string() })?;
         self.spares.push_back(Spare { process, control });
         Ok(())
@@ -137,7 +137,9 @@ impl Worker {
     /// Gives it a process that nothing was granted to yet: a spare that is ready, or one that `spawner` is asked for. Only when
     /// the old one is gone.
     pub(super) fn change_process(&mut self, device: usize, spawner: &Client) -> Result<(), BuildError> {
-        let ready = self.spares.iter().position(|spare| spare.process.pid.is_some());
+        // Spares are of the device's own program: they wait for its revival.
+        let own = self.program() == Program::Own;
+        let ready = self.spares.iter().position(|spare| own && spare.process.pid.is_some());
         let spare = ready.and_then(|place| self.spares.remove(place));
         self.interruption.spare = spare.is_some();
         match spare {
@@ -201,6 +203,7 @@ impl Worker {
     /// It serves.
     pub(super) fn begin_service(&mut self) {
         self.state = DeviceState::Serving;
+        self.failure.note_service();
         (self.serve_by, self.serves_since) = (None, Some(Instant::now()));
         self.interruption.end();
         self.interruption.settle(&self.process);

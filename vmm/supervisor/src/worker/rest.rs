@@ -36,7 +36,7 @@ impl Worker {
 
     /// Whether it rests.
     pub(crate) fn is_quiet(&self) -> bool {
-        self.rest.reached
+        self.rest.reached || self.is_absent()
     }
 
     /// Has it go on.
