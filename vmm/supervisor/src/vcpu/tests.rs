@@ -305,7 +305,9 @@ fn a_vcpu_in_the_guest_is_paused_and_goes_on_where_it_was() {
 #[test]
 fn a_device_that_is_left_reads_all_ones_until_somebody_answers_again() {
     let script = vec![pio(PORT, false, &[0; 2]), pio(PORT, true, b"x"), pio(PORT + 3, false, &[0]), off()];
-    let rig = rig(script, |_| None, Duration::from_millis(50));
+    // Of no use: the vCPU waits for a successor.
+    let future: Answer = |request| Some(Reply { sequence: request.sequence + 1, ..honest(request)? });
+    let rig = rig(script, future, LONG);
     rig.trouble();
     rig.commands.send(Command::Leave { device: 0, generation: 2 }).unwrap();
     rig.kick.bump();
