@@ -37,6 +37,7 @@ fn grant() -> Grant {
         generation: 1,
         lanes: 1,
         poll_max_us: 0,
+        resting: false,
         roles: vec![],
         config: DeviceConfig::Rtc,
         fallback: Fallback::Refuse,

@@ -1,9 +1,9 @@
 //! Messages on the control socket between supervisor and worker: one SEQPACKET datagram each, `bincode` inside, with
 //! descriptors beside them where the message says so.
 //!
-//! Order: the supervisor sends [`ToWorker::Grant`] with all descriptors; the worker maps, starts its threads, closes
-//! its sandbox and answers [`FromWorker::Ready`], or [`FromWorker::Refused`] and ends. Afterwards either side may send
-//! the rest. A message of the wrong phase is a violation.
+//! Order: the worker begins with [`FromWorker::Hello`], the supervisor with [`ToWorker::Grant`] and all descriptors; the worker
+//! maps, starts its threads, closes its sandbox and answers [`FromWorker::Ready`], or [`FromWorker::Refused`] and ends.
+//! Afterwards either side may send the rest. A message of the wrong phase is a violation.
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -72,6 +72,9 @@ pub struct Grant {
     pub lanes: u32,
     /// The longest spin before sleeping, in µs; 0 = never spin.
     pub poll_max_us: u32,
+    /// Another worker still serves, and rests: this one is to be ready without changing anything that both have, as at rest, and
+    /// goes on from there with [`ToWorker::Resume`]. Until then it may be that the other one goes on.
+    pub resting: bool,
     /// What the descriptors after the fixed ones are for, in order.
     pub roles: Vec<Role>,
     /// The device.
@@ -96,13 +99,15 @@ pub enum Fallback {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum FromWorker {
-    /// The worker is jailed and serves.
-    Ready {
+    /// The first message, before the worker has got anything.
+    Hello {
         /// The worker's protocol version.
         version: Version,
-        /// What it runs.
-        device: DeviceKind,
+        /// What it runs; `None` = whatever it is granted.
+        device: Option<DeviceKind>,
     },
+    /// The worker is jailed and serves, or rests if it was to.
+    Ready,
     /// The worker cannot serve this grant and ends.
     Refused {
         /// Why, for people; at most [`MAX_TEXT`] bytes.
@@ -270,7 +275,8 @@ impl Checked for FromWorker {
             | FromWorker::Log { text, .. } => {
                 within("text length", text.len() as u64, 0..=MAX_TEXT as u64, "at most 512")
             }
-            FromWorker::Ready { .. }
+            FromWorker::Hello { .. }
+            | FromWorker::Ready
             | FromWorker::Counters(_)
             | FromWorker::Balloon(_)
             | FromWorker::Quiesced { .. } => Ok(()),
@@ -289,6 +295,7 @@ mod tests {
             generation: 1,
             lanes: 2,
             poll_max_us: 50,
+            resting: false,
             roles: vec![Role::HostInput, Role::Interrupt(0)],
             config: DeviceConfig::Serial { buffer: 4096, limits: Default::default() },
             fallback: Fallback::PowerOn,
@@ -342,8 +349,8 @@ mod tests {
 
     #[test]
     fn a_length_field_of_4_gib_allocates_nothing() {
-        // Variant 1 (Refused), then a varint length of u32::MAX with no bytes behind it.
-        assert!(matches!(decode::<FromWorker>(&[1, 252, 255, 255, 255, 255]), Err(CodecError::Decode(_))));
+        // Variant 2 (Refused), then a varint length of u32::MAX with no bytes behind it.
+        assert!(matches!(decode::<FromWorker>(&[2, 252, 255, 255, 255, 255]), Err(CodecError::Decode(_))));
     }
 
     #[test]

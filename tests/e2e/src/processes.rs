@@ -18,6 +18,12 @@ pub struct Row {
     pub pid: i32,
     /// `starting`, `serving`, `dying` or `gone`, of a worker; `running`, of the others.
     pub state: String,
+    /// How often it had to be replaced, of a worker.
+    #[serde(default)]
+    pub restarts: Option<u32>,
+    /// How often another binary has taken over, of a worker.
+    #[serde(default)]
+    pub upgrades: Option<u32>,
     /// Accesses served, of a worker.
     #[serde(default)]
     pub exits: Option<u64>,

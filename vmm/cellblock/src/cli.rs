@@ -73,6 +73,8 @@ pub(crate) enum Command {
     Restart(RestartArgs),
     /// Bring a device back that has failed, its workers having died too often.
     Revive(RestartArgs),
+    /// Have another binary take over from a device's worker while the guest uses the device; if it cannot, the old one goes on.
+    Upgrade(UpgradeArgs),
     /// Stop a VM where it is: its vCPUs between two instructions, its devices between two requests.
     Pause(PauseArgs),
     /// Let a paused VM go on.
@@ -314,6 +316,18 @@ pub(crate) struct RestartArgs {
 pub(crate) struct PauseArgs {
     /// The VM's name.
     pub id: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UpgradeArgs {
+    /// The VM's name.
+    pub id: String,
+    /// The device, as `cellblock ps` names it.
+    pub device: String,
+    /// The binary, with its start program beside it, BINARY.bpf, if that is another one [default: ../libexec/cellblock/DEVICE beside
+    /// this program]. It gets the sandbox that the VM was started with.
+    #[arg(long, value_name = "BINARY")]
+    pub binary: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -19,6 +19,7 @@ use cellblock_jail::uids::UidRange;
 use cellblock_jail::{Layer, LayerSet, Limits, Refusal, loader as jail_loader, process};
 use cellblock_loader::{LoadRequest, Loaded, Protocol};
 use cellblock_memory::GuestRam;
+use cellblock_spawner::client::Authority;
 use cellblock_spawner::{Entry, Manifest, Tombstone};
 use cellblock_supervisor::link::{LoaderReport, cut, device_names};
 use cellblock_supervisor::{DevicePlan, Plan};
@@ -45,6 +46,8 @@ pub(crate) struct Launched {
     pub link: Control,
     pub supervisor: Process,
     pub spawner: Process,
+    /// For binaries that the manifest does not name.
+    pub authority: Authority,
     /// Ends by itself, once guest memory is written.
     pub loader: process::Child,
     /// In the order of the sinks.
@@ -138,8 +141,9 @@ pub(crate) fn launch(config: &VmConfig, layers: LayerSet, screen: TerminalSize) 
         confinement,
     };
     let supervisor = fork_supervisor(plan, opened.null.as_fd(), uids.as_ref())?;
+    let authority = Authority::new(spawner.authority);
     let spawner = Process { pidfd: spawner.pidfd, pid: spawner.pid };
-    Ok(Launched { link, supervisor, spawner, loader, pipes, vsock, passts, uids, cgroup })
+    Ok(Launched { link, supervisor, spawner, authority, loader, pipes, vsock, passts, uids, cgroup })
 }
 
 /// Who the processes of one VM are, and what they are held by.
@@ -309,7 +313,7 @@ fn open_program(directory: &Path, name: &str) -> Result<Program, String> {
 }
 
 /// `--worker-dir`, or `../libexec/cellblock` beside this program.
-fn worker_directory(told: Option<&Path>) -> Result<PathBuf, String> {
+pub(crate) fn worker_directory(told: Option<&Path>) -> Result<PathBuf, String> {
     if let Some(directory) = told {
         return Ok(directory.to_owned());
     }

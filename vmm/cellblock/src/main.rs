@@ -18,6 +18,7 @@ mod ps;
 mod restart;
 mod run;
 mod status;
+mod upgrade;
 mod vhost_user;
 
 use std::process::ExitCode;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         Command::VhostUser(args) => return vhost_user::vhost_user(*args).into(),
         Command::Ps(args) => ps::ps(&args).map(|()| Status::Success),
         Command::Blackbox(args) => blackbox::blackbox(&args).map(|()| Status::Success),
+        Command::Upgrade(args) => upgrade::upgrade(&args).map(|()| Status::Success),
         Command::Restart(args) => restart::restart(&args).map(|()| Status::Success),
         Command::Revive(args) => restart::revive(&args).map(|()| Status::Success),
         Command::Pause(args) => pause::pause(&args).map(|()| Status::Success),

@@ -30,8 +30,10 @@ struct Row {
 struct Did {
     /// How many workers the device had before this one.
     restarts: u32,
+    /// How often another binary has taken over.
+    upgrades: u16,
     /// Processes that wait to take its place.
-    spares: u32,
+    spares: u8,
     /// How the device was last without a worker.
     last_pause: Option<Pause>,
     /// Which incarnation this one is, from 1.
@@ -63,6 +65,7 @@ impl Did {
             device.counters;
         Did {
             restarts: device.restarts,
+            upgrades: device.upgrades,
             spares: device.spares,
             last_pause: device.last_pause,
             generation: device.generation,

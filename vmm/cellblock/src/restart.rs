@@ -100,7 +100,7 @@ impl Device {
     }
 }
 
-fn status(uid: u32, id: &str) -> anyhow::Result<Status> {
+pub(crate) fn status(uid: u32, id: &str) -> anyhow::Result<Status> {
     match ask(uid, id, What::Status).with_context(|| format!("VM {id} does not answer"))? {
         Answer::Status(report) => Ok(report.status),
         Answer::Refused(reason) => bail!("VM {id}: {reason}"),

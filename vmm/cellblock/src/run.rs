@@ -61,7 +61,7 @@ fn live(config: &VmConfig, layers: LayerSet, verbose: u8) -> Result<Refusal, Ref
     let listener = listener.transpose().map_err(refused)?;
     loop {
         let started = Instant::now();
-        let Launched { link, supervisor, spawner, loader, pipes, vsock, passts, uids, cgroup } =
+        let Launched { link, supervisor, spawner, authority, loader, pipes, vsock, passts, uids, cgroup } =
             launch::launch(config, layers, screen(&sinks)).map_err(refused)?;
         let streams = pipes.into_iter().zip(&mut sinks).enumerate();
         let streams =
@@ -70,6 +70,7 @@ fn live(config: &VmConfig, layers: LayerSet, verbose: u8) -> Result<Refusal, Ref
             link,
             supervisor,
             spawner,
+            authority,
             loader: loader.pid,
             streams,
             vsock: listener.as_ref().zip(vsock).map(|(listener, socket)| Vsock::new(listener, socket)),

@@ -236,6 +236,11 @@ impl Front<'_> {
                     self.control.answer_balloon(None);
                     continue;
                 }
+                What::Upgrade { device, .. } => {
+                    let reason = "each front end gets a worker of the binary that was there at the start";
+                    self.control.answer_upgrade(device, Err(reason.to_owned()));
+                    continue;
+                }
                 What::Pause | What::Resume => {
                     self.control.refuse_pause("its guest is another VMM's, which alone can pause it");
                     continue;
@@ -300,7 +305,7 @@ impl Front<'_> {
             Event::Death { device, generation, death } => {
                 self.control.answer_death(device, generation, death);
             }
-            Event::Balloon(_) | Event::Paused(_) | Event::Resumed => {}
+            Event::Balloon(_) | Event::Upgraded { .. } | Event::Paused(_) | Event::Resumed => {}
             Event::Ended(end) => self.end = Some(end),
         }
     }

@@ -104,13 +104,16 @@ pub fn id_map(id: Option<u32>) -> (CString, CString) {
     (line(uid), line(gid))
 }
 
-/// The Landlock rules under which a worker starts: its binary can be executed, and nothing else touched.
+/// The Landlock rules under which a worker starts: its binary can be executed, and nothing else touched. `None`: it is a memfd,
+/// which Landlock has no rules for.
 ///
 /// # Errors
 /// [`Step::Landlock`].
-pub fn ruleset(binary: BorrowedFd) -> Result<landlock::Ruleset, JailError> {
+pub fn ruleset(binary: Option<BorrowedFd>) -> Result<landlock::Ruleset, JailError> {
     let ruleset = landlock::Ruleset::deny_all().during(Step::Landlock)?;
-    ruleset.allow(binary, landlock::EXECUTE | landlock::READ_FILE).during(Step::Landlock)?;
+    if let Some(binary) = binary {
+        ruleset.allow(binary, landlock::EXECUTE | landlock::READ_FILE).during(Step::Landlock)?;
+    }
     Ok(ruleset)
 }
 

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use cellblock_channel::socket::{Control, SocketError};
 
-use crate::protocol::{Event, Program, Request};
+use crate::protocol::{Event, Offer, Program, Request};
 
 /// Drives a spawner. Poll its descriptor for reading and call [`Client::next`] until it returns `None`.
 #[derive(Debug)]
@@ -29,6 +29,15 @@ impl Client {
         control: BorrowedFd,
     ) -> Result<(), SocketError> {
         self.0.send_message(&Request::Start { worker, instance, program }, &[control])
+    }
+
+    /// What the front has offered for worker number `worker` is its binary from now on, or (not `adopt`) is forgotten. Never
+    /// blocks.
+    ///
+    /// # Errors
+    /// The spawner is gone, or does not read.
+    pub fn settle(&self, worker: u32, adopt: bool) -> Result<(), SocketError> {
+        self.0.send_message(&Request::Settle { worker, adopt }, &[])
     }
 
     /// Asks to kill a process, `instance`, of worker number `worker`. Never blocks.
@@ -65,6 +74,25 @@ impl Client {
     /// As there.
     pub fn wait(&self) -> Result<(Event, Option<OwnedFd>), SocketError> {
         self.0.recv_message(1).map(|(event, mut descriptors)| (event, descriptors.pop()))
+    }
+}
+
+/// The front's side: by this socket alone a binary gets in that the manifest does not name.
+#[derive(Debug)]
+pub struct Authority(Control);
+
+impl Authority {
+    /// Over the second socket of [`crate::Spawner`].
+    pub fn new(socket: Control) -> Authority {
+        Authority(socket)
+    }
+
+    /// Offers `files` for worker number `worker`: a binary, and perhaps its start program. Never blocks.
+    ///
+    /// # Errors
+    /// The spawner is gone, or has not looked at what it was offered before.
+    pub fn offer(&self, worker: u32, files: &[BorrowedFd]) -> Result<(), SocketError> {
+        self.0.send_message(&Offer { worker }, files)
     }
 }
 

@@ -7,8 +7,10 @@
 //! Guarantees (each has a test in `tests/`):
 //! 1. Only what the manifest names is started, in at most [`MAX_PROCESSES`] processes of each worker at a time.
 //! 2. When the supervisor's end of the socket closes, or the spawner is killed, every worker ends.
-//! 3. A worker that could not enter its jail is reported with step, layer and errno.
-//! 4. Every worker's end is reported with its exit status or signal.
+//! 3. A binary that the manifest does not name is started only if the front has offered it on its own socket and the supervisor
+//!    asks for it, with the worker's sandbox as it was, and only if nobody can change it any more.
+//! 4. A worker that could not enter its jail is reported with step, layer and errno.
+//! 5. Every worker's end is reported with its exit status or signal.
 
 mod activity;
 pub mod client;
@@ -79,6 +81,8 @@ pub struct Tombstone {
 pub struct Spawner {
     /// For the supervisor; once every copy is closed the spawner and all workers end.
     pub socket: Control,
+    /// For the front: see [`client::Authority`].
+    pub authority: Control,
     /// The spawner process; a child of the caller, who must reap it.
     pub pidfd: OwnedFd,
     /// Its pid as the caller sees it.
@@ -129,21 +133,22 @@ pub fn start(manifest: Manifest) -> Result<Spawner, SpawnerError> {
     }
     let proc = open_proc().map_err(starting("opening /proc"))?;
     let (ours, theirs) = socket::pair().map_err(starting("making its socket"))?;
+    let (authority, offers) = socket::pair().map_err(starting("making its socket"))?;
     let (gate, mut opener) = io::pipe().map_err(starting("making its gate"))?;
     let cgroup = manifest.cgroup.as_ref().filter(|_| manifest.layers.has(Layer::Cgroup)).map(AsFd::as_fd);
     match fork(jail::clone_namespaces(manifest.layers), cgroup).map_err(starting("clone"))? {
         sys::Side::Child => {
             // While we held these, neither the front's nor the supervisor's end would ever be seen to close.
-            drop((ours, opener));
+            drop((ours, authority, opener));
             let mapped = move || wait_at(gate);
-            service::run(manifest, privileged, theirs.into(), proc, mapped)
+            service::run(manifest, privileged, [theirs.into(), offers.into()], proc, mapped)
         }
         sys::Side::Parent { pid, pidfd } => {
             if manifest.layers.has(Layer::User) {
                 jail::write_maps(proc.as_fd(), pid, manifest.ids)?;
             }
             opener.write_all(&[1]).map_err(starting("opening its gate"))?;
-            Ok(Spawner { socket: ours, pidfd, pid })
+            Ok(Spawner { socket: ours, authority, pidfd, pid })
         }
     }
 }

@@ -21,6 +21,13 @@ pub enum Request {
         /// What it executes.
         program: Program,
     },
+    /// What the front has offered for this worker is its binary from now on (`true`), or is forgotten.
+    Settle {
+        /// Index in the manifest.
+        worker: u32,
+        /// Whether it is the worker's binary now.
+        adopt: bool,
+    },
     /// Look at what it does; answered by [`Event::Examined`].
     Examine {
         /// Index in the manifest.
@@ -40,10 +47,21 @@ pub enum Request {
 /// What a worker's process executes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Program {
-    /// The worker's own program.
+    /// The worker's own program: the manifest's, until another is adopted.
     Own,
     /// The manifest's tombstone.
     Tombstone,
+    /// What the front has offered last ([`Offer`]).
+    Offered,
+}
+
+/// From the front, on a socket of its own: another binary for a worker. With one descriptor, the binary, or two, the binary and
+/// its start program; both memfds that nobody can change any more. Sandbox, uid and limits stay those of the manifest. It is
+/// looked at when the supervisor asks for [`Program::Offered`]: neither of them can bring in a binary alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offer {
+    /// Index in the manifest.
+    pub worker: u32,
 }
 
 /// From the spawner.
@@ -134,6 +152,12 @@ pub enum Refusal {
     NoSocket,
     /// The manifest has no tombstone.
     NoTombstone,
+    /// The front has offered no binary for it.
+    NothingOffered,
+    /// What the front has offered can still be changed, or is no memfd.
+    NotSealed,
+    /// The start program that the front has offered cannot be read, or is longer than one can be.
+    NoProgram,
 }
 
 impl std::fmt::Display for Refusal {
@@ -143,6 +167,9 @@ impl std::fmt::Display for Refusal {
             Refusal::Running => "that instance of it runs already, or as many as may",
             Refusal::NoSocket => "no control socket came with the request",
             Refusal::NoTombstone => "the manifest has no tombstone",
+            Refusal::NothingOffered => "no other binary was offered for it",
+            Refusal::NotSealed => "the binary that was offered for it is not sealed against changes",
+            Refusal::NoProgram => "the start program that was offered with the binary cannot be read",
         })
     }
 }
@@ -175,6 +202,12 @@ impl std::fmt::Display for Cause {
 
 /// Every value that decodes is in bounds: an index that names no worker is answered, not dropped.
 impl Checked for Request {
+    fn check(&self) -> Result<(), CodecError> {
+        Ok(())
+    }
+}
+
+impl Checked for Offer {
     fn check(&self) -> Result<(), CodecError> {
         Ok(())
     }

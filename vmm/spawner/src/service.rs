@@ -10,8 +10,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_send_signal, waitid};
 
 use crate::activity;
-use crate::protocol::{Cause, Event, Program, Refusal, Request};
-use crate::slot::{self, Ground, Process, Slot, descriptors, host_pid};
+use crate::protocol::{Cause, Event, Offer, Program, Refusal, Request};
+use crate::slot::{self, Ground, Process, Slot, Unstarted, descriptors, host_pid};
 use crate::{MAX_PROCESSES, Manifest, keep_only, out_of_the_way};
 
 /// Exit statuses of the spawner process.
@@ -23,12 +23,12 @@ const BROKEN: i32 = 2;
 pub(crate) fn run(
     manifest: Manifest,
     privileged: bool,
-    socket: OwnedFd,
+    [socket, offers]: [OwnedFd; 2],
     proc: OwnedFd,
     mapped: impl FnOnce() -> io::Result<()>,
 ) -> ! {
     let Ok(socket) = out_of_the_way(socket).map(Control::from_fd) else { sys::exit_now(UNABLE) };
-    let status = match Service::prepare(manifest, privileged, socket.as_fd(), proc, mapped) {
+    let status = match Service::prepare(manifest, privileged, socket.as_fd(), offers, proc, mapped) {
         Ok(mut service) => service.serve(&socket),
         Err(error) => {
             // Nothing more can be done if the supervisor is gone.
@@ -44,6 +44,8 @@ struct Service {
     ground: Ground,
     slots: Vec<Slot>,
     tombstone: Option<slot::Program>,
+    /// From the front: other binaries.
+    offers: Control,
     /// What the supervisor has not taken yet. While there is something, no request is read, so this stays short.
     outbox: VecDeque<(Event, Option<OwnedFd>)>,
     /// Keeps the uid range ours.
@@ -56,6 +58,7 @@ impl Service {
         manifest: Manifest,
         privileged: bool,
         socket: BorrowedFd,
+        offers: OwnedFd,
         proc: OwnedFd,
         mapped: impl FnOnce() -> io::Result<()>,
     ) -> Result<Service, JailError> {
@@ -79,14 +82,15 @@ impl Service {
         let tombstone =
             manifest.tombstone.map(|tombstone| slot::Program::of(tombstone, &ground)).transpose()?;
         let lock = manifest.lock.map(out_of_the_way).transpose().map_err(descriptors)?;
-        let service = Service { ground, slots, tombstone, outbox: VecDeque::new(), lock };
+        let offers = out_of_the_way(offers).map(Control::from_fd).map_err(descriptors)?;
+        let service = Service { ground, slots, tombstone, offers, outbox: VecDeque::new(), lock };
         service.close_the_rest(socket).map_err(descriptors)?;
         Ok(service)
     }
 
     /// The front's descriptors, among them the supervisor's end of our own socket: while we hold that, it never closes.
     fn close_the_rest(&self, socket: BorrowedFd) -> io::Result<()> {
-        let mut kept = vec![socket, self.ground.proc.as_fd()];
+        let mut kept = vec![socket, self.offers.as_fd(), self.ground.proc.as_fd()];
         kept.extend(self.lock.as_ref().map(AsFd::as_fd));
         kept.extend(self.slots.iter().flat_map(Slot::descriptors));
         kept.extend(self.tombstone.iter().flat_map(slot::Program::descriptors));
@@ -152,7 +156,15 @@ impl Service {
     fn receive(&mut self, socket: &Control) -> Result<(), i32> {
         match socket.try_recv_message::<Request>(1) {
             Ok((Request::Start { worker, instance, program }, descriptors)) => {
+                if program == Program::Offered {
+                    self.take_offers();
+                }
                 self.start(worker, instance, program, descriptors);
+            }
+            Ok((Request::Settle { worker, adopt }, _)) => {
+                if let Some(slot) = self.slots.get_mut(worker as usize) {
+                    slot.settle(adopt);
+                }
             }
             Ok((Request::Kill { worker, instance }, _)) => self.kill(worker, instance),
             Ok((Request::Examine { worker, instance }, _)) => self.examine(worker, instance),
@@ -162,6 +174,21 @@ impl Service {
             Err(_) => return Err(BROKEN),
         }
         Ok(())
+    }
+
+    /// Takes what the front has offered until now: the last word counts. One that makes no sense is let fall.
+    fn take_offers(&mut self) {
+        loop {
+            match self.offers.try_recv_message::<Offer>(2) {
+                Ok((Offer { worker }, files)) => {
+                    if let Some(slot) = self.slots.get_mut(worker as usize) {
+                        slot.offered(files, &self.ground);
+                    }
+                }
+                Err(SocketError::NotReady | SocketError::Closed | SocketError::Call { .. }) => return,
+                Err(_) => {}
+            }
+        }
     }
 
     fn start(&mut self, worker: u32, instance: u32, program: Program, mut descriptors: Vec<OwnedFd>) {
@@ -174,17 +201,13 @@ impl Service {
         if taken || slot.processes.len() >= MAX_PROCESSES {
             return self.say(refused(Refusal::Running));
         }
-        let tombstone = match program {
-            Program::Own => None,
-            Program::Tombstone if self.tombstone.is_none() => return self.say(refused(Refusal::NoTombstone)),
-            Program::Tombstone => self.tombstone.as_ref(),
-        };
-        match slot.start(instance, control, tombstone, &self.ground) {
+        match slot.start(instance, program, control, self.tombstone.as_ref(), &self.ground) {
+            Err(Unstarted::Refused(reason)) => self.say(refused(reason)),
+            Err(Unstarted::Failed(error)) => self.say(Event::Failed { worker, instance, error }),
             Ok((pidfd, took)) => {
                 let host_pid = host_pid(self.ground.proc.as_fd(), &pidfd).unwrap_or(0);
                 self.outbox.push_back((Event::Started { worker, instance, host_pid, took }, Some(pidfd)));
             }
-            Err(error) => self.say(Event::Failed { worker, instance, error }),
         }
     }
 

@@ -8,11 +8,30 @@ use std::sync::atomic::AtomicU32;
 use std::time::Instant;
 
 use cellblock_jail::worker::{self, Progress};
-use cellblock_jail::{JailError, Layer, LayerSet, Limits, Refusal, Step, spawner as jail, sys};
-use cellblock_policy::with_refusal;
+use cellblock_jail::{JailError, Layer, LayerSet, Limits, Step, spawner as jail, sys};
+use cellblock_policy::{landlock, with_refusal};
+use rustix::fs::{SealFlags, fcntl_get_seals};
+use rustix::io::pread;
 
-use crate::protocol::StartTime;
+use crate::protocol::{self, Refusal, StartTime};
 use crate::{Entry, Tombstone, out_of_the_way};
+
+/// The longest seccomp program, in bytes: 4096 instructions (`BPF_MAXINSNS`) of 8 bytes.
+const MAX_PROGRAM: usize = 4096 * 8;
+
+/// Why a process was not started.
+pub(crate) enum Unstarted {
+    /// It makes no sense.
+    Refused(Refusal),
+    /// It was tried.
+    Failed(JailError),
+}
+
+impl From<JailError> for Unstarted {
+    fn from(error: JailError) -> Self {
+        Unstarted::Failed(error)
+    }
+}
 
 /// What all starts have in common.
 pub(crate) struct Ground {
@@ -22,7 +41,7 @@ pub(crate) struct Ground {
     /// Whether the front is root.
     pub privileged: bool,
     pub ids: jail::Ids,
-    pub refusal: Refusal,
+    pub refusal: cellblock_jail::Refusal,
     /// A child tells here where it stands. One is on its way at a time: the clone waits until it has executed its binary.
     pub progress: Progress,
 }
@@ -33,7 +52,7 @@ impl Ground {
         layers: LayerSet,
         privileged: bool,
         ids: jail::Ids,
-        refusal: Refusal,
+        refusal: cellblock_jail::Refusal,
     ) -> Result<Ground, JailError> {
         let page: &'static [AtomicU32; 1024] = sys::shared_page().map_err(cloning)?;
         let words = page.first_chunk().ok_or(JailError { step: Step::Clone, errno: 0 })?;
@@ -49,6 +68,8 @@ pub(crate) struct Slot {
     id: Option<u32>,
     maps: (CString, CString),
     program: Program,
+    /// What the front has offered in its place.
+    offered: Result<Program, Refusal>,
     /// At most [`crate::MAX_PROCESSES`].
     pub processes: Vec<Process>,
 }
@@ -87,6 +108,7 @@ impl Slot {
             id,
             maps: worker::id_map(id),
             program: Program::new(entry.binary, entry.start_filter, ground)?,
+            offered: Err(Refusal::NothingOffered),
             processes: Vec::new(),
         })
     }
@@ -96,23 +118,44 @@ impl Slot {
         self.program.descriptors().chain(self.cgroup.as_ref().map(AsFd::as_fd))
     }
 
-    /// Clones a process, which has `control` as its socket and executes `tombstone` or the worker's own program. Returns a copy of
+    /// Clones a process, which has `control` as its socket and executes `program`. Returns a copy of
     /// its pidfd for the supervisor, and what it took.
     pub(crate) fn start(
         &mut self,
         instance: u32,
+        program: protocol::Program,
         control: OwnedFd,
         tombstone: Option<&Program>,
         ground: &Ground,
-    ) -> Result<(OwnedFd, StartTime), JailError> {
+    ) -> Result<(OwnedFd, StartTime), Unstarted> {
         let began = Instant::now();
-        let pidfd = self.clone_process(control, tombstone.unwrap_or(&self.program), ground)?;
+        let program = match program {
+            protocol::Program::Own => &self.program,
+            protocol::Program::Tombstone => tombstone.ok_or(Unstarted::Refused(Refusal::NoTombstone))?,
+            protocol::Program::Offered => {
+                self.offered.as_ref().map_err(|reason| Unstarted::Refused(*reason))?
+            }
+        };
+        let pidfd = self.clone_process(control, program, ground)?;
         let all = u32::try_from(began.elapsed().as_micros()).unwrap_or(u32::MAX);
         let sandbox_us = ground.progress.micros();
         let copy = pidfd.try_clone();
         let failure = ground.progress.failure().filter(|error| error.errno != 0);
         self.processes.push(Process { instance, pidfd, failure });
         Ok((copy.map_err(descriptors)?, StartTime { spawn_us: all.saturating_sub(sandbox_us), sandbox_us }))
+    }
+
+    /// The front offers `files`: a binary, and perhaps its start program.
+    pub(crate) fn offered(&mut self, files: Vec<OwnedFd>, ground: &Ground) {
+        self.offered = Program::sealed(files, &self.program.filter, ground);
+    }
+
+    /// What was offered is this worker's program from now on, or is forgotten.
+    pub(crate) fn settle(&mut self, adopt: bool) {
+        let offered = std::mem::replace(&mut self.offered, Err(Refusal::NothingOffered));
+        if let (true, Ok(program)) = (adopt, offered) {
+            self.program = program;
+        }
     }
 
     fn clone_process(
@@ -161,14 +204,51 @@ impl Program {
 
     fn new(binary: OwnedFd, mut filter: Vec<u8>, ground: &Ground) -> Result<Program, JailError> {
         let binary = out_of_the_way(binary).map_err(descriptors)?;
-        if ground.refusal != Refusal::Kill {
+        if ground.refusal != cellblock_jail::Refusal::Kill {
             filter = with_refusal(&filter, ground.refusal);
         }
+        Program::ruled(binary, filter, ground, |binary| worker::ruleset(Some(binary)))
+    }
+
+    /// Of what was offered. What has no name anywhere needs no rule to be executed. Without a start program of its own it
+    /// has `usual`, which is as the jail installs it.
+    fn sealed(files: Vec<OwnedFd>, usual: &[u8], ground: &Ground) -> Result<Program, Refusal> {
+        let mut files = files.into_iter();
+        let binary = files.next().filter(is_sealed).ok_or(Refusal::NotSealed)?;
+        let filter = match files.next() {
+            Some(file) if !is_sealed(&file) => return Err(Refusal::NotSealed),
+            Some(file) => read_program(&file, ground.refusal).ok_or(Refusal::NoProgram)?,
+            None => usual.to_vec(),
+        };
+        let binary = out_of_the_way(binary).map_err(|_| Refusal::NotSealed)?;
+        Program::ruled(binary, filter, ground, |_| worker::ruleset(None)).map_err(|_| Refusal::NoProgram)
+    }
+
+    fn ruled(
+        binary: OwnedFd,
+        filter: Vec<u8>,
+        ground: &Ground,
+        rules: impl FnOnce(BorrowedFd) -> Result<landlock::Ruleset, JailError>,
+    ) -> Result<Program, JailError> {
         let wanted = ground.layers.has(Layer::Landlock);
-        let ruleset = wanted.then(|| worker::ruleset(binary.as_fd())).transpose()?;
+        let ruleset = wanted.then(|| rules(binary.as_fd())).transpose()?;
         let ruleset = ruleset.map(|ruleset| sys::above(ruleset.as_fd(), worker::FREE)).transpose();
         Ok(Program { binary, filter, ruleset: ruleset.map_err(descriptors)? })
     }
+}
+
+/// Whether `file` is a memfd that nobody can change any more.
+fn is_sealed(file: &OwnedFd) -> bool {
+    let all = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
+    fcntl_get_seals(file).is_ok_and(|seals| seals.contains(all))
+}
+
+/// The start program in `file`, as the jail installs it.
+fn read_program(file: &OwnedFd, refusal: cellblock_jail::Refusal) -> Option<Vec<u8>> {
+    let mut bytes = vec![0; MAX_PROGRAM + 1];
+    let length = pread(file, &mut bytes[..], 0).ok().filter(|length| (1..=MAX_PROGRAM).contains(length))?;
+    bytes.truncate(length);
+    Some(if refusal == cellblock_jail::Refusal::Kill { bytes } else { with_refusal(&bytes, refusal) })
 }
 
 pub(crate) fn descriptors(error: io::Error) -> JailError {

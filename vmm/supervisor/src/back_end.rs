@@ -108,7 +108,7 @@ impl BackEnd {
                 self.kill_at.get_or_insert(Instant::now() + GONE_PATIENCE);
                 None
             }
-            Token::Mailbox => None,
+            Token::Mailbox | Token::Candidate(_) => None,
         }
     }
 
@@ -140,6 +140,7 @@ impl BackEnd {
                 Ok((
                     Command::Restart { .. }
                     | Command::Revive { .. }
+                    | Command::Upgrade { .. }
                     | Command::PowerButton
                     | Command::Balloon { .. }
                     | Command::Pause

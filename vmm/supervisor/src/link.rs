@@ -47,6 +47,14 @@ pub enum Command {
         /// The tombstone's incarnation.
         generation: u32,
     },
+    /// Have another binary take over from a device's worker, if it still is this one: what the front has offered to the spawner.
+    /// Answered by [`Event::Upgraded`].
+    Upgrade {
+        /// The device's place in the status.
+        device: u32,
+        /// The worker's incarnation.
+        generation: u32,
+    },
     /// Answer with [`Event::Balloon`], once the guest has told what is new, or has had its time for it.
     Balloon {
         /// The size that it shall have from now on, in pages of 4 KiB.
@@ -79,6 +87,13 @@ pub enum Event {
     },
     /// All devices serve and the vCPUs run.
     Running,
+    /// Another binary has taken over, or why it has not: then all is as before.
+    Upgraded {
+        /// The device's place in the status.
+        device: u32,
+        /// How the device was without a worker.
+        result: Result<Pause, String>,
+    },
     /// How things stand; sent on demand.
     Status(Status),
     /// What is known of the death of a worker; sent on demand.
@@ -187,12 +202,14 @@ pub struct DeviceStatus {
     pub restarts: u32,
     /// Why.
     pub reasons: Reasons,
+    /// How often another binary has taken over.
+    pub upgrades: u16,
     /// Exits that it answered.
     pub exits: u64,
     /// What the worker counted, as of the last report.
     pub counters: Counters,
     /// Processes that wait to take its place.
-    pub spares: u32,
+    pub spares: u8,
     /// When the device was last without a worker.
     pub last_pause: Option<Pause>,
 }
@@ -317,6 +334,7 @@ mod tests {
                 unstarted: u16::MAX,
                 asked: u16::MAX,
             },
+            upgrades: u16::MAX,
             exits: u64::MAX,
             counters: Counters {
                 served: u64::MAX,
@@ -328,7 +346,7 @@ mod tests {
                 failed: u64::MAX,
                 limited: u64::MAX,
             },
-            spares: u32::MAX,
+            spares: u8::MAX,
             last_pause: Some(Pause {
                 noticed_ns: u64::MAX,
                 reap_us: u32::MAX,

@@ -21,6 +21,7 @@ mod failed;
 mod life;
 mod pause;
 mod succession;
+mod upgrade;
 
 pub(crate) use pause::Pause;
 
@@ -117,6 +118,7 @@ impl Machine {
             self.vcpus.iter_mut().for_each(VcpuHandle::deliver);
             self.feel_the_pulse();
             self.pause_further();
+            self.upgrade_further();
             self.tell_status();
             if !running
                 && self
@@ -143,6 +145,7 @@ impl Machine {
             .chain(self.pause.by())
             .chain(self.beat_at)
             .chain(self.workers.iter().filter_map(Worker::sign_by))
+            .chain(self.workers.iter().filter_map(Worker::hand_over_by))
             .min()
     }
 
@@ -170,6 +173,10 @@ impl Machine {
                 self.take_news(index);
                 None
             }
+            Token::Candidate(index) => {
+                self.take_candidate_news(index);
+                None
+            }
             Token::FrontEnd => None,
         }
     }
@@ -193,6 +200,7 @@ impl Machine {
                     self.say(Event::Death { device, generation, death });
                 }
                 Ok((Command::Revive { device, generation }, _)) => self.revive(device as usize, generation),
+                Ok((Command::Upgrade { device, generation }, _)) => self.upgrade(device as usize, generation),
                 Ok((Command::Pause, _)) => self.pause(),
                 Ok((Command::Resume, _)) => self.resume(),
                 Ok((Command::Balloon { set }, _)) => self.ask_balloon(set),
@@ -287,6 +295,10 @@ impl Machine {
                 if let Some(worker) = self.workers.get(index) {
                     self.poller.forget(worker.control());
                 }
+            }
+            Token::Candidate(index) => {
+                let control = self.workers.get(index).and_then(Worker::candidate_control);
+                control.iter().for_each(|control| self.poller.forget(control));
             }
             Token::FrontEnd => {}
         }

@@ -20,9 +20,12 @@ pub(crate) enum Token {
     FrontEnd,
     /// A worker's control socket, by the device's index.
     Control(usize),
+    /// The control socket of one that is to take over, by the device's index.
+    Candidate(usize),
 }
 
 const CONTROL: u64 = 1 << 32;
+const CANDIDATE: u64 = 2 << 32;
 
 impl Token {
     fn number(self) -> u64 {
@@ -32,6 +35,7 @@ impl Token {
             Token::Mailbox => 2,
             Token::FrontEnd => 3,
             Token::Control(index) => CONTROL | index as u64,
+            Token::Candidate(index) => CANDIDATE | index as u64,
         }
     }
 
@@ -43,6 +47,7 @@ impl Token {
             (0, 2) => Some(Token::Mailbox),
             (0, 3) => Some(Token::FrontEnd),
             (CONTROL, index) => Some(Token::Control(index)),
+            (CANDIDATE, index) => Some(Token::Candidate(index)),
             _ => None,
         }
     }

@@ -70,6 +70,8 @@ pub(crate) struct Successor {
     pub replies: Mapping<ReadOnly>,
     pub generation: u32,
     pub causes: Option<CauseAnswers>,
+    /// The worker before died, perhaps of what it was asked.
+    pub died: bool,
 }
 
 /// What ended a wait.
@@ -166,8 +168,8 @@ impl Proxy {
     /// last moment or is poison: that is told by `true`, and reads as all ones, or is a write that was dropped.
     pub(crate) fn succeed(&mut self, successor: Successor) -> bool {
         self.left = None;
-        let poison = self.is_poison();
-        let Successor { requests, replies, generation, causes } = successor;
+        let Successor { requests, replies, generation, causes, died } = successor;
+        let poison = died && self.is_poison();
         self.causes = causes;
         match self.requester.succeed(requests, replies, generation) {
             Ok(Succession::Answered(reply)) => self.settled = Some(reply),

@@ -174,6 +174,10 @@ impl<V: Vcpu> VcpuActor<V> {
             offset: hit.offset,
             data: if write { number(&data) } else { 0 },
         };
+        // An interrupt of a worker that has taken over comes after the word of it: its cause is where that one tells it.
+        if !self.commands.is_empty() {
+            self.obey()?;
+        }
         let reply = self.ask(hit.target.device, &access)?;
         match reply.action {
             Action::None => {}

@@ -249,6 +249,7 @@ impl Supervised {
             generation: self.generation,
             lanes: self.wanted.lanes,
             poll_max_us: self.wanted.poll_max_us,
+            resting: false,
             roles,
             config: self.wanted.config.clone(),
             fallback: self.fallback.clone(),
@@ -260,7 +261,7 @@ impl Supervised {
         self.state_lost = None;
         loop {
             match self.message()? {
-                FromWorker::Ready { .. } => return Ok(()),
+                FromWorker::Ready => return Ok(()),
                 FromWorker::StateLost { reason } if self.state_lost.is_none() => {
                     self.state_lost = Some(reason)
                 }
@@ -483,14 +484,17 @@ fn dead<T>(error: &io::Error) -> T {
     panic!("the worker did not answer: {error}")
 }
 
-/// A worker without a grant, and the control socket to it.
+/// A worker without a grant that has said hello, and the control socket to it.
 ///
 /// # Errors
 /// It does not start.
 pub fn start_process(program: &Program) -> io::Result<(Control, Child)> {
     let (ours, theirs) = socket::pair()?;
     let child = program.start(theirs)?;
-    Ok((ours, child))
+    match receive(&ours)? {
+        FromWorker::Hello { .. } => Ok((ours, child)),
+        other => Err(io::Error::other(format!("instead of Hello: {other:?}"))),
+    }
 }
 
 /// The next message from a worker, within a test's patience.

@@ -52,6 +52,8 @@ pub struct Transport<E> {
     on_question: Option<Box<dyn FnMut() -> Option<BalloonReport>>>,
     kept: Kept,
     in_order: bool,
+    /// It has begun with a predecessor's state.
+    restored: bool,
 }
 
 /// A virtio device that has no registers.
@@ -86,6 +88,7 @@ impl<E: Engine> Transport<E> {
             on_question: None,
             kept,
             in_order,
+            restored: false,
         }
     }
 
@@ -421,6 +424,10 @@ impl<E: Engine> Device for Transport<E> {
 
     fn resume(&mut self) {
         self.engine.park(false);
+        // Restored at rest, it told of that when its predecessor might still have been asked what for.
+        if std::mem::take(&mut self.restored) {
+            self.interrupt.used_buffer();
+        }
     }
 
     fn save(&self, out: &mut Encoder<'_>) {
@@ -443,6 +450,7 @@ impl<E: Engine> Device for Transport<E> {
         if self.registers.has(status::DRIVER_OK) && !needs_reset {
             self.start_all(self.going_on());
             self.interrupt.used_buffer();
+            self.restored = true;
             if generation != 0 {
                 // It does change, and a change may have been lost.
                 self.identity.config.renew(&self.interrupt);

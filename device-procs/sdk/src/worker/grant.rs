@@ -85,11 +85,6 @@ fn assign(grant: Grant, descriptors: Vec<OwnedFd>) -> Result<Granted, Refusal> {
 }
 
 impl Granted {
-    /// The kind of the device that is granted.
-    pub(super) fn kind(&self) -> DeviceKind {
-        self.grant.config.kind()
-    }
-
     /// From now on a fault or a refused system call is noted in the replies before the process dies of it.
     pub(super) fn note_faults(&self) -> Result<(), Refusal> {
         let replies = memory::open_write(&self.replies, memory::bytes(layout::reply_words(self.grant.lanes)))
@@ -107,7 +102,7 @@ impl Granted {
         control: &Control,
         build: impl FnOnce(&mut Parts) -> Result<D, Refusal>,
     ) -> Result<Server<D>, Refusal> {
-        let Grant { lanes, generation, poll_max_us, config, fallback, .. } = self.grant;
+        let Grant { lanes, generation, poll_max_us, resting, config, fallback, .. } = self.grant;
         let part = |part| move |source| Refusal::Memory { part, source };
         let requests = memory::open_read(&self.requests, memory::bytes(layout::request_words(lanes)))
             .map_err(part("requests"))?;
@@ -123,8 +118,13 @@ impl Granted {
         let mut device = build(&mut parts)?;
         parts.all_taken()?;
         reach(Step::Built);
+        if resting {
+            // Nothing that the restored state asks for is begun yet.
+            device.quiesce();
+        }
         let (page, predecessor) = match inherit(&mut device, &map, shape, generation, &fallback) {
-            Err(refusal) if fallback != Fallback::Refuse => {
+            // At rest the state is still the predecessor's, which goes on with it then.
+            Err(refusal) if fallback != Fallback::Refuse && !resting => {
                 // A supervisor that does not read its socket is not told.
                 let _ =
                     control.send_message(&FromWorker::StateLost { reason: cut(&refusal.to_string()) }, &[]);
@@ -135,7 +135,7 @@ impl Granted {
         };
         reach(Step::Restored);
         let wiring = Wiring { responder, page, bell: self.bell, wake, tally: parts.tally(), poll_max_us };
-        Server::new(device, wiring, predecessor, control)
+        Server::new(device, wiring, predecessor, resting, control)
     }
 }
 

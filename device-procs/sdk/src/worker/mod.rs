@@ -92,10 +92,9 @@ pub fn run<D: Device>(
     build: impl FnOnce(&mut Parts) -> Result<D, Refusal>,
 ) -> i32 {
     live(kind.into(), |granted, control| {
-        let kind = granted.kind();
         // Never dropped: unmapping takes system calls that serving does not have, and the process ends anyway.
         let mut server = ManuallyDrop::new(granted.build(control, build)?);
-        ready(kind, serve_program, control)?;
+        ready(serve_program, control)?;
         Ok(server.serve(control))
     })
 }
@@ -111,11 +110,11 @@ pub fn run_virtio<E: Engine>(
         let mut service = ManuallyDrop::new(granted.build_virtio(control, build)?);
         match &mut *service {
             Service::Registers(server) => {
-                ready(kind, programs.serve, control)?;
+                ready(programs.serve, control)?;
                 Ok(server.serve(control))
             }
             Service::FrontEnd(session) => {
-                ready(kind, programs.vhost_user, control)?;
+                ready(programs.vhost_user, control)?;
                 Ok(session.serve(control))
             }
         }
@@ -137,14 +136,15 @@ fn live(kind: Option<DeviceKind>, serve: impl FnOnce(Granted, &Control) -> Resul
 fn granted(kind: Option<DeviceKind>, control: &Control) -> Result<Granted, Refusal> {
     // Before the first thread, which inherits it, and before the first byte from outside.
     seal::deny_paths()?;
+    control.send_message(&FromWorker::Hello { version: Version::CURRENT, device: kind }, &[])?;
     grant::receive(control, kind)
 }
 
 /// Everything is there that serving takes: the sandbox closes.
-fn ready(kind: DeviceKind, serve_program: &[u8], control: &Control) -> Result<(), Refusal> {
+fn ready(serve_program: &[u8], control: &Control) -> Result<(), Refusal> {
     seal::close_sandbox(&with_refusal(serve_program, cellblock_policy::Refusal::Trap))?;
     reach(Step::Sealed);
-    control.send_message(&FromWorker::Ready { version: Version::CURRENT, device: kind }, &[])?;
+    control.send_message(&FromWorker::Ready, &[])?;
     reach(Step::Ready);
     Ok(())
 }

@@ -101,6 +101,7 @@ impl<D: Device> Server<D> {
         device: D,
         wiring: Wiring,
         predecessor: Option<Committed>,
+        resting: bool,
         control: &Control,
     ) -> Result<Self, Refusal> {
         let failed = |what| move |errno: Errno| Refusal::system(what, errno);
@@ -118,11 +119,14 @@ impl<D: Device> Server<D> {
 
         let spin = if single_cpu() { 0 } else { u64::from(wiring.poll_max_us) * 1000 };
         let state = StateBuffer::default();
-        let rest = Rest::No;
+        let rest = if resting { Rest::Now } else { Rest::No };
         let mut server =
             Server { device, wiring, state, timer, epoll, spin, predecessor, served: 0, reports: 0, rest };
         server.device.save(&mut server.state.start());
-        server.wiring.page.commit(server.state.bytes(), None)?;
+        // At rest the page is the predecessor's, which may go on.
+        if !resting {
+            server.wiring.page.commit(server.state.bytes(), None)?;
+        }
         reach(Step::FirstCommit);
         Ok(server)
     }

@@ -14,11 +14,13 @@ use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
 use cellblock_supervisor::death::Death;
-use cellblock_supervisor::link::Status;
+use cellblock_supervisor::link::{Pause, Status};
 use cellblock_wire::control::BalloonReport;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 use serde::{Deserialize, Serialize};
+
+use super::files;
 
 /// The version of what is said here. A request of another is refused.
 const VERSION: u32 = 1;
@@ -29,6 +31,8 @@ const MAX_REQUEST: usize = 1024;
 /// How long one client's request and the VM's answer may take together: the guest has half a second of it for its balloon's
 /// statistics, the rest is for a host that is busy.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// The same for an upgrade, whose steps have times of their own.
+const UPGRADE_PATIENCE: Duration = Duration::from_secs(15);
 
 /// One line.
 #[derive(Debug, Serialize, Deserialize)]
@@ -70,6 +74,13 @@ pub(crate) enum What {
         /// Which tombstone is not wanted any more.
         generation: u32,
     },
+    /// A worker of another binary for a device; with one descriptor, the binary, or two, the binary and its start program.
+    Upgrade {
+        /// The device's place in the status.
+        device: u32,
+        /// Which worker is to be relieved.
+        generation: u32,
+    },
     /// Stop everything that runs in the VM, where it can go on later.
     Pause,
     /// Go on.
@@ -88,6 +99,8 @@ pub(crate) enum Answer {
     Death(Option<Death>),
     /// It was told, to [`What::Restart`] and [`What::Revive`]; it is done, to [`What::Pause`] and [`What::Resume`].
     Done,
+    /// To [`What::Upgrade`]: how the device was without a worker.
+    Upgraded(Pause),
     /// No: why.
     Refused(String),
 }
@@ -110,8 +123,8 @@ pub(crate) struct Report {
 
 /// The abstract name's prefix for all VMs of all users.
 pub(crate) const PREFIX: &str = "cellblock/";
-/// How long a client waits: longer than the front does.
-const CLIENT_PATIENCE: Duration = Duration::from_secs(8);
+/// How much longer a client waits than the front.
+const CLIENT_PATIENCE: Duration = Duration::from_secs(3);
 /// The longest answer, in bytes.
 const MAX_ANSWER: u64 = 64 << 10;
 
@@ -120,16 +133,24 @@ const MAX_ANSWER: u64 = 64 << 10;
 /// # Errors
 /// There is no such VM, the name is somebody else's, or it does not answer.
 pub(crate) fn ask(uid: u32, id: &str, what: What) -> io::Result<Answer> {
-    let mut stream = UnixStream::connect_addr(&address(uid, id)?)?;
+    ask_with(uid, id, what, &[])
+}
+
+/// As [`ask`], with `files` for the VM.
+///
+/// # Errors
+/// As there.
+pub(crate) fn ask_with(uid: u32, id: &str, what: What, files: &[BorrowedFd<'_>]) -> io::Result<Answer> {
+    let stream = UnixStream::connect_addr(&address(uid, id)?)?;
     // Anybody may bind an abstract name: believe it only if its owner is who the name says.
     let owner = rustix::net::sockopt::socket_peercred(&stream)?.uid.as_raw();
     if owner != uid {
         return Err(io::Error::other(format!("its socket belongs to uid {owner}")));
     }
-    stream.set_read_timeout(Some(CLIENT_PATIENCE))?;
+    stream.set_read_timeout(Some(patience(what) + CLIENT_PATIENCE))?;
     let mut line = serde_json::to_vec(&Line { version: VERSION, what })?;
     line.push(b'\n');
-    stream.write_all(&line)?;
+    files::send(&stream, &line, files)?;
     let mut text = String::new();
     stream.take(MAX_ANSWER).read_to_string(&mut text)?;
     Ok(serde_json::from_str::<Line<Answer>>(&text)?.what)
@@ -151,6 +172,8 @@ pub(crate) struct ControlSocket {
 
 struct Client {
     stream: UnixStream,
+    /// What came with its request.
+    files: Vec<OwnedFd>,
     stage: Stage,
     until: Instant,
 }
@@ -194,6 +217,7 @@ impl ControlSocket {
                 Ok(Some(what)) => {
                     // It is deaf from now on: its hanging up would be told for ever.
                     let _ = epoll::delete(&self.epoll, &client.stream);
+                    client.until += patience(what).saturating_sub(PATIENCE);
                     asked.push(what);
                 }
                 Err(reason) => client.say(&Answer::Refused(reason)),
@@ -221,7 +245,12 @@ impl ControlSocket {
             };
             if known && self.clients.len() < MAX_CLIENTS && ready().is_ok() {
                 let until = Instant::now() + PATIENCE;
-                self.clients.push(Client { stream, stage: Stage::Speaks(Vec::new()), until });
+                self.clients.push(Client {
+                    stream,
+                    files: Vec::new(),
+                    stage: Stage::Speaks(Vec::new()),
+                    until,
+                });
             }
         }
     }
@@ -276,6 +305,21 @@ impl ControlSocket {
         self.answer(|what| matches!(what, What::Restart { .. } | What::Revive { .. }), &Answer::Done);
     }
 
+    /// The files that came with `what`.
+    pub(crate) fn take_files(&mut self, what: What) -> Vec<OwnedFd> {
+        let mut waiting = self.clients.iter_mut().filter(|client| client.stage == Stage::Waits(what));
+        waiting
+            .find(|client| !client.files.is_empty())
+            .map(|client| std::mem::take(&mut client.files))
+            .unwrap_or_default()
+    }
+
+    /// Answers everybody who asked for another binary for `device`.
+    pub(crate) fn answer_upgrade(&mut self, device: u32, result: Result<Pause, String>) {
+        let answer = result.map_or_else(Answer::Refused, Answer::Upgraded);
+        self.answer(|what| matches!(what, What::Upgrade { device: of, .. } if of == device), &answer);
+    }
+
     /// Answers everybody who asked for a pause: it is there, or why not.
     pub(crate) fn answer_pause(&mut self, paused: Result<(), String>) {
         let answer = paused.map_or_else(Answer::Refused, |()| Answer::Done);
@@ -304,7 +348,7 @@ impl Client {
         let Stage::Speaks(heard) = &mut self.stage else { return Ok(None) };
         let mut piece = [0; 256];
         loop {
-            match self.stream.read(&mut piece) {
+            match files::receive(&self.stream, &mut piece, &mut self.files) {
                 Ok(0) => return Err("the request has no end".to_owned()),
                 Ok(length) => heard.extend(piece.iter().take(length)),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -332,6 +376,11 @@ impl Client {
         }
         self.stage = Stage::Done;
     }
+}
+
+/// How long the front works at `what`.
+fn patience(what: What) -> Duration {
+    if matches!(what, What::Upgrade { .. }) { UPGRADE_PATIENCE } else { PATIENCE }
 }
 
 fn request(line: &[u8]) -> Result<What, String> {

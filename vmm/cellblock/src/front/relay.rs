@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use cellblock_channel::socket::{Control, SocketError};
+use cellblock_spawner::client::Authority;
 use cellblock_supervisor::link::{Command, End, Event};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Signal;
@@ -34,6 +35,7 @@ pub(crate) struct Relay<'a> {
     pub link: Control,
     pub supervisor: Process,
     pub spawner: Process,
+    pub authority: Authority,
     /// Ends by itself; reaped when the VM runs.
     pub loader: i32,
     pub streams: Vec<Stream<'a>>,
@@ -243,6 +245,16 @@ impl Relay<'_> {
                 What::Death { device, generation } => Command::ReportDeath { device, generation },
                 What::Restart { device, generation } => Command::Restart { device, generation },
                 What::Revive { device, generation } => Command::Revive { device, generation },
+                What::Upgrade { device, generation } => {
+                    let files = self.control.take_files(what);
+                    let files: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+                    if let Err(error) = self.authority.offer(device, &files) {
+                        self.control
+                            .answer_upgrade(device, Err(format!("the spawner takes no binary: {error}")));
+                        continue;
+                    }
+                    Command::Upgrade { device, generation }
+                }
                 What::Pause => Command::Pause,
                 What::Resume => Command::Resume,
             };
@@ -281,6 +293,7 @@ impl Relay<'_> {
                 self.control.answer_death(device, generation, death);
             }
             Event::Balloon(balloon) => self.control.answer_balloon(balloon),
+            Event::Upgraded { device, result } => self.control.answer_upgrade(device, result),
             Event::Paused(paused) => {
                 self.say(1, if paused.is_ok() { "paused" } else { "not paused" });
                 self.control.answer_pause(paused);

@@ -1,11 +1,13 @@
 //! How workers end, and that they do.
 
+use std::fs::File;
 use std::os::fd::AsFd;
 
 use cellblock_channel::socket;
 use cellblock_jail::{JailError, Layer, Step};
 use cellblock_spawner::MAX_PROCESSES;
 use cellblock_spawner::protocol::{Cause, Event, Program, Refusal};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 
 use crate::machine::{Prober, Vm, Worker, default_layers};
 
@@ -100,6 +102,66 @@ pub(crate) fn several(prober: &Prober) {
         assert_eq!(worker.try_attempt('e', 7), None);
         let (worker, instance) = (worker.number, worker.instance);
         assert_eq!(vm.event(), Event::Ended { worker, instance, cause: Cause::Exited(7) });
+    }
+}
+
+/// A copy of `file`; sealed, nobody can change it any more.
+fn copy(prober: &Prober, file: &str, sealed: bool) -> File {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let mut copy = File::from(memfd_create("offered", flags).unwrap());
+    std::io::copy(&mut File::from(prober.open(file)), &mut copy).unwrap();
+    if sealed {
+        let all = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
+        fcntl_add_seals(&copy, all).unwrap();
+    }
+    copy
+}
+
+pub(crate) fn offered(prober: &Prober) {
+    let vm = Vm::start(vec![prober.entry(), prober.entry()], default_layers());
+    let offer = |file, sealed| vm.authority.offer(0, &[copy(prober, file, sealed).as_fd()]).unwrap();
+    let (control, theirs) = socket::pair().unwrap();
+    let start = |worker| vm.client().start(worker, 1, Program::Offered, theirs.as_fd()).unwrap();
+    let refused = |reason| Event::Refused { worker: 0, instance: 1, reason };
+    start(0);
+    assert_eq!(vm.event(), refused(Refusal::NothingOffered));
+    offer("prober", false);
+    start(0);
+    assert_eq!(vm.event(), refused(Refusal::NotSealed));
+    // Only for the worker that it was offered for, and only as long as it is.
+    offer("prober", true);
+    start(1);
+    assert!(matches!(vm.event(), Event::Refused { worker: 1, reason: Refusal::NothingOffered, .. }));
+    vm.client().settle(0, false).unwrap();
+    start(0);
+    assert_eq!(vm.event(), refused(Refusal::NothingOffered));
+
+    let own = vm.worker(0);
+    offer("prober", true);
+    start(0);
+    assert!(matches!(vm.event(), Event::Started { worker: 0, instance: 1, .. }));
+    let mut hello = [0; 16];
+    let (length, _) = control.recv(&mut hello, 0).unwrap();
+    assert_eq!(&hello[..length], b"hello");
+    vm.client().kill(0, 1).unwrap();
+    assert!(matches!(vm.event(), Event::Ended { instance: 1, .. }));
+
+    // One that cannot be executed: it is not the worker's before it is adopted.
+    offer("text", true);
+    let exec = |instance| {
+        let error = JailError { step: Step::Exec, errno: libc::ENOEXEC };
+        Event::Failed { worker: 0, instance, error }
+    };
+    start(0);
+    assert!(matches!(vm.event(), Event::Started { instance: 1, .. }));
+    assert_eq!(vm.event(), exec(1));
+    let other = vm.instance(0, 2);
+    vm.client().settle(0, true).unwrap();
+    let _ = vm.cloned(0, 3);
+    assert_eq!(vm.event(), exec(3));
+    for (worker, instance) in [(own, 0), (other, 2)] {
+        assert_eq!(worker.try_attempt('e', 7), None);
+        assert_eq!(vm.event(), Event::Ended { worker: 0, instance, cause: Cause::Exited(7) });
     }
 }
 

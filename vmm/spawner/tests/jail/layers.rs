@@ -93,7 +93,8 @@ pub(crate) fn spawner(prober: &Prober) {
     let kinds: BTreeSet<&str> = spawner.descriptors.values().map(|target| kind(target)).collect();
     let allowed = BTreeSet::from(["socket", "/proc", "prober", "landlock", "uids"]);
     assert!(kinds.is_subset(&allowed), "{:?}", spawner.descriptors);
-    assert_eq!(spawner.descriptors.values().filter(|target| target.starts_with("socket:")).count(), 1);
+    // The supervisor's, and the front's for offers.
+    assert_eq!(spawner.descriptors.values().filter(|target| target.starts_with("socket:")).count(), 2);
     if is_root() {
         assert!(spawner.uids.iter().all(|uid| *uid >= 0x7100_0000), "{:?}", spawner.uids);
         assert_eq!(spawner.uid_map, [[0, spawner.uids[0], 64]]);

@@ -12,7 +12,7 @@ use cellblock_jail::spawner::Ids;
 use cellblock_jail::uids::{COUNT, UidRange};
 use cellblock_jail::{Layer, LayerSet, Limits, Refusal};
 use cellblock_policy::{Arch, Section, compile};
-use cellblock_spawner::client::Client;
+use cellblock_spawner::client::{Authority, Client};
 use cellblock_spawner::protocol::{Cause, Event, Program};
 use cellblock_spawner::{Entry, Manifest, Spawner, start};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
@@ -87,6 +87,7 @@ fn program() -> Vec<u8> {
 /// A spawner, driven by the test.
 pub(crate) struct Vm {
     pub(crate) client: Option<Client>,
+    pub(crate) authority: Authority,
     pub(crate) pid: i32,
     _pidfd: OwnedFd,
 }
@@ -116,8 +117,9 @@ impl Vm {
         let lock = range.map(|range| range.lock.into());
         let manifest =
             Manifest { workers, tombstone: None, layers, ids, lock, refusal: Refusal::Kill, cgroup: None };
-        let Spawner { socket, pidfd, pid } = start(manifest).unwrap();
-        Vm { client: Some(Client::new(socket)), pid, _pidfd: pidfd }
+        let Spawner { socket, authority, pidfd, pid } = start(manifest).unwrap();
+        let authority = Authority::new(authority);
+        Vm { client: Some(Client::new(socket)), authority, pid, _pidfd: pidfd }
     }
 
     pub(crate) fn client(&self) -> &Client {

@@ -33,6 +33,7 @@ const CASES: &[Case] = &[
     ("a_worker_that_cannot_enter_is_reported", endings::cannot_enter),
     ("only_what_the_manifest_names_is_started", endings::refused),
     ("a_worker_has_several_processes_but_not_too_many", endings::several),
+    ("a_binary_that_is_offered_is_started_in_the_same_jail", endings::offered),
     ("a_worker_is_started_again_after_its_end", endings::again),
     ("nothing_is_left_when_the_socket_closes", endings::socket_closes),
     ("nothing_is_left_when_the_spawner_is_killed", endings::spawner_killed),

@@ -60,7 +60,7 @@ impl Pause {
     }
 
     /// Whether the workers are to rest.
-    fn holds_workers(&self) -> bool {
+    pub(super) fn holds_workers(&self) -> bool {
         match &self.stage {
             Stage::Running => false,
             Stage::Begun { vcpus, .. } => vcpus.iter().all(|paused| *paused),

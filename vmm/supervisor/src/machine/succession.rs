@@ -36,8 +36,12 @@ impl Machine {
     fn take_spawner_event(&mut self, event: SpawnerEvent) -> Option<End> {
         match event {
             SpawnerEvent::Started { worker, instance, host_pid, took } => {
-                if let Some(worker) = self.workers.get_mut(worker as usize) {
-                    worker.started(instance, host_pid, took);
+                let index = worker as usize;
+                let worker = self.workers.get_mut(index)?;
+                worker.started(instance, host_pid, took);
+                // A successor may have said that it serves before this.
+                if worker.generation() > 1 {
+                    self.recruit(index);
                 }
                 None
             }
@@ -61,9 +65,10 @@ impl Machine {
                         // Its last words are the better reason.
                         self.take_news(index);
                         let ending = self.workers.get(index)?.ending(cause);
-                        return self.gone(index, &ending);
+                        return self.worker_gone(index, ending);
                     }
                     Who::Spare => self.warn(index, &format!("one of its spares {cause}")),
+                    Who::Candidate => return self.candidate_gone(index, &cause.to_string()),
                     Who::Nobody => {}
                 }
                 None
@@ -81,6 +86,7 @@ impl Machine {
                 self.warn(index, &format!("a spare of it cannot be started: {reason}"));
                 return None;
             }
+            Who::Candidate => return self.candidate_gone(index, reason),
             Who::Nobody => return None,
         }
         if worker.generation() == 1 {
@@ -124,8 +130,7 @@ impl Machine {
                     self.say(Event::WorkerLog { device, text });
                 }
                 News::Balloon(report) => self.say(Event::Balloon(Some(report))),
-                // Every round of the loop looks whether all do.
-                News::Quiesced => {}
+                News::Quiesced => self.rests(index),
                 News::Closed => self.condemn(index, None, None),
                 News::Broken(reason) => self.condemn(index, None, Some(Blame::Violation(reason))),
             }
@@ -174,7 +179,7 @@ impl Machine {
     }
 
     /// The process is gone: nothing of it can write any more.
-    fn gone(&mut self, index: usize, ending: &Ending) -> Option<End> {
+    pub(super) fn gone(&mut self, index: usize, ending: &Ending) -> Option<End> {
         if self.workers.get(index)?.is_absent() {
             return None;
         }
@@ -198,7 +203,13 @@ impl Machine {
     /// Starts a successor, and gives its rings to the vCPUs.
     pub(super) fn replace(&mut self, index: usize) {
         match self.try_to_replace(index) {
-            Ok(successor) => self.tell_of(index, &vcpu::Command::Succeed { device: index, successor }),
+            Ok(successor) => {
+                self.tell_of(index, &vcpu::Command::Succeed { device: index, successor });
+                // Only now: it may raise an interrupt at once.
+                if let Some(Err(error)) = self.workers.get(index).map(Worker::grant) {
+                    self.abandon(index, &error.to_string());
+                }
+            }
             Err(reason) => self.abandon(index, &reason),
         }
     }
@@ -207,7 +218,7 @@ impl Machine {
         let worker = self.workers.get_mut(index).ok_or("there is no such device")?;
         worker.succeed(index, &self.spawner).map_err(|error| error.to_string())?;
         self.poller.watch(worker.control(), Token::Control(index)).map_err(|error| error.to_string())?;
-        Ok(worker.successor())
+        Ok(worker.successor(true))
     }
 
     /// While ending, only the workers' ends count.

@@ -123,8 +123,13 @@ impl Rig {
     fn succeed(&mut self, generation: u32, answer: Answer) {
         let (replies, worker) = worker(&self.requests, generation, answer, Arc::clone(&self.done));
         self.workers.push(worker);
-        let successor =
-            Successor { requests: self.requests.map.clone(), replies: replies.map, generation, causes: None };
+        let successor = Successor {
+            died: true,
+            requests: self.requests.map.clone(),
+            replies: replies.map,
+            generation,
+            causes: None,
+        };
         self.commands.send(Command::Succeed { device: 0, successor }).unwrap();
         self.kick.bump();
     }

@@ -2,8 +2,8 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use cellblock_channel::memory;
-use cellblock_channel::socket::SocketError;
+use cellblock_channel::memory::{self, ReadOnly, Sealed};
+use cellblock_channel::socket::{Control, SocketError};
 use cellblock_memory::GuestRam;
 use cellblock_wire::Version;
 use cellblock_wire::control::{FIXED_DESCRIPTORS, Fallback, Grant, ToWorker};
@@ -36,26 +36,34 @@ impl Worker {
     }
 
     /// Sends the grant; the process may not exist yet, the socket keeps it.
-    pub(super) fn grant(&self) -> Result<(), BuildError> {
+    pub(crate) fn grant(&self) -> Result<(), BuildError> {
+        self.send_grant(&self.control, &self.replies, self.generation, false)
+    }
+
+    /// Sends by `control` the grant of incarnation `generation`, which answers by `replies`, and begins at rest or not.
+    pub(super) fn send_grant(
+        &self,
+        control: &Control,
+        replies: &Sealed<ReadOnly>,
+        generation: u32,
+        resting: bool,
+    ) -> Result<(), BuildError> {
         let roles = || self.roles.iter().filter(|(role, _)| self.grants(*role));
         let message = ToWorker::Grant(Grant {
             version: Version::CURRENT,
-            generation: self.generation,
+            generation,
             lanes: self.lanes,
             poll_max_us: u32::try_from(self.spin.as_micros()).unwrap_or(u32::MAX),
+            resting,
             roles: roles().map(|(role, _)| *role).collect(),
             config: self.config.clone(),
             fallback: self.fallback(),
         });
-        let fixed: [BorrowedFd<'_>; FIXED_DESCRIPTORS] = [
-            self.requests.fd.as_fd(),
-            self.replies.fd.as_fd(),
-            self.state_page.fd.as_fd(),
-            self.bell.as_fd(),
-        ];
+        let fixed: [BorrowedFd<'_>; FIXED_DESCRIPTORS] =
+            [self.requests.fd.as_fd(), replies.fd.as_fd(), self.state_page.fd.as_fd(), self.bell.as_fd()];
         let descriptors: Vec<BorrowedFd<'_>> =
             fixed.into_iter().chain(roles().map(|(_, fd)| fd.as_fd())).collect();
-        match self.control.send_message(&message, &descriptors) {
+        match control.send_message(&message, &descriptors) {
             // A spare that has just ended is reported by the spawner, as any other end.
             Ok(()) | Err(SocketError::Closed) => Ok(()),
             Err(source) => Err(BuildError::Grant { device: self.kind(), reason: source.to_string() }),

@@ -9,7 +9,7 @@ use super::Worker;
 use crate::link::DeviceState;
 
 /// Messages taken from one worker before the loop looks at the others.
-const MESSAGES_PER_TURN: usize = 16;
+pub(super) const MESSAGES_PER_TURN: usize = 16;
 /// Log lines taken from one worker in its life; a chatty one is cut off, not obeyed.
 const MAX_LOG_LINES: u32 = 1000;
 
@@ -96,13 +96,12 @@ impl Worker {
 
     fn take_message(&mut self, message: FromWorker) -> Result<Option<News>, String> {
         match (message, self.state) {
-            (FromWorker::Ready { version, device }, DeviceState::Starting) => {
-                if !Version::CURRENT.accepts(version) {
-                    return Err(format!("it speaks protocol {version}, this program {}", Version::CURRENT));
-                }
-                if device != self.kind() {
-                    return Err(format!("it runs the device {device}"));
-                }
+            (FromWorker::Hello { version, device }, DeviceState::Starting) if !self.process.greeted => {
+                check_greeting(version, device, self.kind())?;
+                self.process.greeted = true;
+                Ok(None)
+            }
+            (FromWorker::Ready, DeviceState::Starting) if self.process.greeted => {
                 self.begin_service();
                 Ok(Some(News::Ready))
             }
@@ -133,5 +132,20 @@ impl Worker {
             }
             (other, state) => Err(format!("it sent {other:?} while {}", state.name())),
         }
+    }
+}
+
+/// Whether a process that greets like this can be talked to, as the worker of a device of kind `wanted`.
+pub(super) fn check_greeting(
+    version: Version,
+    device: Option<DeviceKind>,
+    wanted: DeviceKind,
+) -> Result<(), String> {
+    if !Version::CURRENT.accepts(version) {
+        return Err(format!("it speaks protocol {version}, this program {}", Version::CURRENT));
+    }
+    match device {
+        Some(other) if other != wanted => Err(format!("it runs the device {other}")),
+        _ => Ok(()),
     }
 }

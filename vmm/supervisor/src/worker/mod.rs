@@ -34,6 +34,7 @@ const START_PATIENCE: Duration = Duration::from_secs(20);
 mod black_box;
 mod failure;
 mod grant;
+mod hand_over;
 mod messages;
 mod process;
 mod rest;
@@ -43,6 +44,8 @@ use black_box::{BlackBox, Deceased};
 pub(crate) use black_box::{Blame, Ending};
 use failure::Failure;
 pub(crate) use grant::Wires;
+use hand_over::Candidate;
+pub(crate) use hand_over::{CandidateNews, Stage};
 pub(crate) use messages::News;
 pub(crate) use process::Who;
 use process::{Interruption, Process, Spare};
@@ -81,6 +84,12 @@ pub(crate) struct Worker {
     /// When it began to serve.
     serves_since: Option<Instant>,
     interruption: Interruption,
+    /// The process that is to take over.
+    candidate: Option<Candidate>,
+    /// It has taken over, and is to be told to go on.
+    handed_over: bool,
+    /// How often another binary has taken over.
+    upgrades: u16,
     /// Why it is not used any more, if that is known before its end is.
     verdict: Option<Blame>,
     deaths: Deaths,
@@ -141,6 +150,9 @@ impl Worker {
             serve_by: Some(Instant::now() + START_PATIENCE),
             serves_since: None,
             interruption: Interruption::default(),
+            candidate: None,
+            handed_over: false,
+            upgrades: 0,
             verdict: None,
             deaths: Deaths::default(),
             black_box: BlackBox::new(lanes),
@@ -156,16 +168,13 @@ impl Worker {
     }
 
     /// A new incarnation, in a process that was waiting or that `spawner` starts for device number `index`. Rings and control
-    /// socket are new, for the old ones may hold anything; all else is as it was. Only when the old process is gone.
+    /// socket are new, for the old ones may hold anything; all else is as it was. Only when the old process is gone; [`grant`]
+    /// follows, once everybody knows of the new rings.
+    ///
+    /// [`grant`]: Self::grant
     pub(crate) fn succeed(&mut self, index: usize, spawner: &Client) -> Result<(), BuildError> {
         self.change_process(index, spawner)?;
-        let device = self.kind();
-        let bytes = memory::bytes(layout::reply_words(self.lanes));
-        self.replies = memory::create_replies(device.name(), bytes).map_err(|source| BuildError::Memory {
-            device,
-            memory: "replies",
-            source,
-        })?;
+        self.replies = self.fresh_replies()?;
         if let Some(causes) = &mut self.causes {
             causes.pending = Pending::new(self.requests.map.clone(), self.replies.map.clone());
         }
@@ -175,7 +184,18 @@ impl Worker {
         self.rest = Rest::default();
         self.watch = Watch::default();
         (self.serve_by, self.serves_since) = (Some(Instant::now() + START_PATIENCE), None);
-        self.grant()
+        self.handed_over = false;
+        Ok(())
+    }
+
+    fn fresh_replies(&self) -> Result<Sealed<ReadOnly>, BuildError> {
+        let device = self.kind();
+        let bytes = memory::bytes(layout::reply_words(self.lanes));
+        memory::create_replies(device.name(), bytes).map_err(|source| BuildError::Memory {
+            device,
+            memory: "replies",
+            source,
+        })
     }
 
     /// As [`succeed`](Self::succeed), for the front end of another VMM at the other end of `stream`.
@@ -191,7 +211,8 @@ impl Worker {
         let pages = pages.map_err(|source| BuildError::Memory { device, memory, source })?;
         self.roles.retain(|(role, _)| !matches!(role, Role::VhostUser | Role::InFlight));
         self.roles.extend([(Role::VhostUser, stream), (Role::InFlight, pages.fd)]);
-        self.succeed(index, spawner)
+        self.succeed(index, spawner)?;
+        self.grant()
     }
 
     /// The connection to the front end.
@@ -206,8 +227,11 @@ impl Worker {
     }
 
     /// Its rings, as the vCPUs are told of them.
-    pub(crate) fn successor(&self) -> Successor {
+    ///
+    /// `died`: the worker before did, perhaps of what it was asked.
+    pub(crate) fn successor(&self, died: bool) -> Successor {
         Successor {
+            died,
             requests: self.requests.map.clone(),
             replies: self.replies.map.clone(),
             generation: self.generation,
@@ -322,10 +346,11 @@ impl Worker {
             state: if self.has_failed() { DeviceState::Failed } else { self.state() },
             generation: self.generation,
             exits: self.exits(),
-            restarts: self.generation - 1,
+            restarts: self.generation - 1 - u32::from(self.upgrades),
+            upgrades: self.upgrades,
             reasons: self.black_box.reasons,
             counters: self.counters,
-            spares: u32::try_from(self.spares.len()).unwrap_or(u32::MAX),
+            spares: u8::try_from(self.spares.len()).unwrap_or(u8::MAX),
             last_pause: self.interruption.last(),
         }
     }

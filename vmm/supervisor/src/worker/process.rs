@@ -22,6 +22,8 @@ pub(super) struct Process {
     /// As the host numbers it, once the spawner has said so.
     pub pid: Option<i32>,
     took: StartTime,
+    /// It has said what it is.
+    pub greeted: bool,
 }
 
 impl Process {
@@ -42,6 +44,12 @@ pub(super) struct Spare {
     control: Control,
 }
 
+impl Spare {
+    pub(super) fn instance(&self) -> u32 {
+        self.process.instance
+    }
+}
+
 /// Who the spawner speaks of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Who {
@@ -49,6 +57,8 @@ pub(crate) enum Who {
     Worker,
     /// One of its spares.
     Spare,
+    /// The one that is to take over from it.
+    Candidate,
     /// One that is known no more.
     Nobody,
 }
@@ -58,7 +68,9 @@ pub(crate) enum Who {
 pub(super) struct Interruption {
     /// On `CLOCK_MONOTONIC`, in ns.
     noticed: u64,
-    /// From being noticed, in µs.
+    /// When the old process was killed, or seen to end, as `noticed`.
+    killed: u64,
+    /// From there, in µs.
     reaped: u32,
     /// As `noticed`.
     served: u64,
@@ -71,11 +83,24 @@ impl Interruption {
     /// The worker is not used any more.
     pub(super) fn begin(&mut self) {
         (self.noticed, self.reaped) = (clock::now(), 0);
+        self.killed = self.noticed;
+    }
+
+    /// The worker had to be relieved first, and is being killed now.
+    pub(super) fn killed(&mut self) {
+        self.killed = clock::now();
+    }
+
+    /// `process`, which had been waiting, goes on.
+    pub(super) fn handed_over(&mut self, process: &Process) {
+        self.spare = true;
+        self.end();
+        self.settle(process);
     }
 
     /// Its process is gone.
     pub(super) fn reaped(&mut self) {
-        self.reaped = micros(clock::now().saturating_sub(self.noticed));
+        self.reaped = micros(clock::now().saturating_sub(self.killed));
     }
 
     /// Another process serves.
@@ -153,13 +178,13 @@ impl Worker {
         Ok(())
     }
 
-    fn socket(&self) -> Result<(Control, Control), BuildError> {
+    pub(super) fn socket(&self) -> Result<(Control, Control), BuildError> {
         let device = self.kind();
         socket::pair().map_err(|source| BuildError::Worker { device, what: "control socket", source })
     }
 
     /// A number that none of its processes has.
-    fn next_process(&mut self) -> Process {
+    pub(super) fn next_process(&mut self) -> Process {
         self.instances = self.instances.wrapping_add(1);
         Process { instance: self.instances, ..Process::default() }
     }
@@ -176,6 +201,11 @@ impl Worker {
             // It may have served before the spawner said that it had started it.
             self.interruption.settle(&self.process);
         }
+        if let Some(candidate) =
+            self.candidate.as_mut().filter(|candidate| candidate.process.instance == instance)
+        {
+            candidate.process.started(pid, took);
+        }
         if let Some(spare) = self.spares.iter_mut().find(|spare| spare.process.instance == instance) {
             spare.process.started(pid, took);
         }
@@ -186,6 +216,9 @@ impl Worker {
         if self.process.instance == instance {
             return Who::Worker;
         }
+        if self.candidate.as_ref().is_some_and(|candidate| candidate.process.instance == instance) {
+            return Who::Candidate;
+        }
         match self.spares.iter().position(|spare| spare.process.instance == instance) {
             Some(place) => {
                 self.spares.remove(place);
@@ -193,6 +226,11 @@ impl Worker {
             }
             None => Who::Nobody,
         }
+    }
+
+    /// How there was last no worker.
+    pub(crate) fn last_pause(&self) -> Option<Pause> {
+        self.interruption.last()
     }
 
     /// How long there was no worker, once the successor serves.

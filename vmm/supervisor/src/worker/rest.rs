@@ -15,6 +15,11 @@ pub(super) struct Rest {
 }
 
 impl Rest {
+    /// Of a worker that has begun at rest.
+    pub(super) fn resting() -> Rest {
+        Rest { number: 0, wanted: true, reached: true }
+    }
+
     /// It says that it rests, as asked by question `number`; whether that is news. One that is late, or invented, is let fall.
     pub(super) fn reached(&mut self, number: u32) -> bool {
         let news = self.wanted && !self.reached && number == self.number;

@@ -35,6 +35,7 @@ impl<E: Engine> Transport<E> {
         self.start_all(self.going_on());
         // Either may have been raised for the last time by a predecessor.
         self.interrupt.used_buffer();
+        self.restored = true;
         if changes {
             self.identity.config.renew(&self.interrupt);
         }

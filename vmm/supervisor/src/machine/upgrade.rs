@@ -1,0 +1,192 @@
+//! A device goes over to another binary while it is in use ([`crate::worker`] says how): each step when its time has come.
+
+use std::time::Instant;
+
+use cellblock_wire::control::LogLevel;
+
+use super::Machine;
+use crate::link::{End, Event, cut};
+use crate::poller::Token;
+use crate::vcpu;
+use crate::worker::{Blame, CandidateNews, Ending, Stage};
+
+impl Machine {
+    /// The front wants the worker of `index`, if it still is of that `generation`, to be of the binary that it has offered to the
+    /// spawner.
+    pub(super) fn upgrade(&mut self, index: usize, generation: u32) {
+        if let Err(reason) = self.begin_upgrade(index, generation) {
+            self.say(Event::Upgraded { device: index as u32, result: Err(cut(reason)) });
+        }
+    }
+
+    fn begin_upgrade(&mut self, index: usize, generation: u32) -> Result<(), String> {
+        if self.pause.holds_workers() {
+            return Err("the VM is paused".to_owned());
+        }
+        let worker = self.workers.get_mut(index).ok_or("there is no such device")?;
+        if worker.generation() != generation {
+            return Err("it has another worker by now".to_owned());
+        }
+        worker.begin_hand_over(index, &self.spawner)?;
+        let watched =
+            worker.candidate_control().map(|control| self.poller.watch(control, Token::Candidate(index)));
+        if let Some(Err(error)) = watched {
+            self.keep_the_old(index, &format!("the new worker cannot be watched: {error}"));
+        }
+        Ok(())
+    }
+
+    /// What the process that is to take over has sent.
+    pub(super) fn take_candidate_news(&mut self, index: usize) {
+        let Some(worker) = self.workers.get_mut(index) else { return };
+        let device = worker.kind();
+        for one in worker.take_candidate_news() {
+            let Some(worker) = self.workers.get_mut(index) else { return };
+            match one {
+                CandidateNews::Greeted => {
+                    worker.candidate_greeted();
+                    if worker.is_quiet() {
+                        self.rests(index);
+                    }
+                }
+                CandidateNews::Ready => {
+                    worker.retire();
+                    self.poller.forget(worker.control());
+                    worker.kill(index, &self.spawner);
+                }
+                CandidateNews::Log(LogLevel::Warn, text) => {
+                    self.say(Event::WorkerLog { device, text: format!("warning: {text}") });
+                }
+                CandidateNews::Log(_, text) => self.say(Event::WorkerLog { device, text }),
+                // Its end follows, and tells more.
+                CandidateNews::Failed(reason) if reason.is_empty() => {
+                    worker.candidate_control().iter().for_each(|control| self.poller.forget(control));
+                }
+                CandidateNews::Failed(reason) => self.keep_the_old(index, &reason),
+            }
+        }
+    }
+
+    /// The worker of `index` rests, perhaps because it is to be relieved.
+    pub(super) fn rests(&mut self, index: usize) {
+        let Some(worker) = self.workers.get_mut(index) else { return };
+        if worker.hand_over() == Some(Stage::Quiescing)
+            && let Err(error) = worker.grant_candidate()
+        {
+            self.keep_the_old(index, &error.to_string());
+        }
+    }
+
+    /// What is late, and who has taken over and can go on: once every vCPU knows of it, so that none looks for the cause of an
+    /// interrupt where the old worker told it.
+    pub(super) fn upgrade_further(&mut self) {
+        let now = Instant::now();
+        for index in 0..self.workers.len() {
+            let Some(worker) = self.workers.get_mut(index) else { return };
+            if worker.hand_over_by().is_some_and(|by| by <= now) {
+                let late = match worker.hand_over() {
+                    Some(Stage::Greeting) => "it did not say what it is in time",
+                    Some(Stage::Quiescing) => "the worker before it did not come to rest in time",
+                    _ => "it did not take over the state in time",
+                };
+                self.keep_the_old(index, late);
+                continue;
+            }
+            if worker.waits_to_go_on() && self.vcpus.iter().all(|vcpu| vcpu.undelivered.is_empty()) {
+                worker.go_on(self.pause.holds_workers());
+                let pause = worker.last_pause();
+                let (generation, ms) = (worker.generation(), worker.pause().as_secs_f64() * 1e3);
+                self.warn(index, &format!("it is upgraded (generation {generation}, after {ms:.1} ms)"));
+                self.say(Event::Upgraded { device: index as u32, result: pause.ok_or_else(String::new) });
+                self.recruit(index);
+            }
+        }
+    }
+
+    /// The process that was to take over does not.
+    pub(super) fn keep_the_old(&mut self, index: usize, reason: &str) {
+        let Some(worker) = self.workers.get_mut(index).filter(|worker| worker.hand_over().is_some()) else {
+            return;
+        };
+        worker.candidate_control().iter().for_each(|control| self.poller.forget(control));
+        let goes_on = !worker.withdraw(index, &self.spawner);
+        let text = format!("it is not upgraded: the new worker: {reason}");
+        self.warn(index, &text);
+        let result = Err(cut(format!("the new worker: {reason}")));
+        self.say(Event::Upgraded { device: index as u32, result });
+        if goes_on {
+            self.go_on_with_the_old(index);
+        }
+    }
+
+    fn go_on_with_the_old(&mut self, index: usize) {
+        let paused = self.pause.holds_workers();
+        if let Some(worker) = self.workers.get_mut(index).filter(|_| !paused) {
+            worker.resume();
+        }
+    }
+
+    /// The process that was to take over is gone, or was never there: `reason`.
+    pub(super) fn candidate_gone(&mut self, index: usize, reason: &str) -> Option<End> {
+        // What it said at last may be the better reason.
+        self.take_candidate_news(index);
+        let worker = self.workers.get_mut(index)?;
+        match worker.hand_over()? {
+            Stage::Withdrawing => {}
+            Stage::Greeting | Stage::Quiescing | Stage::Restoring => self.keep_the_old(index, reason),
+            Stage::Retiring => {
+                // The worker is as good as dead; its successor is of the old binary.
+                worker.retire_for_nobody(index, &self.spawner);
+                let result = Err(cut(format!("the new worker: {reason}")));
+                self.say(Event::Upgraded { device: index as u32, result });
+                return None;
+            }
+        }
+        let worker = self.workers.get_mut(index)?;
+        worker.hand_over()?;
+        match worker.forget_candidate() {
+            Some(ending) => self.gone(index, &ending),
+            None => {
+                self.go_on_with_the_old(index);
+                None
+            }
+        }
+    }
+
+    /// The worker of `index` has ended, as `ending` says.
+    pub(super) fn worker_gone(&mut self, index: usize, ending: Ending) -> Option<End> {
+        match self.workers.get(index)?.hand_over() {
+            None => return self.gone(index, &ending),
+            Some(Stage::Retiring) => {
+                self.take_over(index);
+                return None;
+            }
+            Some(Stage::Withdrawing) => {}
+            Some(Stage::Greeting | Stage::Quiescing | Stage::Restoring) => {
+                self.keep_the_old(index, "the worker before it has ended");
+            }
+        }
+        let worker = self.workers.get_mut(index)?;
+        if worker.hand_over().is_none() {
+            return self.gone(index, &ending);
+        }
+        // Two of them at a time would write to the same memory.
+        worker.bereave(ending);
+        None
+    }
+
+    fn take_over(&mut self, index: usize) {
+        let Some(worker) = self.workers.get_mut(index) else { return };
+        worker.candidate_control().iter().for_each(|control| self.poller.forget(control));
+        worker.take_over(index, &self.spawner);
+        if let Err(error) = self.poller.watch(worker.control(), Token::Control(index)) {
+            return self.condemn(
+                index,
+                None,
+                Some(Blame::Unstarted(format!("it cannot be watched: {error}"))),
+            );
+        }
+        let successor = worker.successor(false);
+        self.tell_of(index, &vcpu::Command::Succeed { device: index, successor });
+    }
+}
