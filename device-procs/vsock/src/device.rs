@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use cellblock_sdk::device::Clock;
+use cellblock_sdk::device::{Clock, SECOND};
 use cellblock_sdk::virtio::spec::device_id;
 use cellblock_sdk::virtio::{Chain, Identity, QueueError, Queues, Space, Virtqueue, Wait, Work};
 use cellblock_wire::device::VsockConfig;
@@ -19,6 +19,9 @@ use crate::streams::{Sent, Streams};
 const BATCH: usize = 64;
 /// RSTs that wait for the guest's buffers. While there are so many, no packet of the guest is looked at (§5.10.6.1).
 const MAX_REPLIES: usize = 64;
+
+/// How long a guest may take to hear that all streams are gone: 5 s.
+const HEARING_TIME: u64 = 5 * SECOND;
 
 /// What the driver is told of the device that `config` describes.
 pub fn identity(config: &VsockConfig) -> Identity {
@@ -46,6 +49,18 @@ pub struct Vsock<C> {
     new_events: bool,
     /// The guest has yet to be told that all streams are gone.
     owes_event: bool,
+    /// The guest has not heard of it yet, as far as is known.
+    unheard: Option<Unheard>,
+}
+
+/// The guest still uses connections that ended with this process' predecessor. A RST would end them for its programs as an orderly
+/// end does (Linux has no other use for one), so what it sends by them is dropped until the event has reset them.
+#[derive(Debug)]
+struct Unheard {
+    /// Buffers in the event queue when it was told: one more, and it has taken the event.
+    left: Option<u16>,
+    /// Until then; a driver need not give its buffers back.
+    until: u64,
 }
 
 impl<C: Clock> Vsock<C> {
@@ -62,6 +77,7 @@ impl<C: Clock> Vsock<C> {
             agreed: false,
             new_events: false,
             owes_event: false,
+            unheard: None,
         }
     }
 
@@ -105,7 +121,7 @@ impl<C: Clock> Vsock<C> {
         let ports = Ports { host: header.dst_port, guest: header.src_port };
         let Some(slot) = self.streams.table.find(ports) else {
             let opened = header.op == op::REQUEST && whole && self.streams.open(&header, ports, now);
-            if !opened {
+            if !opened && (header.op == op::REQUEST || self.unheard.is_none()) {
                 self.refuse(&header);
             }
             return;
@@ -177,9 +193,18 @@ impl<C: Clock> Vsock<C> {
     }
 
     /// Tells a guest whose streams have ended with this process' predecessor (§5.10.6.7); whether to look again.
-    fn tell_event(&mut self, queues: &mut Queues) -> Result<bool, QueueError> {
+    fn tell_event(&mut self, queues: &mut Queues, now: u64) -> Result<bool, QueueError> {
         let Some(queue) = queues.get(EVENT) else { return Ok(false) };
-        self.owes_event |= std::mem::take(&mut self.new_events) && queue.is_resumed();
+        if std::mem::take(&mut self.new_events) && queue.is_resumed() {
+            self.owes_event = true;
+            self.unheard = Some(Unheard { left: None, until: now.saturating_add(HEARING_TIME) });
+        }
+        if let Some(Unheard { left, until }) = self.unheard {
+            let waiting = queue.waiting()?;
+            if now >= until || left.is_some_and(|left| waiting > left) {
+                self.unheard = None;
+            }
+        }
         if !self.owes_event {
             queue.silence()?;
             return Ok(false);
@@ -189,6 +214,9 @@ impl<C: Clock> Vsock<C> {
         // One too small for an event goes back, and the next may do.
         self.owes_event = chain.write(&TRANSPORT_RESET.to_le_bytes()).is_err();
         let written = chain.written();
+        if let Some(unheard) = self.unheard.as_mut().filter(|_| !self.owes_event) {
+            unheard.left = Some(queue.waiting()?);
+        }
         queue.push(head, written)?;
         queues.signal(EVENT)?;
         Ok(self.owes_event)
@@ -241,7 +269,7 @@ impl<C: Clock> Work for Vsock<C> {
             *live = false;
         }
         if slot == EVENT {
-            (self.new_events, self.owes_event) = (false, false);
+            (self.new_events, self.owes_event, self.unheard) = (false, false, None);
         } else {
             self.streams.close_all();
             self.replies.clear();
@@ -252,7 +280,7 @@ impl<C: Clock> Work for Vsock<C> {
         let now = self.clock.monotonic();
         let mut again = self.look_at_host(now);
         self.streams.expire(now);
-        again |= self.tell_event(queues)?;
+        again |= self.tell_event(queues, now)?;
         if self.is_up() {
             for slot in [RX, TX] {
                 queues.get(slot).map_or(Ok(()), Virtqueue::silence)?;

@@ -22,8 +22,8 @@
 //! 6. Nothing pends for ever: a client's first line may take 30 s, the guest's answer 10 s, the front's 5 s; a guest that does not
 //!    confirm an end is reset after 8 s; a host program that does not read what a closed guest left is closed after 30 s.
 //! 7. Across a restart no stream survives: host programs find theirs closed, and the guest is sent
-//!    `VIRTIO_VSOCK_EVENT_TRANSPORT_RESET`, upon which its driver resets every socket. Bytes in flight may be lost then, and
-//!    nothing is delivered twice. New connections work at once.
+//!    `VIRTIO_VSOCK_EVENT_TRANSPORT_RESET`, upon which its driver resets every socket. Until that has heard, what it sends by
+//!    the old ones is dropped. Bytes in flight may be lost then, and nothing is delivered twice. New connections work at once.
 //! 8. A driver's reset closes every stream. While no driver is there, host programs that connect wait for one in the front's
 //!    socket, which holds some hundred; those beyond are closed.
 //!

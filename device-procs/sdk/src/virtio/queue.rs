@@ -423,6 +423,16 @@ impl Virtqueue {
         Ok(load(ring)? & NO_INTERRUPT == 0)
     }
 
+    /// How many chains [`pop`](Self::pop) would find now.
+    ///
+    /// # Errors
+    /// The ring is not readable.
+    pub fn waiting(&self) -> Result<u16, QueueError> {
+        let index = self.queue.avail_idx(self.ram.memory(), Ordering::Acquire)?;
+        let fresh = index.0.wrapping_sub(self.queue.next_avail());
+        Ok(fresh.saturating_add(self.redo.len() as u16))
+    }
+
     /// Tells the driver not to kick, as far as it listens.
     ///
     /// # Errors

@@ -204,12 +204,12 @@ impl<H: Host> Guest<H> {
         got
     }
 
-    /// Nothing has come, and nothing will for what was done so far: the answer to a stray packet comes next. Sent twice, for
+    /// Nothing has come, and nothing will for what was done so far: the answer to a stray packet, of no kind that there is, comes next. Sent twice, for
     /// answers to strays overtake what else is owed.
     #[track_caller]
     pub fn quiet(&mut self) {
         for stray in [(9, 1), (9, 2)] {
-            self.send(stray, op::CREDIT_UPDATE);
+            self.send_raw(&Header { kind: 9, ..self.header(stray, op::CREDIT_UPDATE) }, &[]);
             self.expect(stray, op::RST);
         }
     }
