@@ -8,7 +8,7 @@ const REQUEST_STRIDE: usize = 16;
 /// The waiting flag in a lane of the requests.
 const WAITING: usize = 8;
 /// Words before the first lane of the replies.
-const REPLY_HEADER: usize = 8;
+const REPLY_HEADER: usize = 16;
 /// The first cause's acknowledged count, behind the waiting flag of the first lane of the requests.
 const ACKNOWLEDGED: usize = WAITING + 1;
 /// The first cause's raised count, in the header of the replies.
@@ -22,12 +22,21 @@ pub const SLEEPING: usize = 0;
 /// Causes of an interrupt: see `cellblock_channel::causes`.
 pub const CAUSES: usize = 2;
 
+/// Which request the worker has taken last, in the replies: 0 = none. It tells whether a worker that died may have died of a request. Not in
+/// the line of the sleeping flag, which the supervisor reads with each request.
+pub const TAKEN: usize = 8;
+
 /// Words of what a worker notes as it dies, in the header of the replies: see `cellblock_channel::last_words`.
-pub const LAST_WORDS: std::ops::Range<usize> = RAISED + CAUSES..REPLY_HEADER;
+pub const LAST_WORDS: std::ops::Range<usize> = RAISED + CAUSES..TAKEN;
 
 /// How often cause `cause` was raised, in the replies.
 pub const fn raised_cause(cause: usize) -> usize {
     RAISED + cause
+}
+
+/// What [`TAKEN`] holds for the request of `sequence` in `lane`: the sequence (low 32 bits), and the lane's number from 1 (high).
+pub const fn taken_mark(lane: u32, sequence: u32) -> u64 {
+    (lane as u64 + 1) << 32 | sequence as u64
 }
 
 /// Which count of cause `cause` the guest has acknowledged, in the requests.
@@ -77,6 +86,7 @@ mod tests {
         assert_ne!(SLEEPING / 8, reply_slot(0) / 8);
         assert!(raised_cause(0) > SLEEPING && raised_cause(CAUSES - 1) < reply_slot(0));
         assert!(LAST_WORDS.start > raised_cause(CAUSES - 1) && LAST_WORDS.end <= reply_slot(0));
+        assert!(LAST_WORDS.end <= TAKEN && TAKEN < reply_slot(0) && TAKEN / 8 != SLEEPING / 8);
         assert!(acknowledged_cause(0) > waiting_flag(0) && acknowledged_cause(CAUSES - 1) < request_slot(1));
     }
 }

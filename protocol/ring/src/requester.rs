@@ -100,6 +100,12 @@ impl<Q: WordsMut, R: Wait> Requester<Q, R> {
         self.outstanding.as_ref()
     }
 
+    /// Whether the worker says that it has taken the outstanding request. It may lie, and so only hurt itself.
+    pub fn is_taken(&self) -> bool {
+        let mark = self.outstanding.map(|request| layout::taken_mark(self.lane, request.sequence));
+        mark == Some(self.replies.load(layout::TAKEN))
+    }
+
     /// Publishes `access` to the worker. `true` = the worker sleeps: ring its doorbell.
     ///
     /// A request still outstanding is forgotten, and a late answer to it becomes a violation: do that only if its worker

@@ -135,6 +135,8 @@ impl<Q: Words, R: WordsMut + Wake> Responder<Q, R> {
         // that were written before the stamp.
         Q::fence(Acquire);
         self.taken[lane as usize] = stamp;
+        // Before anything is done about it; nothing else hangs on the order.
+        self.replies.store(layout::TAKEN, layout::taken_mark(lane, stamp as u32));
         let mut words = [0; REQUEST_WORDS];
         words[0] = stamp;
         for (offset, word) in words.iter_mut().enumerate().take(4).skip(1) {

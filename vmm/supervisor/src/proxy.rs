@@ -55,7 +55,7 @@ pub(crate) struct Proxy {
     /// How long one worker may take for one answer.
     patience: Duration,
     due: Deadline,
-    /// How many workers have died with the outstanding request.
+    /// How many workers have died since they took the outstanding request.
     died: u32,
     /// The answer, if it came otherwise than by the ring.
     settled: Option<Reply>,
@@ -194,9 +194,9 @@ impl Proxy {
         }
     }
 
-    /// Counts a death; the request that caused too many is settled, if it was not answered after all.
+    /// Counts a death, if it may be the request's doing; one that caused too many is settled, if it was not answered after all.
     fn is_poison(&mut self) -> bool {
-        if self.requester.outstanding().is_none() {
+        if !self.requester.is_taken() {
             return false;
         }
         self.died += 1;

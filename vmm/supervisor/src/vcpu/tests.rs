@@ -123,6 +123,10 @@ impl Rig {
     fn succeed(&mut self, generation: u32, answer: Answer) {
         let (replies, worker) = worker(&self.requests, generation, answer, Arc::clone(&self.done));
         self.workers.push(worker);
+        self.hand_over(replies, generation);
+    }
+
+    fn hand_over(&mut self, replies: memory::Sealed<memory::ReadOnly>, generation: u32) {
         let successor = Successor {
             died: true,
             requests: self.requests.map.clone(),
@@ -237,20 +241,43 @@ fn a_successor_takes_over_from_a_vcpu_that_waits() {
 
 #[test]
 fn a_request_on_which_two_workers_died_reads_all_ones_and_the_next_is_answered() {
-    let mut rig = rig(
-        vec![pio(PORT, false, &[0; 2]), pio(PORT + 3, false, &[0]), off()],
-        |request| if request.offset == 0 { None } else { honest(request) },
-        LONG,
-    );
-    thread::sleep(Duration::from_millis(20));
-    rig.succeed(2, |_| None);
-    rig.succeed(3, honest);
+    static TAKEN: AtomicU64 = AtomicU64::new(0);
+    let dies_of_it: Answer = |request| {
+        if request.offset == 0 {
+            TAKEN.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        honest(request)
+    };
+    let mut rig = rig(vec![pio(PORT, false, &[0; 2]), pio(PORT + 3, false, &[0]), off()], dies_of_it, LONG);
+    for (deaths, answer) in [(1, dies_of_it), (2, honest)] {
+        while TAKEN.load(Ordering::Relaxed) < deaths {
+            thread::yield_now();
+        }
+        rig.succeed(deaths as u32 + 1, answer);
+    }
     let reports = rig.reports.clone();
     let (ended, vm) = rig.end();
     assert_eq!(ended, Ended::PowerOff);
     assert_eq!(vm.replies(0), [ExitData::from_slice(&[0xff; 2]), ExitData::from_slice(&[0xa3])]);
     let Ok(Report::Poison { device: 0, request }) = reports.try_recv() else { panic!("not told") };
     assert_eq!(request, "a read of 2 bytes at offset 0x0 of region 0");
+}
+
+#[test]
+fn workers_that_died_before_they_took_a_request_did_not_die_of_it() {
+    let mut rig = rig(vec![pio(PORT, false, &[0]), off()], |_| None, LONG);
+    thread::sleep(Duration::from_millis(20));
+    // One has died of it, perhaps; these are dead from the start.
+    for generation in 2..6 {
+        let replies = memory::create_replies("test", memory::bytes(layout::reply_words(1))).unwrap();
+        rig.hand_over(replies, generation);
+    }
+    rig.succeed(6, honest);
+    let reports = rig.reports.clone();
+    let (ended, vm) = rig.end();
+    assert_eq!((ended, vm.replies(0)), (Ended::PowerOff, vec![ExitData::from_slice(&[0xa0])]));
+    assert!(reports.try_recv().is_err(), "nothing to complain of");
 }
 
 impl Rig {
