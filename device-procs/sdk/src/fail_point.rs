@@ -7,13 +7,13 @@
 //! | bytes | the table |
 //! |---|---|
 //! | 0–23 | [`MARK`] |
-//! | 24–279 | the incarnations' ends, little-endian: number of the step from 1 (low 16 bits; 0 = it lives), and at which visit, from 1 (high) |
-//! | 280– | the steps' names in their order, each with a newline behind it; then a zero |
+//! | 24–535 | the incarnations' ends, little-endian: number of the step from 1 (low 16 bits; 0 = it lives), and at which visit, from 1 (high) |
+//! | 536– | the steps' names in their order, each with a newline behind it; then a zero |
 
 /// What the table begins with.
 pub const MARK: &[u8; 24] = b"CELLBLOCK-FAIL-POINTS-1\n";
 /// Incarnations that the table has room for; later ones live.
-pub const INCARNATIONS: usize = 64;
+pub const INCARNATIONS: usize = 128;
 /// The exit status of a worker that ended at its step.
 pub const STATUS: i32 = 86;
 

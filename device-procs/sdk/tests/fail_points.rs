@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use cellblock_policy::{Arch, Section, compile_file};
 use cellblock_ring::Access as Asked;
 use cellblock_sdk::device::{Access, Action, Device, Event};
-use cellblock_sdk::fail_point::{INCARNATIONS, STATUS, Step};
+use cellblock_sdk::fail_point::{STATUS, Step};
 use cellblock_sdk::state::{Encoder, StateError};
 use cellblock_sdk::testing::Host;
 use cellblock_sdk::testing::ends::Mortals;
@@ -330,7 +330,7 @@ fn whichever_step_it_ends_at_nothing_is_lost_or_done_twice() {
         ends.extend([Some((*step, 1)); 3]);
         let mut reached = run(&mortals, &ends) - 1;
         for visit in [2, 3, 7] {
-            reached += run(&mortals, &[Some((*step, visit)); INCARNATIONS]);
+            reached += run(&mortals, &[Some((*step, visit)); 64]);
         }
         runs += 4;
         assert!(reached > 0, "nothing reaches {step:?}");

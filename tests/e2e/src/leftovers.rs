@@ -60,7 +60,8 @@ impl Scope {
         }
     }
 
-    fn processes(&self) -> BTreeSet<String> {
+    /// Processes whose executable is one of ours: pid and executable.
+    pub fn processes(&self) -> BTreeSet<String> {
         let executable = |pid: i32| {
             let path = fs::read_link(format!("/proc/{pid}/exe")).ok()?.display().to_string();
             path.contains(&*self.programs.to_string_lossy()).then(|| format!("{pid} {path}"))

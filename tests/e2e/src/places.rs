@@ -12,6 +12,8 @@ pub struct Places {
     pub guests: PathBuf,
     /// Holds `bzImage`, `vmlinux` and `initrd.cpio`, where Linux guests can run.
     pub images: Option<PathBuf>,
+    /// Holds workers that end where a test wants it, static ones.
+    pub fail_points: PathBuf,
     /// Holds `vmlinuz`, `initrd.img` and `cmdline` of a Debian whose root file systems are this machine's disks.
     pub debian: Option<PathBuf>,
 }
@@ -26,6 +28,8 @@ impl Places {
         Places {
             dist: variable("CELLBLOCK_DIST").unwrap_or(dist),
             guests: variable("CELLBLOCK_GUESTS").unwrap_or_else(|| checkout.join(".cache/guests")),
+            fail_points: variable("CELLBLOCK_FAIL_POINTS")
+                .unwrap_or_else(|| checkout.join(".cache/fail-points")),
             images: variable("CELLBLOCK_IMAGES").or_else(|| emulated.then(|| PathBuf::from("/boot"))),
             debian: variable("CELLBLOCK_DEBIAN"),
         }

@@ -78,6 +78,7 @@ pub struct Vm {
     output: Arc<Heard>,
     messages: Arc<Heard>,
     read_to: usize,
+    messages_read_to: usize,
     started: Instant,
     program: std::path::PathBuf,
     patience: Duration,
@@ -115,6 +116,7 @@ impl Vm {
             output,
             messages,
             read_to: 0,
+            messages_read_to: 0,
             started,
             program: program.to_owned(),
             patience: patience(),
@@ -147,7 +149,7 @@ impl Vm {
         let messages = Heard::listen(child.stderr.take().context("no stderr")?);
         let stdin: Option<Box<dyn Write + Send>> = Some(Box::new(writer));
         let (patience, program) = (patience(), program.to_owned());
-        Ok(Vm { child, stdin, output, messages, read_to: 0, started, program, patience })
+        Ok(Vm { child, stdin, output, messages, read_to: 0, messages_read_to: 0, started, program, patience })
     }
 
     /// The pid of the process, which is the VM's front process.
@@ -245,6 +247,27 @@ impl Vm {
             self.output.text(),
             self.messages.text()
         )
+    }
+
+    /// As [`expect_message`](Self::expect_message), after what an earlier call of this found.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn next_message(&mut self, text: &str) -> Result<()> {
+        let (from, wanted) = (self.messages_read_to, text.as_bytes());
+        let found = |bytes: &[u8]| position(bytes.get(from..).unwrap_or_default(), wanted);
+        if !self.messages.wait(Instant::now() + self.patience, |bytes| found(bytes).is_some()) {
+            bail!("no further message {text:?}\n--- messages\n{}", self.messages.text());
+        }
+        let bytes = self.messages.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        self.messages_read_to = from + found(&bytes.0).unwrap_or(0) + wanted.len();
+        Ok(())
+    }
+
+    /// Lets [`next_message`](Self::next_message) find only what is still to come.
+    pub fn skip_messages(&mut self) {
+        let bytes = self.messages.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        self.messages_read_to = bytes.0.len();
     }
 
     /// Types `text` on the guest's console.

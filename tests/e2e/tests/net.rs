@@ -12,51 +12,11 @@ use std::time::{Duration, Instant};
 
 use cellblock_e2e::files::{content, sha256};
 use cellblock_e2e::lab::Plan;
+use cellblock_e2e::tap::Tap;
 use cellblock_e2e::{Lab, Vm, places, skip};
 
 const WAITS: &str = "CELLBLOCK-WAITS";
 const BYTES: usize = 4 << 20;
-
-/// A tap for as long as a test takes.
-struct Tap<'a> {
-    lab: &'a Lab,
-    name: String,
-}
-
-impl<'a> Tap<'a> {
-    /// Made by `cellblock tap create`; `None`, and a line that says why, where that cannot be.
-    fn create(lab: &'a Lab, name: &str, address: &str) -> Option<Self> {
-        if !rustix::process::geteuid().is_root() || !Path::new("/dev/net/tun").exists() {
-            skip("taps need root and /dev/net/tun");
-            return None;
-        }
-        let output = Command::new(lab.places().program())
-            .args(["tap", "create", name, "--user", "nobody", "--address", address])
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        Some(Tap { lab, name: name.to_owned() })
-    }
-
-    /// Queues that carry frames.
-    fn queues(&self) -> usize {
-        let queues = fs::read_dir(format!("/sys/class/net/{}/queues", self.name)).unwrap();
-        queues
-            .filter(|queue| queue.as_ref().unwrap().file_name().to_string_lossy().starts_with("tx-"))
-            .count()
-    }
-
-    fn delete(&self) -> bool {
-        let deleted = Command::new(self.lab.places().program()).args(["tap", "delete", &self.name]).output();
-        deleted.is_ok_and(|output| output.status.success())
-    }
-}
-
-impl Drop for Tap<'_> {
-    fn drop(&mut self) {
-        self.delete();
-    }
-}
 
 /// Waits until the guest takes commands; the emulator now and then corrupts a guest: then it is started once more.
 fn with_commands(plan: &Plan<'_>) -> Vm {

@@ -305,7 +305,7 @@ impl<E: Engine> Transport<E> {
                 Ok(virtqueue) => self.engine.start(index, virtqueue, self.registers.driver_features),
                 Err(error) => self.interrupt.broken(&[index as u16], &error),
             }
-            if from == Position::Resume {
+            if from != Position::Start {
                 reach(Step::QueueResumed);
             }
         }

@@ -3,6 +3,7 @@
 use cellblock_wire::device::{DriverQueue, DriverRegisters};
 
 use super::Transport;
+use crate::fail_point::{Step, reach};
 use crate::state::StateError;
 use crate::virtio::engine::Engine;
 use crate::virtio::queue::Layout;
@@ -25,6 +26,7 @@ impl<E: Engine> Transport<E> {
             self.take_the_rest(saved);
         }
         self.replay(driver);
+        reach(Step::RegistersRestored);
         if !self.registers.has(status::DRIVER_OK) || needs_reset {
             return Ok(());
         }

@@ -1,0 +1,147 @@
+//! Workers of the built program that end at each step of their lives in turn, under bare-metal guests that check all that they do. The
+//! supervisor, the spawner and the jails are those that ship; the workers are built with fail-points.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // Tests; clippy knows only #[test] functions as such.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use cellblock_e2e::repeats::repeats;
+use cellblock_e2e::{Ended, Lab, skip};
+use cellblock_sdk::fail_point::{INCARNATIONS, MARK, STATUS, Step};
+use cellblock_sdk::testing::ends::Mortals;
+
+/// Of every worker that serves.
+const SERVING: &[Step] = &[
+    Step::Received,
+    Step::Accessed,
+    Step::Committed,
+    Step::Replied,
+    Step::Settled,
+    Step::Sleeps,
+    Step::Awake,
+];
+/// Of one that has queues.
+const QUEUES: &[Step] = &[
+    Step::OrderTaken,
+    Step::Popped,
+    Step::RecordStore,
+    Step::Done,
+    Step::UsedWritten,
+    Step::UsedPublished,
+    Step::Given,
+    Step::CauseNoted,
+    Step::Raised,
+    Step::PostSleeps,
+];
+/// Of one whose queues are taken away now and then.
+const RESETS: &[Step] = &[Step::TakenAway, Step::EventTaken, Step::EventCommitted];
+/// Of every successor.
+const RESTORE: &[Step] = &[
+    Step::Granted,
+    Step::PageOpened,
+    Step::Built,
+    Step::Restored,
+    Step::FirstCommit,
+    Step::Sealed,
+    Step::Ready,
+];
+/// Of a virtio device's.
+const RESUME: &[Step] = &[Step::RegistersRestored, Step::QueueResumed];
+/// Of a pause: `pause.rs` has that, and `device-procs/sdk/tests/fail_points.rs` these steps of it.
+const REST: &[Step] = &[Step::RestAsked, Step::PostRests, Step::Rests, Step::RestTold, Step::Resumed];
+
+type Ends = Vec<Option<(Step, u16)>>;
+
+/// The ends of one device's workers. A step of its queues may come without the guest's having accessed a register in between, and so
+/// do the steps of a successor's start: after each the next worker serves a little.
+fn ends(queues: &[&'static [Step]], restore: &[&'static [Step]]) -> Ends {
+    let both = |visits: [u16; 2], steps: &'static [Step]| {
+        visits.into_iter().flat_map(move |visit| steps.iter().map(move |step| (*step, visit)))
+    };
+    let queues = queues.iter().copied().flat_map(|steps| both([1, 2], steps));
+    let restore = restore.iter().copied().flatten().map(|step| (*step, 1));
+    let rest = queues.chain(restore).flat_map(|end| [(Step::Settled, 3), end]);
+    let ends: Ends = both([2, 3], SERVING).chain(rest).map(Some).collect();
+    assert!(ends.len() <= INCARNATIONS);
+    ends
+}
+
+/// Runs `guest` with `options`; the workers of `device` end as `ends` says, each of them.
+fn run(lab: &Lab, device: &str, guest: &str, options: &[&str], ends: &Ends) -> Option<Ended> {
+    let found = lab.places().fail_points.join(device);
+    if !found.exists() {
+        skip(&format!("{} is not built (scripts/test build)", found.display()));
+        return None;
+    }
+    let worker = lab.places().dist.join("libexec/cellblock").join(device);
+    fs::remove_file(&worker).unwrap();
+    Mortals::copy(&found, &worker).unwrap().arm(ends).unwrap();
+    let ended = lab.guest(guest).with(options.iter().copied()).start().wait().unwrap();
+    ended.assert(0, "guest powered off");
+    let died = ended.messages.matches(&format!("exited with status {STATUS}")).count();
+    assert_eq!(died, ends.len(), "{ended}");
+    assert!(!ended.messages.contains("two of its workers ended on"), "{ended}");
+    assert_eq!(ended.told("wrong"), "0", "{ended}");
+    println!("{device}: {died} workers ended, each elsewhere");
+    Some(ended)
+}
+
+#[test]
+fn register_accesses_take_effect_once_whichever_step_a_worker_ends_at() {
+    for device in ["serial", "i8042", "rtc"] {
+        let Some(lab) = Lab::with_guests(device) else { return };
+        let ends = ends(&[], &[RESTORE]);
+        let Some(_) = run(&lab, device, "exact", &["--cmdline", "rounds=400"], &ends) else { return };
+    }
+}
+
+#[test]
+fn a_disk_loses_no_request_and_no_interrupt_whichever_step_its_worker_ends_at() {
+    let Some(lab) = Lab::with_guests("disk-steps") else { return };
+    let image = lab.image("disk.img", &[0; 65536]);
+    let ends = ends(&[QUEUES, RESETS], &[RESTORE, RESUME]);
+    let disk = format!("path={},queues=2", image.display());
+    run(&lab, "block", "disk", &["--disk", &disk, "--cmdline", "rounds=600"], &ends);
+}
+
+#[test]
+fn an_entropy_device_loses_no_request_whichever_step_its_worker_ends_at() {
+    let Some(lab) = Lab::with_guests("entropy-steps") else { return };
+    let ends = ends(&[QUEUES, RESETS], &[RESTORE, RESUME]);
+    run(&lab, "entropy", "entropy", &["--rng", "--cmdline", "rounds=1500"], &ends);
+}
+
+#[test]
+fn a_console_loses_no_byte_whichever_step_its_worker_ends_at() {
+    let Some(lab) = Lab::with_guests("console-steps") else { return };
+    let log = lab.image("console.log", b"");
+    let ends = ends(&[QUEUES], &[RESTORE, RESUME]);
+    let sink = format!("file={}", log.display());
+    let options = ["--console", &sink, "--cmdline", "lines=1000"];
+    let Some(ended) = run(&lab, "console", "console", &options, &ends) else { return };
+    let said: String = (1..=1000).map(|line| format!("{line:07} by the virtio console\n")).collect();
+    let again = repeats(said.as_bytes(), &fs::read(log).unwrap(), 64);
+    println!("console: {again:?} times a line came again");
+    assert!(again.is_ok_and(|again| again <= ends.len()), "{ended}");
+}
+
+#[test]
+fn every_step_is_tried() {
+    let all = [SERVING, QUEUES, RESETS, RESTORE, RESUME, REST];
+    let tried: BTreeSet<usize> = all.into_iter().flatten().map(|step| *step as usize).collect();
+    let missing: Vec<_> = Step::ALL.iter().filter(|step| !tried.contains(&(**step as usize))).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}
+
+#[test]
+fn no_shipped_program_has_fail_points() {
+    let Some(lab) = Lab::with_program("shipped") else { return };
+    let workers = lab.places().workers();
+    assert!(workers.len() > 5, "{workers:?}");
+    let paths = workers.iter().map(|name| lab.places().dist.join("libexec/cellblock").join(name));
+    for path in paths.chain([lab.places().program()]) {
+        let bytes = fs::read(&path).unwrap();
+        let found = bytes.windows(MARK.len()).any(|window| window == MARK);
+        assert!(!found, "{}", path.display());
+    }
+}
