@@ -16,6 +16,7 @@
 //!    guessed (see [`image::qcow2`]).
 //! 7. Over any time the disk moves no more than its limits, all queues together: a request begins when the last one is paid
 //!    for.
+//! 8. A request during which two workers ended is not tried a third time: it gets `VIRTIO_BLK_S_IOERR`, and the next is served.
 //!
 //! A request that makes no sense gets `VIRTIO_BLK_S_IOERR`, one of an unknown kind `VIRTIO_BLK_S_UNSUPP`; one without room
 //! for its status is given back with nothing written.

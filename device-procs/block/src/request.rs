@@ -283,17 +283,26 @@ impl<I: Image, C: Clock> Serve for Requests<I, C> {
     }
 
     fn serve(&mut self, chain: &mut Chain<'_>) -> u32 {
-        let Ok(status_byte) = chain.reserve_last() else { return 0 };
-        let outcome = self.perform(chain);
-        if outcome.is_err() {
-            chain.fail();
-        }
-        let status = outcome.map_or_else(Failure::status, |()| status::OK);
-        let told = chain.write_last(status_byte, status).is_ok();
-        // The length counts from the beginning on, so the status counts only behind a whole rest.
-        let whole = told && chain.writable() == 0;
-        chain.written() + u32::from(whole)
+        answer(chain, |chain| self.perform(chain))
     }
+
+    fn refuse(&mut self, chain: &mut Chain<'_>) -> u32 {
+        answer(chain, |_| Err(Failure::Failed))
+    }
+}
+
+/// Puts the status behind what `perform` does. How many bytes are written then from the beginning on.
+fn answer(chain: &mut Chain<'_>, perform: impl FnOnce(&mut Chain<'_>) -> Result<(), Failure>) -> u32 {
+    let Ok(status_byte) = chain.reserve_last() else { return 0 };
+    let outcome = perform(chain);
+    if outcome.is_err() {
+        chain.fail();
+    }
+    let status = outcome.map_or_else(Failure::status, |()| status::OK);
+    let told = chain.write_last(status_byte, status).is_ok();
+    // The length counts from the beginning on, so the status counts only behind a whole rest.
+    let whole = told && chain.writable() == 0;
+    chain.written() + u32::from(whole)
 }
 
 /// Has `step` move `most` bytes, from the one on that it is told; returns how many it moved. The host may refuse buffers that

@@ -14,7 +14,8 @@ use cellblock_sdk::testing::virtio::{DATA, Driver, Segment, shared_ram};
 use cellblock_sdk::virtio::spec::register;
 use cellblock_wire::control::{Fallback, ToWorker};
 use cellblock_wire::device::{
-    BlockConfig, Bucket, CacheMode, DeviceConfig, DriverQueue, DriverRegisters, Format, Limits, Role,
+    BlockConfig, Bucket, CacheMode, DeviceConfig, DriverQueue, DriverRegisters, Format, IN_FLIGHT_BYTES,
+    Limits, Role,
 };
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -514,4 +515,34 @@ fn a_poisoned_state_page_costs_a_disk_nothing() {
         assert_eq!(read(&mut disk.driver, 3, 512), (status::OK, vec![round; 512]));
     }
     assert!(lost > 10, "{lost} of 40");
+}
+
+/// What a record says of a request with which two workers have ended: design's poison.
+#[test]
+fn a_request_during_which_two_workers_ended_is_an_io_error_and_the_disk_goes_on() {
+    let config = config();
+    let (ram, memory, fd) = shared_ram();
+    let image = tempfile::tempfile().unwrap();
+    image.set_len(config.sectors * 512).unwrap();
+    let kick = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+    let record = cellblock_channel::memory::create_replies("in flight", IN_FLIGHT_BYTES).unwrap().fd;
+    let extras = vec![
+        (memory, fd),
+        (Role::Image, image.into()),
+        (Role::QueueKick(0), kick),
+        (Role::InFlight, record.try_clone().unwrap()),
+    ];
+    let mut driver = Driver::new(Supervised::start_with(&program(), &wanted(&config), extras).unwrap(), ram);
+    driver.begin(u64::MAX, 1, 16);
+    // The first descriptor is in flight, and was begun with twice.
+    rustix::io::pwrite(&record, &[1, 2], 16).unwrap();
+    driver.poke(DATA, &[0; 16]);
+    driver.poke(DATA + 0x100, &[0xee]);
+    let chain = [Segment::read(DATA, 16), Segment::write(DATA + 0x200, 512), Segment::write(DATA + 0x100, 1)];
+    assert_eq!(driver.push(0, &chain), 0);
+    driver.host.replace().unwrap();
+    assert_eq!((driver.wait_used(0), driver.peek(DATA + 0x100, 1)), ((0, 0), vec![status::IOERR]));
+    assert_eq!(driver.host.counters().unwrap().failed, 1);
+    assert_eq!(write(&mut driver, 3, &[5; 512]), status::OK);
+    assert_eq!(read(&mut driver, 3, 512), (status::OK, vec![5; 512]));
 }

@@ -16,6 +16,8 @@ use crate::host::Traffic;
 
 /// The most descriptors that one post may wait for beside its queues: two for each port of a console, and some.
 pub const MAX_SOURCES: usize = 16;
+/// A request during which so many workers have ended is not tried again.
+const POISONOUS: u8 = 2;
 /// Requests that [`OneByOne`] serves in one turn.
 const TURN: usize = 64;
 
@@ -238,6 +240,11 @@ pub trait Serve {
     /// Serves one request; returns how many bytes were written from the beginning of its writable part on.
     fn serve(&mut self, chain: &mut Chain<'_>) -> u32;
 
+    /// Answers a request with an error, instead of serving it: workers have ended while they did. Returns as [`serve`](Self::serve).
+    fn refuse(&mut self, _chain: &mut Chain<'_>) -> u32 {
+        0
+    }
+
     /// Before this time, as `Clock::monotonic`, no request may be begun. `None` once it has come.
     fn not_before(&self) -> Option<u64> {
         None
@@ -270,8 +277,14 @@ impl<S: Serve> Work for OneByOne<S> {
             let Some(head) = queue.pop()? else {
                 return Ok(Wait { again: queue.listen()?, ..Wait::default() });
             };
+            let poisonous = queue.died() >= POISONOUS;
             let mut chain = queue.chain();
-            let written = self.0.serve(&mut chain);
+            let written = if poisonous {
+                chain.fail();
+                self.0.refuse(&mut chain)
+            } else {
+                self.0.serve(&mut chain)
+            };
             if chain.is_failed() {
                 queue.count_failure();
             }

@@ -12,6 +12,8 @@
 //! | 14–15 | `used_idx` | the used index as of the last batch |
 //! | 16 + 16 N | `desc[N]` | `inflight` (byte 0), `next` (bytes 6–7), `counter` (bytes 8–15) |
 //!
+//! Of the padding in `desc[N]` byte 1 is used: how often a worker has begun with the request.
+//!
 //! The order of stores is that of the vhost-user specification. One thread of one process writes a region at a time. A worker that is
 //! killed leaves a prefix of its stores in program order, so each store that others hang on is a Release; no other fence
 //! is needed.
@@ -117,7 +119,15 @@ impl Region {
     pub(super) fn mark(&mut self, head: u16) {
         self.store(counter(head), self.counter);
         self.counter = self.counter.wrapping_add(1);
-        self.store(flag(head), self.load(flag(head)) & !0xff | 1);
+        self.store(flag(head), self.load(flag(head)) & !0xffff | 0x101);
+    }
+
+    /// Chain `head`, which a predecessor had begun with, is begun with once more. Returns how often that was so before.
+    pub(super) fn mark_again(&mut self, head: u16) -> u8 {
+        let before = (self.load(flag(head)) >> 8) as u8;
+        let now = u64::from(before.saturating_add(1));
+        self.store(flag(head), self.load(flag(head)) & !0xff00 | now << 8);
+        before
     }
 
     /// Chain `head` was put back.

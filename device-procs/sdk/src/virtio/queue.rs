@@ -122,6 +122,8 @@ pub struct Virtqueue {
     popped: VecDeque<Popped>,
     /// Chains that a predecessor had begun, the first last.
     redo: Vec<u16>,
+    /// How many workers have ended with what was popped last.
+    died: u8,
     record: Option<Region>,
     /// For each descriptor: bytes to be read in the chain that begins there and was popped.
     lengths: Vec<u32>,
@@ -221,6 +223,7 @@ impl Virtqueue {
             held,
             popped,
             redo,
+            died: 0,
             record,
             lengths,
             traffic,
@@ -313,10 +316,20 @@ impl Virtqueue {
             self.popped.pop_front();
         }
         self.popped.push_back(Popped { head, redone });
-        if let Some(record) = self.record.as_mut().filter(|_| !redone) {
-            record.mark(head);
-        }
+        self.died = match &mut self.record {
+            Some(record) if redone => record.mark_again(head),
+            Some(record) => {
+                record.mark(head);
+                0
+            }
+            None => 0,
+        };
         Ok(Some(head))
+    }
+
+    /// How many workers have ended with the chain that was popped last in flight, as far as the record tells.
+    pub fn died(&self) -> u8 {
+        self.died
     }
 
     /// A chain that [`pop_into`](Self::pop_into) put into `buffers`, from its beginning on.

@@ -10,6 +10,7 @@ use crate::device::Device;
 use crate::testing::Harness;
 use crate::testing::virtio::{DATA, Driver, Edges, Segment, shared_ram};
 use crate::virtio::inflight::Pages;
+use crate::virtio::queue::{Layout, Position, Virtqueue};
 use crate::virtio::spec::status;
 use crate::virtio::{Chain, Identity, Inline, Interrupt, Kept, OneByOne, Ram, Serve, Space, Transport};
 
@@ -150,6 +151,44 @@ fn what_only_the_device_knew_costs_a_reset() {
     assert_eq!(bench.driver.status(), 15 | status::DEVICE_NEEDS_RESET);
     assert!(bench.driver.host.device.complaint().unwrap().contains("is lost"));
     bench.driver.begin(u64::MAX, 1, SIZE);
+}
+
+/// A worker that takes the request that is next, and ends.
+fn dies_with_the_next(bench: &Bench) -> u8 {
+    let [desc, driver, device] = Driver::<Harness<Device0>>::areas(0);
+    let layout = Layout { size: SIZE, desc, driver, device };
+    let (ram, record) = (bench.driver.ram.clone(), bench.pages.region(0));
+    let features = bench.driver.features;
+    let mut queue = Virtqueue::recorded(&layout, 16, ram, features, Position::Resume, record).unwrap();
+    queue.pop().unwrap().unwrap();
+    queue.died()
+}
+
+#[test]
+fn a_request_during_which_two_workers_ended_is_refused_and_the_next_is_served() {
+    for deaths in 0..4 {
+        let mut bench = bench();
+        let features = bench.driver.features;
+        for at in [1, 2] {
+            bench.driver.push(0, &[Segment::write(DATA + at, 1)]);
+        }
+        for before in 0..deaths {
+            assert_eq!(dies_with_the_next(&bench), before);
+        }
+        bench.succeed(bench.device(), &seen(features));
+        let refused = deaths >= 2;
+        assert_eq!(bench.driver.used(0), Some((1, u32::from(!refused))), "{deaths}");
+        assert_eq!(bench.driver.used(0), Some((2, 1)));
+        assert_eq!(bench.driver.peek(DATA + 1, 2), [if refused { 0 } else { 7 }, 7]);
+        // The same descriptors again, and nothing is held against them.
+        bench.driver.rewind(0);
+        bench.driver.begin(u64::MAX, 1, SIZE);
+        for _ in 0..2 * SIZE {
+            bench.driver.push(0, &[Segment::write(DATA, 1)]);
+            bench.driver.kick(0);
+            assert_eq!(bench.driver.used(0).map(|(_, length)| length), Some(1));
+        }
+    }
 }
 
 #[test]
