@@ -1,17 +1,21 @@
-//! One port's bytes: between its two queues and its two pipes, without a buffer in between.
+//! One port's bytes: between its two queues, and a pipe to and a socket from the host, without a buffer in between.
 //!
 //! Either way there is back-pressure. What a full pipe does not take stays in the driver's buffer, which is held until the
-//! pipe has all of it; and nothing is taken from the host before the driver has a buffer for it.
+//! pipe has all of it; and nothing is taken from the host before the driver has it in a buffer that was given back: until then it
+//! stays in the socket, where a successor finds it.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use cellblock_sdk::host::Tally;
+use cellblock_sdk::host::{Tally, consume, peek};
 use cellblock_sdk::virtio::{Chain, QueueError, Queues, Wait};
+use rustix::io::Errno;
 
 /// Reads or writes for one direction of a port in one turn; then it is the others'.
 const TURNS: usize = 16;
+/// The most bytes in one buffer to the guest.
+const PIECE: usize = 4096;
 
 /// One end of a pipe, and its bit among the sources that are waited for.
 #[derive(Debug, Clone)]
@@ -28,10 +32,10 @@ impl End {
     }
 }
 
-/// The pipes of a port. Either may be missing: nothing ever comes then, and all that goes is taken.
+/// The host's ends of a port. Either may be missing: nothing ever comes then, and all that goes is taken.
 #[derive(Debug, Clone, Default)]
 pub struct Pipes {
-    /// Bytes to the guest.
+    /// Bytes to the guest: a stream socket.
     pub input: Option<End>,
     /// Bytes from the guest.
     pub output: Option<End>,
@@ -144,8 +148,9 @@ impl Port {
                     break;
                 }
                 Turn::Moved(count) => {
-                    // A pipe's content is far less than 4 GiB.
+                    // It has at most `PIECE` bytes.
                     queue.push(head, count as u32)?;
+                    consume(input.fd(), count as usize);
                     used = true;
                 }
                 Turn::Refused => {
@@ -176,16 +181,20 @@ fn write_some(output: Option<&End>, chain: &mut Chain<'_>, tally: &Tally) -> Tur
     }
 }
 
-/// Reads once. `Moved(0)` is the end of what comes from the host.
+/// Fills the buffer once with what waits. `Moved(0)` is the end of what comes from the host.
 fn read_some(input: &End, chain: &mut Chain<'_>) -> Turn {
-    if chain.writable() == 0 {
-        return Turn::Refused;
-    }
-    match chain.fill_from(input.fd(), None, chain.writable()) {
-        Ok(count) => Turn::Moved(count as u64),
-        Err(error) if waits(&error) => Turn::Blocked,
-        // The buffer is not in guest memory.
-        Err(_) => Turn::Refused,
+    let mut piece = [0; PIECE];
+    let room = usize::try_from(chain.writable()).unwrap_or(PIECE).min(PIECE);
+    let Some(space) = piece.get_mut(..room).filter(|space| !space.is_empty()) else { return Turn::Refused };
+    match peek(input.fd(), space) {
+        Ok(count) => match chain.write(space.get(..count).unwrap_or_default()) {
+            Ok(()) => Turn::Moved(count as u64),
+            // The buffer is not in guest memory.
+            Err(_) => Turn::Refused,
+        },
+        Err(Errno::AGAIN | Errno::INTR) => Turn::Blocked,
+        // As of a socket whose end has come.
+        Err(_) => Turn::Moved(0),
     }
 }
 

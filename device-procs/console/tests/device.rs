@@ -33,7 +33,7 @@ fn rig(config: &ConsoleConfig) -> (Rig<Inside>, Arc<Tally>) {
             far.push(Far::default());
             continue;
         }
-        let (input, host_input) = pipe_with(PipeFlags::NONBLOCK).unwrap();
+        let (input, host_input) = probes::socket();
         let (host_output, output) = pipe_with(PipeFlags::NONBLOCK).unwrap();
         let end = |fd, bit| Some(End { fd: Arc::new(fd), bit });
         pipes.push(Pipes { input: end(input, 1 << (2 * port)), output: end(output, 2 << (2 * port)) });

@@ -39,7 +39,7 @@ fn rig(config: &ConsoleConfig) -> Rig<Supervised> {
             far.push(Far::default());
             continue;
         }
-        let (input, host_input) = pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC).unwrap();
+        let (input, host_input) = probes::socket();
         let (host_output, output) = pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC).unwrap();
         roles.extend([(Role::PortInput(port), input), (Role::PortOutput(port), output)]);
         far.push(Far { input: Some(host_input), output: Some(host_output) });
@@ -98,6 +98,31 @@ fn a_successor_sends_what_was_held_from_its_beginning() {
     assert_eq!(rig.collect(1, bytes.len()), bytes);
     assert_eq!(rig.back(pair(1).1), (head, 0));
     rig.nothing(1);
+}
+
+#[test]
+fn input_that_the_guest_does_not_have_yet_outlives_the_worker() {
+    let mut rig = rig(&three_ports());
+    rig.begin(u64::MAX, 8);
+    rig.introduce(&three_ports());
+    let (receive, _) = pair(1);
+    rig.offer(receive, 4);
+    rig.feed(1, b"0123456789");
+    assert_eq!(rig.filled(receive), b"0123");
+    // Its thread has taken from the socket what it gave, when it answers of another queue.
+    rig.give(1, b"x");
+    rig.back(1);
+    rig.driver.host.replace().unwrap();
+    rig.offer(receive, 3);
+    assert_eq!(rig.filled(receive), b"456");
+    // A buffer that is held, and bytes that come while there is nobody.
+    rig.offer(receive, 3);
+    assert_eq!(rig.filled(receive), b"789");
+    rig.offer(receive, 64);
+    rig.settle();
+    rig.driver.host.replace().unwrap();
+    rig.feed(1, b"late");
+    assert_eq!(rig.filled(receive), b"late");
 }
 
 #[test]

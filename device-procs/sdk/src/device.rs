@@ -77,8 +77,12 @@ pub trait Device {
     /// Takes a write; `data` holds it in the low `access.size` bytes. Registers that are not there take nothing.
     fn write(&mut self, access: Access, data: u64) -> Action;
 
-    /// Called once the vCPU has its answer: the place for what costs time, such as waking an I/O thread.
-    fn after_reply(&mut self) {}
+    /// Called right after each commit of the state, before the vCPU has its answer: for what must not be done before a
+    /// successor would know of it. It stores into memory and nothing else, for the guest waits.
+    fn committed(&mut self) {}
+
+    /// Called after that, once the vCPU has its answer: the place for what costs time, such as waking an I/O thread.
+    fn settle(&mut self) {}
 
     /// Something happened that was no access.
     fn event(&mut self, _event: Event) {}
@@ -145,8 +149,12 @@ impl<D: Device + ?Sized> Device for Box<D> {
         (**self).write(access, data)
     }
 
-    fn after_reply(&mut self) {
-        (**self).after_reply();
+    fn committed(&mut self) {
+        (**self).committed();
+    }
+
+    fn settle(&mut self) {
+        (**self).settle();
     }
 
     fn event(&mut self, event: Event) {

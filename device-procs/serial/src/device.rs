@@ -328,7 +328,11 @@ impl<T: Trigger, C: Clock, P: Port> Device for Serial<T, C, P> {
         Action::None
     }
 
-    fn after_reply(&mut self) {
+    fn committed(&mut self) {
+        self.port.commit();
+    }
+
+    fn settle(&mut self) {
         self.port.settle();
     }
 
@@ -339,7 +343,6 @@ impl<T: Trigger, C: Clock, P: Port> Device for Serial<T, C, P> {
             _ => {}
         }
         self.tell();
-        self.port.settle();
     }
 
     fn finish(&mut self, limit: Duration) -> bool {

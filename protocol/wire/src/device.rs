@@ -88,7 +88,7 @@ impl std::fmt::Display for DeviceKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Role {
-    /// Read end of a pipe: bytes from the host to the guest (serial input).
+    /// A stream socket: bytes from the host to the guest (serial input), which stay in it until they are the guest's for good.
     HostInput,
     /// Write end of a pipe: bytes from the guest to the host (serial output).
     HostOutput,
@@ -115,7 +115,7 @@ pub enum Role {
     Tap(u8),
     /// A Unix stream socket to a user-mode network: a big-endian length of 4 bytes before each packet.
     NetStream,
-    /// Read end of a pipe: bytes from the host to console port N.
+    /// A stream socket: bytes from the host to console port N, which stay in it until they are the guest's for good.
     PortInput(u8),
     /// Write end of a pipe: bytes from console port N to the host.
     PortOutput(u8),
@@ -125,6 +125,27 @@ pub enum Role {
     InFlight,
     /// A connected vhost-user socket, in place of guest memory, kicks and interrupts.
     VhostUser,
+    /// Memory for bytes on their way between the guest and `HostInput` and `HostOutput`, which outlives the worker: a memfd of
+    /// [`host_bytes`] bytes.
+    HostBytes,
+}
+
+/// Words of [`Role::HostBytes`] before the bytes themselves: see `cellblock_sdk::host`.
+pub const HOST_BYTES_HEADER: usize = 4;
+
+/// Bytes of [`Role::HostBytes`] for a device that buffers `buffer` bytes of output: 1 to 1 MiB, rounded up to a power of
+/// two of at least 8, behind the header.
+pub const fn host_bytes(buffer: u32) -> usize {
+    const MOST: usize = 1 << 20;
+    let room = (buffer as usize).next_power_of_two();
+    let room = if room < 8 {
+        8
+    } else if room > MOST {
+        MOST
+    } else {
+        room
+    };
+    HOST_BYTES_HEADER * size_of::<u64>() + room
 }
 
 /// A device's static configuration.

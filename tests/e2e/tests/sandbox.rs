@@ -147,9 +147,12 @@ fn a_worker_holds_only_what_it_was_granted() {
                 files.iter().all(|file| ALLOWED.iter().any(|kind| file.starts_with(kind))),
                 "{name}: {files:?}"
             );
-            // The supervisor's, and the one by which a vsock worker gets its streams, or passt's.
+            // The supervisor's, and the one by which a vsock worker gets its streams, or passt's, or what is typed.
             let sockets = files.iter().filter(|file| file.starts_with("socket:")).count();
-            assert!(sockets <= 1 + usize::from(name == "vsock" || name == "net"), "{name}: {files:?}");
+            assert!(
+                sockets <= 1 + usize::from(matches!(&*name, "vsock" | "net" | "serial")),
+                "{name}: {files:?}"
+            );
             assert!(files.len() <= 24, "{name}: {files:?}");
             let maps = std::fs::read_to_string(format!("/proc/{}/maps", process.0)).unwrap();
             let dma = DMA.contains(&&*name);

@@ -1,5 +1,5 @@
 //! Who may depend on whom, where `unsafe` and `target_arch` may stand, and what lies at the top of the tree.
-#![allow(clippy::unwrap_used)] // A rule that cannot be looked up fails as loudly as one that is broken.
+#![allow(clippy::unwrap_used, clippy::panic)] // A rule that cannot be looked up fails as loudly as one that is broken.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -197,6 +197,45 @@ fn names_say_something() {
             let name = part.trim_end_matches(".rs");
             assert!(!EMPTY.contains(&name), "{path} has a name that says nothing");
         }
+    }
+}
+
+/// What a device promises across a restart is in the table of device-procs/README.md, with the tests that pin it.
+#[test]
+fn each_device_has_a_pinned_restart_guarantee() {
+    let readme = fs::read_to_string(root().join("device-procs/README.md")).unwrap();
+    let table = readme.split("## What a restart means").nth(1).unwrap().split("\n## ").next().unwrap();
+    let quoted = |cell: &str| cell.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
+    let rows: Vec<Vec<&str>> = table
+        .lines()
+        .filter(|line| line.starts_with("| `"))
+        .map(|line| line.trim_matches('|').split(" | ").collect())
+        .collect();
+    let sources = sources();
+    for row in &rows {
+        let [device, _, guarantee, tests] = row[..] else { panic!("{row:?} has not four columns") };
+        let device = quoted(device).remove(0);
+        let library = fs::read_to_string(root().join(format!("device-procs/{device}/src/lib.rs"))).unwrap();
+        let promise = library.split(&format!("//! {guarantee}. ")).nth(1).unwrap_or_default();
+        let promise =
+            promise.split(&format!("//! {}. ", guarantee.parse::<u32>().unwrap() + 1)).next().unwrap();
+        assert!(
+            ["restart", "successor"].iter().any(|word| promise.contains(word)),
+            "guarantee {guarantee} of {device} says nothing of a restart"
+        );
+        for test in quoted(tests) {
+            let folder = format!("device-procs/{device}/");
+            let stands = |(path, text): &(String, String)| {
+                path.starts_with(&folder) && text.contains(&format!("fn {test}("))
+            };
+            assert!(sources.iter().any(stands), "{device} has no test {test}");
+        }
+    }
+    for member in members().iter().filter(|member| top(&member.folder) == "device-procs") {
+        let name = member.folder.trim_start_matches("device-procs/");
+        let is_device = !matches!(name, "sdk" | "tombstone");
+        let has_row = rows.iter().any(|row| row[0].contains(&format!("`{name}`")));
+        assert!(!is_device || has_row, "{name} promises nothing across a restart");
     }
 }
 

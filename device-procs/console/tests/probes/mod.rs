@@ -6,6 +6,7 @@ pub(crate) mod bytes;
 pub(crate) mod messages;
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use cellblock_console::control::Message;
@@ -66,6 +67,13 @@ pub(crate) fn conforming() -> conformance::Device<'static> {
 /// A lone console.
 pub(crate) fn one_port() -> ConsoleConfig {
     ConsoleConfig { ports: vec![String::new()], columns: 132, rows: 43 }
+}
+
+/// A port's input: the worker's end, which does not block, and the host's.
+pub(crate) fn socket() -> (OwnedFd, OwnedFd) {
+    let (worker, host) = UnixStream::pair().unwrap();
+    worker.set_nonblocking(true).unwrap();
+    (worker.into(), host.into())
 }
 
 /// Bytes that are nowhere the same.

@@ -1,10 +1,13 @@
 //! Byte streams between a device and the host: what a serial port or console has at its far end.
 
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use cellblock_wire::control::Counters;
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 
 mod bytes;
 mod pipes;
@@ -27,12 +30,38 @@ pub trait Port {
     /// The guest was made to wait, for the sake of a limit; to be counted.
     fn hold(&mut self) {}
 
-    /// Called after the vCPU has its answer: passes on what `put` and `take` changed.
+    /// Called right after the device's state is committed: what was taken is the device's for good. Stores only.
+    fn commit(&mut self) {}
+
+    /// Called after that: passes on what `put` and `take` changed.
     fn settle(&mut self) {}
 
     /// Waits at most `limit` until the host has all bytes; whether it has. Only at the orderly end.
     fn flush(&mut self, _limit: Duration) -> bool {
         true
+    }
+}
+
+/// Copies what waits in `socket`, a stream socket, as much as `into` holds, and leaves it there. 0 = its end.
+///
+/// # Errors
+/// The host's; nothing waits and it does not block.
+pub fn peek(socket: impl AsFd, into: &mut [u8]) -> Result<usize, Errno> {
+    // `into` is what is filled; the second count is the message's own length, which a stream does not have.
+    recv(socket, into, RecvFlags::PEEK).map(|(filled, _)| filled)
+}
+
+/// Lets go of `count` bytes of `socket` that were looked at.
+pub fn consume(socket: impl AsFd, mut count: usize) {
+    let mut nowhere = [0; 256];
+    while let Some(space) = nowhere.get_mut(..count.min(256)).filter(|space| !space.is_empty()) {
+        match rustix::io::read(&socket, space) {
+            Ok(0) => return,
+            Ok(gone) => count -= gone.min(count),
+            Err(Errno::INTR) => {}
+            // They are there, so there is no socket any more.
+            Err(_) => return,
+        }
     }
 }
 

@@ -1,4 +1,9 @@
-//! A far end made of two pipes, each with a thread that does its I/O, so that the register thread never does.
+//! A far end made of a pipe for output and a socket for input, each with a thread that does its I/O, so that the register
+//! thread never does.
+//!
+//! What the guest gave, and the host has not taken, lies in memory that outlives the worker. What the host gave stays in its
+//! socket until the guest has it for good, that is until the device's state that says so is committed. A successor goes on with
+//! both.
 
 use std::convert::Infallible;
 use std::io;
@@ -9,10 +14,11 @@ use std::thread::{self, Thread};
 use std::time::Duration;
 
 use cellblock_channel::clock;
+use cellblock_channel::memory::{Mapping, Writable};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
-use super::bytes::{Consumer, Producer, ring};
+use super::bytes::{Consumer, LEFT, Producer, SETTLED, Shared, ring, ring_in};
 use super::{Port, Tally};
 
 /// Bytes on the way from the host to the device: one FIFO's worth.
@@ -41,12 +47,15 @@ impl WakeLine {
     }
 }
 
-/// The far end of a byte device: output and input pipe, either of which may be missing.
+/// The far end of a byte device: output and input, either of which may be missing.
 #[derive(Debug)]
 pub struct Pipes {
     output: Option<Output>,
     input: Option<Input>,
     tally: Arc<Tally>,
+    /// The threads have begun: not before the first commit, for until then the far end may be a predecessor's.
+    begun: bool,
+    begin: Arc<AtomicBool>,
 }
 
 #[derive(Debug)]
@@ -71,11 +80,16 @@ impl Output {
 struct Input {
     ring: Consumer,
     thread: Thread,
-    took: bool,
+    shared: Shared,
+    /// Bytes that the device took since the last commit.
+    took: u64,
+    /// There was a commit of some, of which the thread does not know.
+    settled: bool,
 }
 
 impl Pipes {
-    /// Starts one thread for each pipe there is. `buffer` bytes of output are kept for a sink that is slow.
+    /// Starts one thread for each of the two that there is. `buffer` bytes of output are kept for a sink that is slow, in
+    /// `kept` if there is such memory, of [`host_bytes`](cellblock_wire::device::host_bytes) bytes.
     ///
     /// # Errors
     /// A thread cannot be made.
@@ -83,12 +97,18 @@ impl Pipes {
         input: Option<OwnedFd>,
         output: Option<OwnedFd>,
         buffer: usize,
+        kept: Option<Mapping<Writable>>,
         wake: WakeLine,
         tally: Arc<Tally>,
     ) -> io::Result<Pipes> {
-        let output = output.map(|sink| Output::start(sink, buffer, Arc::clone(&tally))).transpose()?;
-        let input = input.map(|source| Input::start(source, wake, Arc::clone(&tally))).transpose()?;
-        Ok(Pipes { output, input, tally })
+        let shared = kept.map_or_else(|| Shared::own(buffer), Shared::Kept);
+        let begin = Arc::new(AtomicBool::new(false));
+        let when = || Begin(Arc::clone(&begin));
+        let start = |sink| Output::start(sink, shared.clone(), when(), Arc::clone(&tally));
+        let output = output.map(start).transpose()?;
+        let start = |source| Input::start(source, shared.clone(), when(), wake, Arc::clone(&tally));
+        let input = input.map(start).transpose()?;
+        Ok(Pipes { output, input, tally, begun: false, begin })
     }
 
     /// A handle that waits for the output's end.
@@ -113,7 +133,7 @@ impl Port for Pipes {
         if input.ring.take(&mut byte) == 0 {
             return None;
         }
-        input.took = true;
+        input.took += 1;
         Some(byte[0])
     }
 
@@ -125,7 +145,24 @@ impl Port for Pipes {
         self.tally.limited.add(1);
     }
 
+    fn commit(&mut self) {
+        if let Some(input) = &mut self.input
+            && input.took > 0
+        {
+            let settled = input.shared.look(SETTLED).wrapping_add(std::mem::take(&mut input.took));
+            // SYNC POINT: pairs with the look in `leave`; nothing but the count hangs on it.
+            input.shared.publish(SETTLED, settled);
+            input.settled = true;
+        }
+    }
+
     fn settle(&mut self) {
+        if !self.begun {
+            self.begun = true;
+            self.begin.store(true, Ordering::Release);
+            self.output.iter().for_each(|output| output.thread.unpark());
+            self.input.iter().for_each(|input| input.thread.unpark());
+        }
         if let Some(output) = &mut self.output
             && std::mem::take(&mut output.fresh)
             && output.needs_waking()
@@ -133,7 +170,7 @@ impl Port for Pipes {
             output.thread.unpark();
         }
         if let Some(input) = &mut self.input
-            && std::mem::take(&mut input.took)
+            && std::mem::take(&mut input.settled)
         {
             input.thread.unpark();
         }
@@ -155,6 +192,18 @@ impl Port for Pipes {
     }
 }
 
+/// What a thread waits for before it touches the far end.
+struct Begin(Arc<AtomicBool>);
+
+impl Begin {
+    fn wait(&self) {
+        // SYNC POINT: pairs with the Release in `settle`.
+        while !self.0.load(Ordering::Acquire) {
+            thread::park();
+        }
+    }
+}
+
 /// Starts a thread and waits until it runs: what a thread's start takes is not allowed once the sandbox is closed.
 pub(crate) fn start_thread(
     name: &str,
@@ -172,20 +221,33 @@ pub(crate) fn start_thread(
 }
 
 impl Output {
-    fn start(sink: OwnedFd, buffer: usize, tally: Arc<Tally>) -> io::Result<Output> {
-        let (producer, consumer) = ring(buffer);
+    fn start(sink: OwnedFd, shared: Shared, begin: Begin, tally: Arc<Tally>) -> io::Result<Output> {
+        let (producer, consumer) = ring_in(shared);
         let resting = Arc::new(AtomicBool::new(false));
-        let shared = Arc::clone(&resting);
-        let thread = start_thread("host output", move || write_out(consumer, &sink, &shared, &tally))?;
+        let rests = Arc::clone(&resting);
+        let thread = start_thread("host output", move || {
+            begin.wait();
+            write_out(consumer, &sink, &rests, &tally)
+        })?;
         Ok(Output { ring: producer, thread, resting, fresh: false })
     }
 }
 
 impl Input {
-    fn start(source: OwnedFd, wake: WakeLine, tally: Arc<Tally>) -> io::Result<Input> {
+    fn start(
+        source: OwnedFd,
+        shared: Shared,
+        begin: Begin,
+        wake: WakeLine,
+        tally: Arc<Tally>,
+    ) -> io::Result<Input> {
         let (producer, consumer) = ring(INPUT_BYTES);
-        let thread = start_thread("host input", move || read_in(producer, &source, &wake, &tally))?;
-        Ok(Input { ring: consumer, thread, took: false })
+        let counts = shared.clone();
+        let thread = start_thread("host input", move || {
+            begin.wait();
+            read_in(producer, LookedAt::new(source, counts, tally), &wake)
+        })?;
+        Ok(Input { ring: consumer, thread, shared, took: 0, settled: false })
     }
 }
 
@@ -233,31 +295,68 @@ fn write_all(sink: &OwnedFd, bytes: &[u8]) -> usize {
     bytes.len() - rest.len()
 }
 
-/// Reads only what the ring, and so the guest, has room for. After the source's end it rests for ever.
-fn read_in(mut ring: Producer, source: &OwnedFd, wake: &WakeLine, tally: &Tally) -> Infallible {
+/// Shows the guest what waits in the source, as much as its ring holds, and takes it from there when the guest has it for good.
+/// After the source's end it rests for ever.
+fn read_in(mut ring: Producer, mut source: LookedAt, wake: &WakeLine) -> Infallible {
     let mut space = [0; INPUT_BYTES];
     loop {
-        let room = ring.room().min(INPUT_BYTES);
-        let Some(space) = space.get_mut(..room).filter(|space| !space.is_empty()) else {
+        source.leave();
+        if source.shown > 0 {
             thread::park();
             continue;
-        };
-        match rustix::io::read(source, &mut *space) {
+        }
+        match super::peek(&source.socket, &mut space) {
             Ok(0) => break,
             Ok(count) => {
                 space.iter().take(count).for_each(|&byte| {
                     ring.put(byte);
                 });
-                tally.host_in.add(count as u64);
+                source.shown = count as u64;
                 wake.wake();
             }
             Err(Errno::INTR) => {}
-            Err(Errno::AGAIN) => wait_for(source, PollFlags::IN),
+            Err(Errno::AGAIN) => wait_for(&source.socket, PollFlags::IN),
             Err(_) => break,
         }
     }
     loop {
         thread::park();
+    }
+}
+
+/// The host's socket, and how much of what waits in it the guest was shown.
+#[derive(Debug)]
+struct LookedAt {
+    socket: OwnedFd,
+    shared: Shared,
+    shown: u64,
+    tally: Arc<Tally>,
+}
+
+impl LookedAt {
+    /// With what a predecessor was to take from it, and did not. More than it can have shown is a stranger's word.
+    fn new(socket: OwnedFd, shared: Shared, tally: Arc<Tally>) -> Self {
+        let settled = shared.look(SETTLED);
+        let owed = settled.wrapping_sub(shared.look(LEFT));
+        if owed > INPUT_BYTES as u64 {
+            shared.publish(LEFT, settled);
+        }
+        let shown = if owed > INPUT_BYTES as u64 { 0 } else { owed };
+        LookedAt { socket, shared, shown, tally }
+    }
+
+    /// Takes what the guest has for good.
+    fn leave(&mut self) {
+        let settled = self.shared.look(SETTLED);
+        let count = settled.wrapping_sub(self.shared.look(LEFT)).min(self.shown);
+        if count == 0 {
+            return;
+        }
+        // Before it is: of a worker that dies in this moment the guest gets bytes twice, rather than never.
+        self.shared.publish(LEFT, settled);
+        super::consume(&self.socket, count as usize);
+        self.shown -= count;
+        self.tally.host_in.add(count);
     }
 }
 
@@ -269,8 +368,13 @@ fn wait_for(fd: &OwnedFd, flags: PollFlags) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use cellblock_channel::memory;
+    use cellblock_wire::device::host_bytes;
     use rustix::event::{EventfdFlags, eventfd};
     use rustix::pipe::{PipeFlags, fcntl_getpipe_size, pipe, pipe_with};
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+    use std::time::Instant;
 
     fn wake_line() -> (Arc<OwnedFd>, WakeLine) {
         let fd = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap());
@@ -279,7 +383,7 @@ mod tests {
 
     fn pipes(input: Option<OwnedFd>, output: Option<OwnedFd>, buffer: usize) -> (Pipes, Arc<Tally>) {
         let tally = Arc::new(Tally::default());
-        (Pipes::start(input, output, buffer, wake_line().1, Arc::clone(&tally)).unwrap(), tally)
+        (Pipes::start(input, output, buffer, None, wake_line().1, Arc::clone(&tally)).unwrap(), tally)
     }
 
     #[test]
@@ -329,23 +433,102 @@ mod tests {
         assert_eq!(tally.dropped.get(), 1);
     }
 
-    #[test]
-    fn input_waits_in_the_pipe_until_it_is_wanted() {
-        let (read, write) = pipe().unwrap();
-        rustix::io::write(&write, &[5; 100]).unwrap();
-        let (mut pipes, tally) = pipes(Some(read), None, 64);
-        thread::sleep(Duration::from_millis(50));
-        assert_eq!(tally.host_in.get(), INPUT_BYTES as u64);
-        let mut got = 0;
-        while got < 100 {
+    fn socket(bytes: &[u8]) -> (UnixStream, OwnedFd) {
+        let (mut host, worker) = UnixStream::pair().unwrap();
+        host.write_all(bytes).unwrap();
+        (host, worker.into())
+    }
+
+    fn taken(pipes: &mut Pipes, count: usize) -> Vec<u8> {
+        let (mut got, end) = (vec![], Instant::now() + Duration::from_secs(10));
+        while got.len() < count {
             match pipes.take() {
-                Some(byte) => got += usize::from(byte == 5),
+                Some(byte) => got.push(byte),
                 None => thread::sleep(Duration::from_millis(1)),
             }
+            pipes.commit();
             pipes.settle();
+            assert!(Instant::now() < end, "{got:?}");
         }
-        drop(write);
+        got
+    }
+
+    #[test]
+    fn input_is_the_guests_before_it_leaves_the_socket() {
+        let (host, worker) = socket(&[5; 100]);
+        let (mut pipes, tally) = pipes(Some(worker.try_clone().unwrap()), None, 64);
+        assert_eq!(taken(&mut pipes, 100), [5; 100]);
+        drop(host);
         thread::sleep(Duration::from_millis(20));
         assert_eq!(pipes.take(), None, "the end of the source is no byte");
+        wait_until(|| tally.host_in.get() == 100);
+        assert_eq!(left_of(&worker), 0);
+    }
+
+    #[test]
+    fn what_a_dead_worker_has_not_settled_its_successor_has_again_and_nothing_else() {
+        let memory = memory::create_replies("bytes", host_bytes(64)).unwrap();
+        let kept = || Some(memory::open_write(&memory.fd, host_bytes(64)).unwrap());
+        let (_host, worker) = socket(b"0123456789abcdefghij");
+        let start = || {
+            let input = Some(worker.try_clone().unwrap());
+            Pipes::start(input, None, 64, kept(), wake_line().1, Arc::default()).unwrap()
+        };
+        // Its threads stay; what they would do yet is what a dead one's do not.
+        let mut first = start();
+        assert_eq!(taken(&mut first, 3), b"012");
+        wait_until(|| left_of(&worker) == 17);
+        let end = Instant::now() + Duration::from_secs(10);
+        while first.take() != Some(b'3') {
+            assert!(Instant::now() < end);
+        }
+        // Taken, but not committed: not settled.
+        drop(first);
+        let mut second = start();
+        assert_eq!(taken(&mut second, 17), b"3456789abcdefghij");
+    }
+
+    #[test]
+    fn nothing_is_touched_before_the_first_commit() {
+        let memory = memory::create_replies("bytes", host_bytes(64)).unwrap();
+        let kept = || Some(memory::open_write(&memory.fd, host_bytes(64)).unwrap());
+        let (read, write) = pipe_with(PipeFlags::NONBLOCK).unwrap();
+        let (mut left, _) = ring_in(Shared::Kept(kept().unwrap()));
+        b"left".iter().for_each(|byte| assert!(left.put(*byte)));
+        let (_host, worker) = socket(b"typed");
+        let mut pipes =
+            Pipes::start(Some(worker), Some(write), 64, kept(), wake_line().1, Arc::default()).unwrap();
+        thread::sleep(Duration::from_millis(30));
+        assert_eq!(rustix::io::read(&read, &mut [0; 8]), Err(Errno::AGAIN));
+        assert_eq!(pipes.take(), None);
+        assert_eq!(taken(&mut pipes, 5), b"typed");
+        wait_until(|| rustix::io::ioctl_fionread(&read) == Ok(4));
+    }
+
+    #[test]
+    fn what_was_settled_leaves_the_socket_although_the_worker_died() {
+        let memory = memory::create_replies("bytes", host_bytes(64)).unwrap();
+        let map = || memory::open_write(&memory.fd, host_bytes(64)).unwrap();
+        for (settled, left, then) in [(5, 2, b"3456"), (9, 9, b"0123"), (99, 9, b"0123"), (2, 9, b"0123")] {
+            let (_host, worker) = socket(b"0123456789abcdefghij");
+            let shared = Shared::Kept(map());
+            shared.publish(SETTLED, settled);
+            shared.publish(LEFT, left);
+            let start = Pipes::start(Some(worker), None, 64, Some(map()), wake_line().1, Arc::default());
+            assert_eq!(taken(&mut start.unwrap(), 4), then, "settled {settled}, left {left}");
+        }
+    }
+
+    /// How much waits in `socket`.
+    fn left_of(socket: &OwnedFd) -> usize {
+        super::super::peek(socket, &mut [0; 64]).unwrap()
+    }
+
+    fn wait_until(done: impl Fn() -> bool) {
+        let end = Instant::now() + Duration::from_secs(10);
+        while !done() {
+            assert!(Instant::now() < end);
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 }

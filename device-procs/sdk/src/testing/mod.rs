@@ -161,14 +161,16 @@ impl<D: Device> Host for Harness<D> {
     fn read(&mut self, region: u32, offset: u64, size: u8) -> u64 {
         let data = mask(self.device.read(Access { region, offset, size }), size);
         self.device.save(&mut self.state.start());
-        self.device.after_reply();
+        self.device.committed();
+        self.device.settle();
         data
     }
 
     fn write(&mut self, region: u32, offset: u64, size: u8, data: u64) -> Action {
         let action = self.device.write(Access { region, offset, size }, mask(data, size));
         self.device.save(&mut self.state.start());
-        self.device.after_reply();
+        self.device.committed();
+        self.device.settle();
         action
     }
 }

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
@@ -17,7 +18,7 @@ use cellblock_ring::state_page::Shape;
 use cellblock_ring::{Access, Outcome, Succession, layout};
 use cellblock_wire::Version;
 use cellblock_wire::control::{Counters, Fallback, FromWorker, Grant, ToWorker};
-use cellblock_wire::device::{DeviceConfig, IN_FLIGHT_BYTES, Role};
+use cellblock_wire::device::{DeviceConfig, IN_FLIGHT_BYTES, Role, host_bytes};
 use cellblock_wire::slot::{Action, Op, Reply, Space};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::{Mode, OFlags, fcntl_setfl};
@@ -110,7 +111,7 @@ pub struct Wanted {
     pub lanes: u32,
     /// The worker's spin, in µs.
     pub poll_max_us: u32,
-    /// Whether input and output pipes are granted.
+    /// Whether an input socket and an output pipe are granted, and a serial port's memory between them and the guest.
     pub pipes: bool,
     /// Whether the worker's ends of them do not block, as whoever shares them may make them.
     pub nonblocking: bool,
@@ -151,7 +152,7 @@ pub struct Supervised {
     pub spin: Duration,
     /// Interrupt line 0.
     pub interrupt: OwnedFd,
-    /// The host's end of the input pipe.
+    /// The host's end of the input socket.
     pub input: Option<OwnedFd>,
     /// The host's end of the output pipe.
     pub output: Option<OwnedFd>,
@@ -189,6 +190,21 @@ impl Supervised {
             let pages = memory::create_replies("in flight", kicks * IN_FLIGHT_BYTES);
             extras.push((Role::InFlight, pages.map_err(|e| failed(e.into()))?.fd));
         }
+        let (mut input, mut output) = (None, None);
+        if wanted.pipes {
+            let (host_input, worker_input) = UnixStream::pair()?;
+            let (host_output, worker_output) = pipe_with(PipeFlags::CLOEXEC)?;
+            if wanted.nonblocking {
+                worker_input.set_nonblocking(true)?;
+                fcntl_setfl(&worker_output, OFlags::NONBLOCK)?;
+            }
+            extras.extend([(Role::HostInput, worker_input.into()), (Role::HostOutput, worker_output)]);
+            (input, output) = (Some(host_input.into()), Some(host_output));
+            if let DeviceConfig::Serial { buffer, .. } = wanted.config {
+                let kept = memory::create_replies("host bytes", host_bytes(buffer));
+                extras.push((Role::HostBytes, kept.map_err(|e| failed(e.into()))?.fd));
+            }
+        }
         let shape = Shape::new(wanted.lanes, state::CAPACITY);
         let words = memory::bytes;
         let requests = memory::create_requests("requests", words(layout::request_words(wanted.lanes)))
@@ -218,8 +234,8 @@ impl Supervised {
             late: vec![],
             spin: Duration::ZERO,
             interrupt,
-            input: None,
-            output: None,
+            input,
+            output,
             extras,
             fallback: Fallback::Refuse,
             state_lost: None,
@@ -230,16 +246,6 @@ impl Supervised {
 
     fn grant(&mut self, bell: doorbell::Bell) -> io::Result<()> {
         let (mut roles, mut ends) = (vec![Role::Interrupt(0)], vec![]);
-        if self.wanted.pipes {
-            let (input, host_input) = pipe_with(PipeFlags::CLOEXEC)?;
-            let (host_output, output) = pipe_with(PipeFlags::CLOEXEC)?;
-            roles.extend([Role::HostInput, Role::HostOutput]);
-            ends.extend([input, output]);
-            if self.wanted.nonblocking {
-                ends.iter().try_for_each(|end| fcntl_setfl(end, OFlags::NONBLOCK))?;
-            }
-            (self.input, self.output) = (Some(host_input), Some(host_output));
-        }
         for (role, fd) in &self.extras {
             roles.push(*role);
             ends.push(fd.try_clone()?);

@@ -4,9 +4,9 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use cellblock_channel::ram::{Piece, Ram};
-use cellblock_channel::{Causes, clock};
+use cellblock_channel::{Causes, clock, memory};
 use cellblock_wire::control::Fallback;
-use cellblock_wire::device::{DeviceConfig, DriverRegisters, Role};
+use cellblock_wire::device::{DeviceConfig, DriverRegisters, Role, host_bytes};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{OFlags, fcntl_getfl};
 use rustix::time::{ClockId, clock_gettime};
@@ -107,16 +107,18 @@ impl Parts {
         IrqLine { eventfd: self.take(Role::Interrupt(line)), front_end, tally: self.tally(), causes }
     }
 
-    /// The far end of a byte device, with a thread for each of the two pipes that was granted. `buffer` bytes of output
-    /// are kept for a slow sink.
+    /// The far end of a byte device, with a thread for each of input and output that was granted. `buffer` bytes of output
+    /// are kept for a slow sink, beyond the process if there is memory for it.
     ///
     /// # Errors
-    /// A pipe's wrong end was granted, or a thread cannot be made.
+    /// A pipe's wrong end was granted, memory of another size, or a thread cannot be made.
     pub fn pipes(&mut self, buffer: u32) -> Result<Pipes, Refusal> {
         let input = self.take_open(Role::HostInput, OFlags::WRONLY, "read")?;
         let output = self.take_open(Role::HostOutput, OFlags::RDONLY, "written")?;
         let wake = self.wake_line();
-        Pipes::start(input, output, buffer as usize, wake, self.tally())
+        let kept = self.take(Role::HostBytes).map(|fd| memory::open_write(fd, host_bytes(buffer)));
+        let kept = kept.transpose().map_err(|source| Refusal::Memory { part: "host bytes", source })?;
+        Pipes::start(input, output, buffer as usize, kept, wake, self.tally())
             .map_err(|source| Refusal::system("host I/O threads", source))
     }
 

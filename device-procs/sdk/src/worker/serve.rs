@@ -126,8 +126,12 @@ impl<D: Device> Server<D> {
         // At rest the page is the predecessor's, which may go on.
         if !resting {
             server.wiring.page.commit(server.state.bytes(), None)?;
+            server.device.committed();
         }
         reach(Step::FirstCommit);
+        if !resting {
+            server.device.settle();
+        }
         Ok(server)
     }
 
@@ -204,10 +208,11 @@ impl<D: Device> Server<D> {
         self.device.save(&mut self.state.start());
         // Only a state that is too long fails, and `new` has seen that it is not.
         let _ = self.wiring.page.commit(self.state.bytes(), Some((lane, &reply)));
+        self.device.committed();
         reach(Step::Committed);
         self.wiring.responder.reply(lane, &reply);
         reach(Step::Replied);
-        self.device.after_reply();
+        self.device.settle();
         reach(Step::Settled);
         self.served += 1;
     }
@@ -346,6 +351,8 @@ impl<D: Device> Server<D> {
         self.device.save(&mut self.state.start());
         // Only a state that is too long fails, and `new` has seen that it is not.
         let _ = self.wiring.page.commit(self.state.bytes(), None);
+        self.device.committed();
+        self.device.settle();
     }
 
     fn messages(&mut self, control: &Control) -> Result<(), End> {

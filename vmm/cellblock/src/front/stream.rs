@@ -1,4 +1,4 @@
-//! One stream of bytes between a device's two pipes and its sink on the host: the serial port's, or a console port's.
+//! One stream of bytes between a device's pipe and socket and its sink on the host: the serial port's, or a console port's.
 //!
 //! Nothing here blocks, and little is kept: what a sink does not take stays in the pipe, and so with the worker.
 
@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use cellblock_config::StreamSink;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, ioctl_fionbio};
+use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType, shutdown, socketpair};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::sink::{Input, Sink};
@@ -15,7 +16,7 @@ use super::terminal::{Escape, TerminalSize};
 /// Bytes in flight in either direction.
 const BUFFER: usize = 4096;
 
-/// The pipe ends that the front keeps.
+/// The ends of a socket and a pipe that the front keeps.
 #[derive(Default)]
 pub(crate) struct StreamPipes {
     /// To the guest; closed when the host's side ends.
@@ -33,15 +34,22 @@ pub(crate) struct WorkerEnds {
     pub output: Option<OwnedFd>,
 }
 
-/// The pipes of a stream that leads to `sink`: as many as it has use for. The front's ends do not block, the worker's only
+/// The pipe and the socket of a stream that leads to `sink`: as many as it has use for. What goes to the guest goes by a socket, in
+/// which it stays until the guest has it, whatever becomes of a worker. The front's ends do not block, the worker's only
 /// where it has a thread for each (`blocking`).
 ///
 /// # Errors
-/// A pipe cannot be made.
+/// A pipe or socket cannot be made.
 pub(crate) fn pipes(sink: &StreamSink, blocking: bool) -> Result<(WorkerEnds, StreamPipes), Errno> {
-    let pipe = |worker_writes| -> Result<_, Errno> {
-        let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
-        let (worker, front) = if worker_writes { (write, read) } else { (read, write) };
+    let from_guest = || pipe_with(PipeFlags::CLOEXEC);
+    let to_guest = || -> Result<_, Errno> {
+        let flags = SocketFlags::CLOEXEC;
+        let (worker, front) = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        // One way only: a worker has nothing to say there.
+        shutdown(&front, Shutdown::Read)?;
+        Ok((worker, front))
+    };
+    let ready = |(worker, front): (OwnedFd, OwnedFd)| -> Result<_, Errno> {
         ioctl_fionbio(&front, true)?;
         ioctl_fionbio(&worker, !blocking)?;
         Ok((Some(worker), Some(front)))
@@ -51,8 +59,9 @@ pub(crate) fn pipes(sink: &StreamSink, blocking: bool) -> Result<(WorkerEnds, St
         StreamSink::File { .. } => (true, false),
         StreamSink::Stdio | StreamSink::Socket { .. } => (true, true),
     };
-    let (worker_output, output) = if takes { pipe(true)? } else { (None, None) };
-    let (worker_input, input) = if gives { pipe(false)? } else { (None, None) };
+    let swapped = |(read, write)| (write, read);
+    let (worker_output, output) = if takes { ready(swapped(from_guest()?))? } else { (None, None) };
+    let (worker_input, input) = if gives { ready(to_guest()?)? } else { (None, None) };
     Ok((WorkerEnds { input: worker_input, output: worker_output }, StreamPipes { input, output }))
 }
 

@@ -7,7 +7,7 @@ use cellblock_channel::socket::{Control, SocketError};
 use cellblock_memory::GuestRam;
 use cellblock_wire::Version;
 use cellblock_wire::control::{FIXED_DESCRIPTORS, Fallback, Grant, ToWorker};
-use cellblock_wire::device::{IN_FLIGHT_BYTES, Role};
+use cellblock_wire::device::{DeviceConfig, IN_FLIGHT_BYTES, Role, host_bytes};
 
 use super::Worker;
 use crate::error::BuildError;
@@ -94,6 +94,14 @@ pub(super) fn resources(
         let own = count.try_clone().map_err(failed("kick eventfd"))?;
         roles.push((Role::QueueKick(number), count));
         wires.kicks.push((own, *kick));
+    }
+    if let DeviceConfig::Serial { buffer, .. } = plan.config
+        && roles.iter().any(|(role, _)| matches!(role, Role::HostInput | Role::HostOutput))
+    {
+        let bytes = memory::create_replies(kind.name(), host_bytes(buffer));
+        let memory = "memory of bytes from and to the host";
+        let bytes = bytes.map_err(|source| BuildError::Memory { device: kind, memory, source })?;
+        roles.push((Role::HostBytes, bytes.fd));
     }
     if !plan.kicks.is_empty() {
         let bytes = plan.kicks.len() * IN_FLIGHT_BYTES;
