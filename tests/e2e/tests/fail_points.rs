@@ -4,6 +4,9 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
 
 use cellblock_e2e::repeats::repeats;
 use cellblock_e2e::{Ended, Lab, skip};
@@ -47,8 +50,13 @@ const RESTORE: &[Step] = &[
 ];
 /// Of a virtio device's.
 const RESUME: &[Step] = &[Step::RegistersRestored, Step::QueueResumed];
-/// Of a pause: `pause.rs` has that, and `device-procs/sdk/tests/fail_points.rs` these steps of it.
-const REST: &[Step] = &[Step::RestAsked, Step::PostRests, Step::Rests, Step::RestTold, Step::Resumed];
+/// Of one that comes to rest, to be relieved.
+const REST: &[Step] = &[Step::RestAsked, Step::PostRests, Step::Rests, Step::RestTold];
+/// Of one that relieves another.
+const RELIEF: &[Step] = &[Step::Resumed];
+
+/// A guest sees dozens of restarts, on a machine that may be busy.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 type Ends = Vec<Option<(Step, u16)>>;
 
@@ -68,15 +76,9 @@ fn ends(queues: &[&'static [Step]], restore: &[&'static [Step]]) -> Ends {
 
 /// Runs `guest` with `options`; the workers of `device` end as `ends` says, each of them.
 fn run(lab: &Lab, device: &str, guest: &str, options: &[&str], ends: &Ends) -> Option<Ended> {
-    let found = lab.places().fail_points.join(device);
-    if !found.exists() {
-        skip(&format!("{} is not built (scripts/test build)", found.display()));
-        return None;
-    }
     let worker = lab.places().dist.join("libexec/cellblock").join(device);
-    fs::remove_file(&worker).unwrap();
-    Mortals::copy(&found, &worker).unwrap().arm(ends).unwrap();
-    let ended = lab.guest(guest).with(options.iter().copied()).start().wait().unwrap();
+    mortals(lab, device, &worker)?.arm(ends).unwrap();
+    let ended = lab.guest(guest).with(options.iter().copied()).start().wait_for(PATIENCE).unwrap();
     ended.assert(0, "guest powered off");
     let died = ended.messages.matches(&format!("exited with status {STATUS}")).count();
     assert_eq!(died, ends.len(), "{ended}");
@@ -125,9 +127,67 @@ fn a_console_loses_no_byte_whichever_step_its_worker_ends_at() {
     assert!(again.is_ok_and(|again| again <= ends.len()), "{ended}");
 }
 
+/// The binary with fail-points of `device`, copied to `copy`. `None`, and a line, where it is not built.
+fn mortals(lab: &Lab, device: &str, copy: &Path) -> Option<Mortals> {
+    let found = lab.places().fail_points.join(device);
+    if !found.exists() {
+        skip(&format!("{} is not built (scripts/test build)", found.display()));
+        return None;
+    }
+    let _ = fs::remove_file(copy);
+    Some(Mortals::copy(&found, copy).unwrap())
+}
+
+/// `cellblock upgrade` of the disk, to `binary`: what it says.
+fn upgrade(lab: &Lab, id: &str, binary: &Path) -> String {
+    let mut command = Command::new(lab.places().program());
+    let output = command.args(["upgrade", id, "block", "--binary"]).arg(binary).output().unwrap();
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+/// The worker that is relieved ends at each step of that in turn, and then the one that relieves it.
+#[test]
+fn a_hand_over_that_ends_at_any_step_leaves_a_disk_that_loses_nothing() {
+    let Some(lab) = Lab::with_guests("hand-over") else { return };
+    let image = lab.image("disk.img", &[0; 65536]);
+    let disk = format!("path={},queues=2", image.display());
+    let shipped = lab.places().dist.join("libexec/cellblock/block");
+    let other = lab.folder().join("other");
+    let steps = |steps: &[&'static [Step]]| steps.iter().copied().flatten().copied().collect::<Vec<_>>();
+    let olds = steps(&[REST]).into_iter().map(|step| (step, true));
+    let news = steps(&[RESTORE, RESUME, RELIEF]).into_iter().filter(|step| *step != Step::FirstCommit);
+    for (step, old) in olds.chain(news.map(|step| (step, false))) {
+        let Some(serving) = mortals(&lab, "block", &shipped) else { return };
+        let Some(relief) = mortals(&lab, "block", &other) else { return };
+        // The first incarnation is relieved by the second.
+        if old {
+            serving.arm(&[Some((step, 1))]).unwrap();
+        } else {
+            relief.arm(&[None, Some((step, 1))]).unwrap();
+        }
+        let plan = lab.guest("disk").with(["--disk", &disk, "--cmdline", "rounds=1000000"]);
+        let mut vm = plan.start();
+        vm.expect("ready").unwrap();
+        let said = upgrade(&lab, plan.id(), &other);
+        // One that has died, or not, is relieved for good.
+        relief.arm(&[]).unwrap();
+        vm.processes(plan.id()).unwrap();
+        let again = upgrade(&lab, plan.id(), &other);
+        vm.type_in("q").unwrap();
+        let ended = vm.wait_for(PATIENCE).unwrap();
+        ended.assert(0, "guest powered off");
+        println!("{step:?} of the {}: {}", if old { "old" } else { "new" }, said.trim());
+        let died = format!("exited with status {STATUS}");
+        assert!(said.contains(&died) || ended.messages.contains(&died), "{step:?}: {said}{ended}");
+        assert!(again.contains("device block runs"), "{step:?}: {again}{ended}");
+        assert_eq!(ended.told("wrong"), "0", "{step:?}: {said}{ended}");
+        assert_ne!(ended.told("rounds"), "0", "{ended}");
+    }
+}
+
 #[test]
 fn every_step_is_tried() {
-    let all = [SERVING, QUEUES, RESETS, RESTORE, RESUME, REST];
+    let all = [SERVING, QUEUES, RESETS, RESTORE, RESUME, REST, RELIEF];
     let tried: BTreeSet<usize> = all.into_iter().flatten().map(|step| *step as usize).collect();
     let missing: Vec<_> = Step::ALL.iter().filter(|step| !tried.contains(&(**step as usize))).collect();
     assert!(missing.is_empty(), "{missing:?}");
