@@ -9,12 +9,12 @@ use rustix::process::{Pid, Signal, kill_process};
 const ROUNDS: usize = 100;
 
 /// Ends `vm` in the way of round `round`.
-fn end(round: usize, vm: Vm, supervisor: i32, spawner: i32) {
+fn end(round: usize, vm: Vm, supervisor: i32, init: i32) {
     let kill = |pid| kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
     if round.is_multiple_of(3) {
         kill(supervisor);
     } else if round.is_multiple_of(4) {
-        kill(spawner);
+        kill(init);
     } else if round.is_multiple_of(2) {
         vm.signal(Signal::KILL).unwrap();
     } else {
@@ -39,7 +39,7 @@ fn a_hundred_starts_and_ends_leave_nothing() {
             let tree = vm.processes(plan.id()).unwrap();
             let memfds = Memfds::of(&tree.pids());
             assert!(memfds.count() > lab.places().workers().len(), "round {round}: {memfds:?}");
-            end(round, vm, tree.pid("supervisor").unwrap(), tree.pid("spawner").unwrap());
+            end(round, vm, tree.pid("supervisor").unwrap(), tree.pid("init").unwrap());
             let left = scope.wait_for(&before, &memfds, patience());
             assert_eq!(left, Ok(()), "round {round} as {user:?}");
         }

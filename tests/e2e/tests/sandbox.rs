@@ -8,7 +8,7 @@ use cellblock_e2e::processes::{Process, Tree};
 use cellblock_e2e::{Lab, User, Vm};
 use rustix::process::{Pid, Signal, kill_process};
 
-const VMM: [&str; 3] = ["front", "supervisor", "spawner"];
+const VMM: [&str; 4] = ["front", "supervisor", "init", "spawner"];
 
 /// A VM that idles once it has written something, with its processes.
 fn idle(plan: &Plan<'_>) -> (Vm, Tree) {
@@ -63,7 +63,7 @@ fn every_worker_is_filtered_and_powerless() {
 #[test]
 fn supervisor_and_spawner_are_filtered_and_powerless_too() {
     for_each_user("vmm", |_, _, tree| {
-        for name in ["supervisor", "spawner"] {
+        for name in ["supervisor", "init", "spawner"] {
             let process = Process(tree.pid(name).unwrap());
             for thread in process.threads().unwrap() {
                 assert_eq!(Process(thread).status("Seccomp").unwrap(), "2", "{name}");

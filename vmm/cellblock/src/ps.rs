@@ -170,11 +170,14 @@ fn rows(report: &Report) -> Vec<Row> {
         did: None,
         facts: Facts::of(pid),
     };
-    let mut rows = vec![
-        own("front", i32::try_from(report.front).unwrap_or(0)),
-        own("supervisor", report.supervisor),
-        own("spawner", report.spawner),
-    ];
+    let mut rows =
+        vec![own("front", i32::try_from(report.front).unwrap_or(0)), own("supervisor", report.supervisor)];
+    let spawner = report.status.spawner;
+    if report.init != spawner {
+        rows.push(own("init", report.init));
+    }
+    let state = if report.status.spawner_lost { "gone" } else { "running" };
+    rows.push(Row { state, ..own("spawner", spawner) });
     let names = report.status.device_names();
     rows.extend(report.status.devices.iter().zip(names).map(|(device, process)| Row {
         process,

@@ -59,7 +59,11 @@ struct Device {
 impl Device {
     fn find(args: &RestartArgs) -> anyhow::Result<Self> {
         let (uid, id) = ps::one(&args.id)?;
-        let names = status(uid, &id)?.device_names();
+        let now = status(uid, &id)?;
+        let names = now.device_names();
+        if now.spawner_lost {
+            bail!("VM {id}: its spawner is gone, and without it no worker can be replaced");
+        }
         match names.iter().position(|name| *name == args.device) {
             Some(place) => Ok(Device { uid, id, name: args.device.clone(), place: u32::try_from(place)? }),
             None => bail!("VM {id} has no device {:?}; it has {}", args.device, names.join(", ")),

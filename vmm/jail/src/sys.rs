@@ -148,6 +148,12 @@ pub fn fresh_session() -> io::Result<()> {
     .map(drop)
 }
 
+/// Has the kernel reap this process' children, also those that it inherits.
+pub fn forget_children() {
+    // SAFETY: SIG_IGN is a valid disposition.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+}
+
 /// Gives up all supplementary groups.
 pub fn no_groups() -> io::Result<()> {
     // SAFETY: an empty list is not read.

@@ -20,6 +20,15 @@ pub(crate) fn of(proc: BorrowedFd, pidfd: &OwnedFd) -> Option<Activity> {
     parse(std::str::from_utf8(buffer.get(..length)?).ok()?)
 }
 
+/// This process, as `proc` numbers it.
+pub(crate) fn own_pid(proc: BorrowedFd) -> Option<i32> {
+    let file = sys::open_at(proc, c"self/stat", 0).ok()?;
+    let mut buffer = [0; 32];
+    let length = sys::read(file.as_fd(), &mut buffer).ok()?;
+    let text = std::str::from_utf8(buffer.get(..length)?).ok()?;
+    text.split_ascii_whitespace().next()?.parse().ok()
+}
+
 /// Fields 3 (state), 14 and 15 (user and kernel time) of a line whose second field is a name with whatever in it.
 fn parse(text: &str) -> Option<Activity> {
     let (_, rest) = text.rsplit_once(')')?;

@@ -1,12 +1,15 @@
-//! The spawner: pid 1 of a VM's pid namespace, and the only process of a VM that can still start others.
+//! The spawner: the only process of a VM that can still start others; and its parent, init of the VM's pid namespace, which
+//! outlives it.
 //!
-//! The front calls [`start`] while it is single-threaded; it forks, and the child never returns. The supervisor drives
+//! The front calls [`start`] while it is single-threaded; it forks, and the child never returns: it becomes init, and forks the
+//! spawner. The supervisor drives
 //! it over a `SEQPACKET` socket with [`client::Client`]: it can start and kill the workers that the [`Manifest`] names,
 //! with the binaries, ids, limits and programs fixed there, and nothing else.
 //!
 //! Guarantees (each has a test in `tests/`):
 //! 1. Only what the manifest names is started, in at most [`MAX_PROCESSES`] processes of each worker at a time.
-//! 2. When the supervisor's end of the socket closes, or the spawner is killed, every worker ends.
+//! 2. When the supervisor's end of the socket closes, or init is killed, every worker ends. When the spawner is killed they run on,
+//!    and the supervisor is told. Without a pid namespace there is no init, and the supervisor sees its socket close.
 //! 3. A binary that the manifest does not name is started only if the front has offered it on its own socket and the supervisor
 //!    asks for it, with the worker's sandbox as it was, and only if nobody can change it any more.
 //! 4. A worker that could not enter its jail is reported with step, layer and errno.
@@ -14,6 +17,7 @@
 
 mod activity;
 pub mod client;
+mod init;
 pub mod protocol;
 mod service;
 mod slot;
@@ -83,7 +87,7 @@ pub struct Spawner {
     pub socket: Control,
     /// For the front: see [`client::Authority`].
     pub authority: Control,
-    /// The spawner process; a child of the caller, who must reap it.
+    /// Init, or the spawner itself without a pid namespace; a child of the caller, who must reap it.
     pub pidfd: OwnedFd,
     /// Its pid as the caller sees it.
     pub pid: i32,

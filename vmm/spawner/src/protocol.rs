@@ -69,7 +69,12 @@ pub struct Offer {
 #[non_exhaustive]
 pub enum Event {
     /// The first event: the spawner is jailed and serves.
-    Ready,
+    Ready {
+        /// As the host numbers it; 0 if the host's /proc did not tell.
+        host_pid: i32,
+    },
+    /// The spawner is gone; init says so. The workers run on, and every start is refused from now on.
+    Lost(Cause),
     /// The first and last event: it could not enter its jail.
     Unable(JailError),
     /// The worker is cloned; with one descriptor, its pidfd. It now enters its jail, and executes its binary: that it got
@@ -158,6 +163,8 @@ pub enum Refusal {
     NotSealed,
     /// The start program that the front has offered cannot be read, or is longer than one can be.
     NoProgram,
+    /// The spawner is gone.
+    Lost,
 }
 
 impl std::fmt::Display for Refusal {
@@ -165,6 +172,7 @@ impl std::fmt::Display for Refusal {
         f.write_str(match self {
             Refusal::NoSuchWorker => "the manifest names no such worker",
             Refusal::Running => "that instance of it runs already, or as many as may",
+            Refusal::Lost => "the VM's spawner is gone",
             Refusal::NoSocket => "no control socket came with the request",
             Refusal::NoTombstone => "the manifest has no tombstone",
             Refusal::NothingOffered => "no other binary was offered for it",

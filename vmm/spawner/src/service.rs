@@ -5,21 +5,21 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use cellblock_channel::socket::{Control, SocketError};
-use cellblock_jail::{JailError, spawner as jail, sys};
+use cellblock_jail::{JailError, Layer, spawner as jail, sys};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_send_signal, waitid};
 
-use crate::activity;
 use crate::protocol::{Cause, Event, Offer, Program, Refusal, Request};
-use crate::slot::{self, Ground, Process, Slot, Unstarted, descriptors, host_pid};
+use crate::slot::{self, Ground, Process, Slot, Unstarted, cloning, descriptors, host_pid};
 use crate::{MAX_PROCESSES, Manifest, keep_only, out_of_the_way};
+use crate::{activity, fork, init};
 
 /// Exit statuses of the spawner process.
-const ENDED: i32 = 0;
-const UNABLE: i32 = 1;
-const BROKEN: i32 = 2;
+pub(crate) const ENDED: i32 = 0;
+pub(crate) const UNABLE: i32 = 1;
+pub(crate) const BROKEN: i32 = 2;
 
-/// In the forked child: enters the jail, serves, and ends the process.
+/// In the forked child: enters the jail, becomes the namespace's init and forks the spawner, which serves until the end.
 pub(crate) fn run(
     manifest: Manifest,
     privileged: bool,
@@ -28,16 +28,45 @@ pub(crate) fn run(
     mapped: impl FnOnce() -> io::Result<()>,
 ) -> ! {
     let Ok(socket) = out_of_the_way(socket).map(Control::from_fd) else { sys::exit_now(UNABLE) };
-    let status = match Service::prepare(manifest, privileged, socket.as_fd(), offers, proc, mapped) {
-        Ok(mut service) => service.serve(&socket),
-        Err(error) => {
-            // Nothing more can be done if the supervisor is gone.
-            let _ = socket.send_message(&Event::Unable(error), &[]);
-            UNABLE
-        }
+    let unable = |error: JailError| -> ! {
+        // Nothing more can be done if the supervisor is gone.
+        let _ = socket.send_message(&Event::Unable(error), &[]);
+        sys::exit_now(UNABLE)
     };
-    // Whatever still runs ends now, with pid 1 of its namespace.
-    sys::exit_now(status)
+    if let Err(error) = enter(&manifest, privileged, proc.as_fd(), mapped) {
+        unable(error)
+    }
+    if manifest.layers.has(Layer::Pid) {
+        match fork(0, None).map_err(cloning) {
+            Ok(sys::Side::Child) => {}
+            Ok(sys::Side::Parent { pidfd, .. }) => init::run(&socket, &pidfd, manifest.lock.as_ref()),
+            Err(error) => unable(error),
+        }
+    }
+    match Service::prepare(manifest, privileged, socket.as_fd(), offers, proc) {
+        Ok(mut service) => sys::exit_now(service.serve(&socket)),
+        Err(error) => unable(error),
+    }
+}
+
+fn enter(
+    manifest: &Manifest,
+    privileged: bool,
+    proc: BorrowedFd,
+    mapped: impl FnOnce() -> io::Result<()>,
+) -> Result<(), JailError> {
+    let workers = manifest.workers.iter().map(|entry| &entry.binary);
+    let tombstone = manifest.tombstone.as_ref().map(|tombstone| &tombstone.binary);
+    let plan = jail::Plan {
+        layers: manifest.layers,
+        privileged,
+        ids: manifest.ids,
+        proc,
+        binaries: workers.chain(tombstone).map(AsFd::as_fd).collect(),
+        file_size: manifest.workers.iter().map(|entry| entry.limits.file_size).max().unwrap_or(0),
+        refusal: manifest.refusal,
+    };
+    jail::enter(&plan, mapped)
 }
 
 struct Service {
@@ -53,28 +82,15 @@ struct Service {
 }
 
 impl Service {
-    /// Jailed and with everything prepared that a start needs.
+    /// With everything prepared that a start needs.
     fn prepare(
         manifest: Manifest,
         privileged: bool,
         socket: BorrowedFd,
         offers: OwnedFd,
         proc: OwnedFd,
-        mapped: impl FnOnce() -> io::Result<()>,
     ) -> Result<Service, JailError> {
         let proc = out_of_the_way(proc).map_err(descriptors)?;
-        let workers = manifest.workers.iter().map(|entry| &entry.binary);
-        let tombstone = manifest.tombstone.as_ref().map(|tombstone| &tombstone.binary);
-        let plan = jail::Plan {
-            layers: manifest.layers,
-            privileged,
-            ids: manifest.ids,
-            proc: proc.as_fd(),
-            binaries: workers.chain(tombstone).map(AsFd::as_fd).collect(),
-            file_size: manifest.workers.iter().map(|entry| entry.limits.file_size).max().unwrap_or(0),
-            refusal: manifest.refusal,
-        };
-        jail::enter(&plan, mapped)?;
         let ground = Ground::new(proc, manifest.layers, privileged, manifest.ids, manifest.refusal)?;
         let entries = manifest.workers.into_iter().enumerate();
         let slots =
@@ -99,7 +115,8 @@ impl Service {
 
     /// Until the supervisor closes its socket; returns the exit status.
     fn serve(&mut self, socket: &Control) -> i32 {
-        self.outbox.push_back((Event::Ready, None));
+        let host_pid = activity::own_pid(self.ground.proc.as_fd()).unwrap_or(0);
+        self.outbox.push_back((Event::Ready { host_pid }, None));
         let status = loop {
             if let Err(status) = self.turn(socket) {
                 break status;
@@ -109,7 +126,7 @@ impl Service {
         status
     }
 
-    /// The end of pid 1 would end them, too, but without a pid namespace nobody else does it.
+    /// The end of init would end them, too, but without a pid namespace nobody else does it.
     fn end_all(&mut self) {
         let running = || self.slots.iter().flat_map(|slot| &slot.processes);
         for process in running() {
@@ -266,7 +283,7 @@ impl Service {
     }
 }
 
-fn cause(status: &WaitIdStatus) -> Cause {
+pub(crate) fn cause(status: &WaitIdStatus) -> Cause {
     match status.terminating_signal() {
         Some(signal) => Cause::Signaled { signal, core: status.dumped() },
         None => Cause::Exited(status.exit_status().unwrap_or(0)),

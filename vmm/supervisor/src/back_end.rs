@@ -40,6 +40,8 @@ pub struct BackEndPlan {
 struct BackEnd {
     link: Control,
     spawner: Client,
+    /// As the host numbers it, once it has said so.
+    spawner_pid: i32,
     worker: Worker,
     poller: Poller,
     /// A worker was asked for, and is not reaped yet.
@@ -75,7 +77,8 @@ impl BackEnd {
         poller.watch(&spawner, Token::Spawner).map_err(system("the spawner's socket cannot be watched"))?;
         jail::confine(&plan.confinement).map_err(|error| BuildError::Jail(error.to_string()))?;
         jail::confine_loop(&plan.confinement).map_err(|error| BuildError::Jail(error.to_string()))?;
-        Ok(BackEnd { link: plan.link, spawner, worker, poller, serving: false, kill_at: None })
+        let (serving, kill_at) = (false, None);
+        Ok(BackEnd { link: plan.link, spawner, spawner_pid: 0, worker, poller, serving, kill_at })
     }
 
     fn live(mut self) -> Result<End, BuildError> {
@@ -125,7 +128,8 @@ impl BackEnd {
                 Ok((Command::ReportStatus, _)) => {
                     // Each front end has a worker of its own: none is another's successor.
                     let worker = DeviceStatus { restarts: 0, ..self.worker.status() };
-                    let status = Status { devices: vec![worker], ..Status::default() };
+                    let (devices, spawner) = (vec![worker], self.spawner_pid);
+                    let status = Status { devices, spawner, ..Status::default() };
                     self.say(Event::Status(status));
                     self.worker.tell(&ToWorker::ReportCounters);
                 }
@@ -190,6 +194,12 @@ impl BackEnd {
             match event {
                 SpawnerEvent::Started { instance, host_pid, took, .. } => {
                     self.worker.started(instance, host_pid, took);
+                }
+                SpawnerEvent::Ready { host_pid } => self.spawner_pid = host_pid,
+                SpawnerEvent::Lost(cause) => {
+                    return Some(End::Lost {
+                        reason: format!("the spawner {cause}, and nobody can serve the next front end"),
+                    });
                 }
                 SpawnerEvent::Failed { error, .. } => {
                     return refused(format!("the worker cannot be started: {error}"));

@@ -102,6 +102,8 @@ pub(crate) fn build(plan: Plan) -> Result<Machine, BuildError> {
         spares: plan.spares,
         status_by: None,
         pause: Pause::default(),
+        spawner_pid: 0,
+        spawner_lost: false,
         beat_at: None,
     })
 }

@@ -167,6 +167,10 @@ pub struct Status {
     pub devices: Vec<DeviceStatus>,
     /// Nothing of it runs until it is resumed.
     pub paused: bool,
+    /// The spawner's process, in the front's pid namespace; 0 = it is on its way, or gone.
+    pub spawner: i32,
+    /// The spawner is gone: no worker can be started or ended.
+    pub spawner_lost: bool,
     /// Returns from `KVM_RUN` for each vCPU.
     pub vcpu_exits: Vec<u64>,
 }
@@ -356,8 +360,13 @@ mod tests {
                 spare: true,
             }),
         };
-        let event =
-            Event::Status(Status { devices: vec![device; 24], vcpu_exits: vec![u64::MAX; 32], paused: true });
+        let event = Event::Status(Status {
+            devices: vec![device; 24],
+            vcpu_exits: vec![u64::MAX; 32],
+            paused: true,
+            spawner: i32::MAX,
+            spawner_lost: true,
+        });
         assert_eq!(decode::<Event>(&encode(&event).unwrap()).unwrap(), event);
     }
 

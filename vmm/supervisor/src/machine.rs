@@ -19,6 +19,7 @@ use crossbeam_channel::{Receiver, Sender, TrySendError};
 
 mod failed;
 mod life;
+mod loss;
 mod pause;
 mod succession;
 mod upgrade;
@@ -65,6 +66,10 @@ pub(crate) struct Machine {
     /// The front wants the status: by when it gets it, with what the workers have told by then.
     pub status_by: Option<Instant>,
     pub pause: Pause,
+    /// As the host numbers it; 0 = it has not said that it is there, or is gone.
+    pub spawner_pid: i32,
+    /// The spawner is gone, and init of the VM's pid namespace is not.
+    pub spawner_lost: bool,
     /// When the workers are asked for a sign of life.
     pub beat_at: Option<Instant>,
 }
@@ -191,6 +196,8 @@ impl Machine {
                     self.workers.iter_mut().for_each(Worker::ask_counters);
                     self.status_by.get_or_insert_with(|| Instant::now() + COUNTERS_PATIENCE);
                 }
+                // Better the worker that there is than none.
+                Ok((Command::Restart { .. }, _)) if self.spawner_lost => {}
                 Ok((Command::Restart { device, generation }, _)) => {
                     self.condemn(device as usize, Some(generation), Some(Blame::Asked));
                 }
@@ -291,6 +298,7 @@ impl Machine {
             Token::Mailbox => drop(self.bell.silence()),
             Token::Link => self.poller.forget(&self.link),
             Token::Spawner => self.see_off_workers(),
+            Token::Control(index) if self.spawner_lost => self.see_off_alone(index),
             Token::Control(index) => {
                 if let Some(worker) = self.workers.get(index) {
                     self.poller.forget(worker.control());
@@ -312,6 +320,8 @@ impl Machine {
         Status {
             devices: self.workers.iter().map(Worker::status).collect(),
             paused: self.pause.is_complete(),
+            spawner: self.spawner_pid,
+            spawner_lost: self.spawner_lost,
             vcpu_exits: self.vcpus.iter().map(|vcpu| vcpu.exits.load(Ordering::Relaxed)).collect(),
         }
     }

@@ -114,8 +114,8 @@ pub(crate) struct Report {
     pub front: u32,
     /// The supervisor process.
     pub supervisor: i32,
-    /// The spawner process.
-    pub spawner: i32,
+    /// Init of the VM's pid namespace; without one the spawner.
+    pub init: i32,
     /// Devices and vCPUs.
     #[serde(flatten)]
     pub status: Status,
@@ -282,8 +282,8 @@ impl ControlSocket {
     }
 
     /// Answers everybody who asked for the status.
-    pub(crate) fn answer_status(&mut self, id: &str, supervisor: i32, spawner: i32, status: Status) {
-        let report = Report { id: id.into(), front: std::process::id(), supervisor, spawner, status };
+    pub(crate) fn answer_status(&mut self, id: &str, supervisor: i32, init: i32, status: Status) {
+        let report = Report { id: id.into(), front: std::process::id(), supervisor, init, status };
         self.answer(|what| what == What::Status, &Answer::Status(report));
     }
 

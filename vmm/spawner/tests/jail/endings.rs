@@ -189,7 +189,25 @@ pub(crate) fn socket_closes(prober: &Prober) {
 }
 
 pub(crate) fn spawner_killed(prober: &Prober) {
-    repeat_end(prober, default_layers(), |vm| vm.kill_spawner());
+    for _ in 0..REPEATS {
+        let vm = Vm::start(vec![prober.entry(), prober.entry()], default_layers());
+        let workers = [vm.worker(0), vm.worker(1)];
+        vm.kill_spawner();
+        assert_eq!(vm.event(), Event::Lost(Cause::Signaled { signal: 9, core: false }));
+        // They live, nobody starts another, and they end with the supervisor.
+        assert_eq!(workers[0].try_attempt('e', 7), None);
+        assert!(workers[0].ends() && is_readable(&workers[0]));
+        let (_ours, theirs) = socket::pair().unwrap();
+        vm.client().start(0, 1, Program::Own, theirs.as_fd()).unwrap();
+        assert_eq!(vm.event(), Event::Refused { worker: 0, instance: 1, reason: Refusal::Lost });
+        assert!(!workers[1].has_ended());
+        drop(vm);
+        assert!(workers[1].ends() && is_readable(&workers[1]));
+    }
+}
+
+pub(crate) fn init_killed(prober: &Prober) {
+    repeat_end(prober, default_layers(), |vm| vm.kill_init());
 }
 
 pub(crate) fn no_pid_namespace(prober: &Prober) {

@@ -74,13 +74,20 @@ pub(crate) fn every_layer(prober: &Prober) {
 
 pub(crate) fn spawner(prober: &Prober) {
     let vm = Vm::start(vec![prober.entry()], default_layers());
-    let spawner = inspect(vm.pid).unwrap_or_else(|error| {
+    confined(vm.pid, &["socket", "pidfd", "uids"], 1);
+    // The supervisor's, and the front's for offers.
+    confined(vm.spawner.get(), &["socket", "/proc", "prober", "landlock", "uids"], 2);
+}
+
+/// Init or the spawner, process `pid`, which holds descriptors of the `allowed` kinds, and so many sockets.
+fn confined(pid: i32, allowed: &[&str], sockets: usize) {
+    let spawner = inspect(pid).unwrap_or_else(|error| {
         // Not dumpable: an ordinary user's own spawner shows only part of itself.
         assert!(!is_root(), "{error}");
         eprintln!("SKIP: {error}");
         own()
     });
-    if spawner.pid != vm.pid {
+    if spawner.pid != pid {
         return;
     }
     let [root] = &spawner.mounts[..] else { panic!("{:?}", spawner.mounts) };
@@ -91,10 +98,8 @@ pub(crate) fn spawner(prober: &Prober) {
     let kept = 1 << 5 | 1 << 6 | 1 << 7 | 1 << 8 | 1 << 21;
     assert_eq!(spawner.capabilities, [0, kept, kept, kept, 0]);
     let kinds: BTreeSet<&str> = spawner.descriptors.values().map(|target| kind(target)).collect();
-    let allowed = BTreeSet::from(["socket", "/proc", "prober", "landlock", "uids"]);
-    assert!(kinds.is_subset(&allowed), "{:?}", spawner.descriptors);
-    // The supervisor's, and the front's for offers.
-    assert_eq!(spawner.descriptors.values().filter(|target| target.starts_with("socket:")).count(), 2);
+    assert!(kinds.iter().all(|kind| allowed.contains(kind)), "{:?}", spawner.descriptors);
+    assert_eq!(spawner.descriptors.values().filter(|target| target.starts_with("socket:")).count(), sockets);
     if is_root() {
         assert!(spawner.uids.iter().all(|uid| *uid >= 0x7100_0000), "{:?}", spawner.uids);
         assert_eq!(spawner.uid_map, [[0, spawner.uids[0], 64]]);
@@ -107,6 +112,7 @@ fn kind(target: &str) -> &str {
         _ if target.starts_with("socket:") => "socket",
         _ if target.ends_with("/prober") => "prober",
         _ if target.contains("landlock") => "landlock",
+        _ if target.contains("pidfd") => "pidfd",
         _ if target.contains("cellblock-test-uids") => "uids",
         other => other,
     }

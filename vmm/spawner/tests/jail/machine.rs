@@ -1,5 +1,6 @@
 //! A spawner with probers, as a front and a supervisor would have it.
 
+use std::cell::Cell;
 use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
@@ -88,7 +89,10 @@ fn program() -> Vec<u8> {
 pub(crate) struct Vm {
     pub(crate) client: Option<Client>,
     pub(crate) authority: Authority,
+    /// Init's, as the host numbers it.
     pub(crate) pid: i32,
+    /// The spawner's, once it has said so.
+    pub(crate) spawner: Cell<i32>,
     _pidfd: OwnedFd,
 }
 
@@ -105,7 +109,10 @@ impl Vm {
     pub(crate) fn start(workers: Vec<Entry>, layers: LayerSet) -> Vm {
         let vm = Vm::launch(workers, layers);
         match vm.client().wait().unwrap().0 {
-            Event::Ready => vm,
+            Event::Ready { host_pid } => {
+                vm.spawner.set(host_pid);
+                vm
+            }
             other => panic!("the spawner says {other:?}"),
         }
     }
@@ -119,7 +126,7 @@ impl Vm {
             Manifest { workers, tombstone: None, layers, ids, lock, refusal: Refusal::Kill, cgroup: None };
         let Spawner { socket, authority, pidfd, pid } = start(manifest).unwrap();
         let authority = Authority::new(authority);
-        Vm { client: Some(Client::new(socket)), authority, pid, _pidfd: pidfd }
+        Vm { client: Some(Client::new(socket)), authority, pid, spawner: Cell::new(0), _pidfd: pidfd }
     }
 
     pub(crate) fn client(&self) -> &Client {
@@ -168,8 +175,12 @@ impl Vm {
         }
     }
 
-    pub(crate) fn kill_spawner(&self) {
+    pub(crate) fn kill_init(&self) {
         kill_process(Pid::from_raw(self.pid).unwrap(), Signal::KILL).unwrap();
+    }
+
+    pub(crate) fn kill_spawner(&self) {
+        kill_process(Pid::from_raw(self.spawner.get()).unwrap(), Signal::KILL).unwrap();
     }
 }
 
@@ -203,10 +214,14 @@ impl Worker {
     }
 
     /// Whether the process is gone, within a moment.
+    pub(crate) fn has_ended(&self) -> bool {
+        !Path::new(&format!("/proc/{}", self.host_pid)).exists()
+    }
+
     pub(crate) fn ends(&self) -> bool {
         let begin = Instant::now();
         while begin.elapsed() < PATIENCE {
-            if !Path::new(&format!("/proc/{}", self.host_pid)).exists() {
+            if self.has_ended() {
                 return true;
             }
             std::thread::sleep(Duration::from_micros(200));

@@ -36,7 +36,8 @@ const CASES: &[Case] = &[
     ("a_binary_that_is_offered_is_started_in_the_same_jail", endings::offered),
     ("a_worker_is_started_again_after_its_end", endings::again),
     ("nothing_is_left_when_the_socket_closes", endings::socket_closes),
-    ("nothing_is_left_when_the_spawner_is_killed", endings::spawner_killed),
+    ("nothing_is_left_when_init_is_killed", endings::init_killed),
+    ("workers_outlive_the_spawner", endings::spawner_killed),
     ("nothing_is_left_without_a_pid_namespace", endings::no_pid_namespace),
     ("start_latency", latency::report),
 ];

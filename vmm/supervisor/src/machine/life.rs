@@ -20,6 +20,10 @@ impl Machine {
         };
         let debt = Debt::Access { vcpu, answers: worker.answers_to(vcpu) };
         let what = format!("no answer to {request} within {} s", worker.deadline().as_secs_f32());
+        if self.spawner_lost {
+            // Nobody can look at it, nor end it.
+            return self.condemn(index, None, Some(Blame::Hung(what)));
+        }
         worker.look_at(debt, &what, index, &self.spawner);
     }
 
@@ -30,11 +34,19 @@ impl Machine {
             self.beat_at = Some(now + BEAT);
             self.workers.iter_mut().for_each(Worker::beat);
         }
-        for (index, worker) in self.workers.iter_mut().enumerate() {
-            if worker.lacks_sign(now) {
-                worker.look_at(Debt::Sign, "no sign of life", index, &self.spawner);
+        let silent: Vec<_> = (0..self.workers.len()).filter(|index| self.lacks_sign(*index, now)).collect();
+        for index in silent {
+            let what = "no sign of life";
+            if self.spawner_lost {
+                self.condemn(index, None, Some(Blame::Hung(what.to_owned())));
+            } else if let Some(worker) = self.workers.get_mut(index) {
+                worker.look_at(Debt::Sign, what, index, &self.spawner);
             }
         }
+    }
+
+    fn lacks_sign(&mut self, index: usize, now: Instant) -> bool {
+        self.workers.get_mut(index).is_some_and(|worker| worker.lacks_sign(now))
     }
 
     /// The spawner has looked at a process.

@@ -55,6 +55,14 @@ impl Machine {
                 self.judge(worker as usize, instance, activity);
                 None
             }
+            SpawnerEvent::Ready { host_pid } => {
+                self.spawner_pid = host_pid;
+                None
+            }
+            SpawnerEvent::Lost(cause) => {
+                self.lose_spawner(&cause);
+                None
+            }
             SpawnerEvent::Unable(error) => {
                 Some(End::Refused { reason: cut(format!("the spawner's sandbox cannot be closed: {error}")) })
             }
@@ -176,6 +184,7 @@ impl Machine {
         }
         self.poller.forget(worker.control());
         worker.kill(index, &self.spawner);
+        self.give_up_if_alone(index);
     }
 
     /// The process is gone: nothing of it can write any more.
@@ -184,6 +193,10 @@ impl Machine {
             return None;
         }
         self.condemn(index, None, None);
+        if self.workers.get(index)?.is_absent() {
+            // Without a spawner.
+            return None;
+        }
         let (reason, verdict) = self.workers.get_mut(index)?.gone(ending);
         match verdict {
             _ if self.begin_anew(index) => {}

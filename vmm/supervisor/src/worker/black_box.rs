@@ -54,6 +54,8 @@ pub(crate) enum Ending {
     Reaped(Cause, Option<LastWords>),
     /// It did not start.
     Unstarted,
+    /// There is nobody who would see that.
+    Unseen,
 }
 
 impl Ending {
@@ -73,6 +75,7 @@ impl Ending {
         match self {
             Ending::Reaped(Cause::Signaled { signal: REFUSED, .. }, _) => Reason::RefusedCall,
             Ending::Reaped(Cause::Exited(_), None) => Reason::Exited,
+            Ending::Unseen => Reason::Exited,
             Ending::Reaped(..) => Reason::Signal,
             Ending::Unstarted => Reason::Unstarted,
         }
@@ -85,6 +88,7 @@ impl std::fmt::Display for Ending {
             Ending::Reaped(cause, Some(words)) => write!(f, "{cause}: {}", Fault::new(words)),
             Ending::Reaped(cause, None) => write!(f, "{cause}"),
             Ending::Unstarted => f.write_str("did not start"),
+            Ending::Unseen => f.write_str("has closed its socket"),
         }
     }
 }
@@ -133,7 +137,7 @@ impl BlackBox {
         let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let last_words = match ending {
             Ending::Reaped(_, Some(words)) => Some(Fault::new(words)),
-            Ending::Reaped(..) | Ending::Unstarted => None,
+            Ending::Reaped(..) | Ending::Unstarted | Ending::Unseen => None,
         };
         if self.deaths.len() == DEATHS {
             self.deaths.pop_front();
