@@ -123,6 +123,9 @@ pub trait Device {
     /// Appends all state that a successor needs; the same bytes for the same state.
     fn save(&self, out: &mut Encoder<'_>);
 
+    /// Begins as after power-on: there was no predecessor, or nothing of it can be taken over.
+    fn power_on(&mut self) {}
+
     /// Takes over what a predecessor saved. The bytes are a stranger's: every field is checked, and on an error the
     /// device is as it was.
     ///
@@ -191,6 +194,10 @@ impl<D: Device + ?Sized> Device for Box<D> {
 
     fn save(&self, out: &mut Encoder<'_>) {
         (**self).save(out);
+    }
+
+    fn power_on(&mut self) {
+        (**self).power_on();
     }
 
     fn restore(&mut self, saved: &[u8]) -> Result<(), StateError> {

@@ -56,19 +56,19 @@
 //! # worker.join().unwrap(); drop(kick); Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-pub mod causes;
 pub mod clock;
 pub mod doorbell;
 pub mod futex;
 pub mod last_words;
 pub mod memory;
 pub mod ram;
+pub mod register_page;
 pub mod socket;
 pub mod tap;
 pub mod vectors;
 
-pub use causes::{Causes, Pending};
 use memory::{Mapping, ReadOnly, Writable};
+pub use register_page::RegisterPage;
 
 /// The supervisor's side of one lane.
 pub type Requester = cellblock_ring::Requester<Mapping<Writable>, Mapping<ReadOnly>>;

@@ -13,7 +13,7 @@ use std::marker::PhantomData;
 use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::{self, Relaxed, Release};
+use std::sync::atomic::Ordering::{self, AcqRel, Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicU32, AtomicU64, fence};
 
 use cellblock_ring::Deadline;
@@ -102,6 +102,17 @@ pub fn create_replies(name: &str, bytes: usize) -> Result<Sealed<ReadOnly>, Memo
     let fd = create(name, bytes)?;
     seal(name, &fd, FIXED)?;
     let map = Mapping::new(name, &fd, bytes, ProtFlags::READ)?;
+    Ok(Sealed { fd, map })
+}
+
+/// Memory that both sides write: sealed `SHRINK | GROW | SEAL`, mapped for writing here.
+///
+/// # Errors
+/// As [`create_requests`].
+pub fn create_shared(name: &str, bytes: usize) -> Result<Sealed<Writable>, MemoryError> {
+    let fd = create(name, bytes)?;
+    seal(name, &fd, FIXED)?;
+    let map = Mapping::new(name, &fd, bytes, ProtFlags::READ | ProtFlags::WRITE)?;
     Ok(Sealed { fd, map })
 }
 
@@ -269,6 +280,38 @@ impl WordsMut for Mapping<Writable> {
     fn publish(&self, index: usize, value: u64) {
         if let Some(word) = self.word(index) {
             word.store(value, Release);
+        }
+    }
+}
+
+impl Mapping<Writable> {
+    /// Word `index`, for the register page; 0 past the end.
+    pub(crate) fn get(&self, index: usize) -> u64 {
+        // SYNC POINT: pairs with the Release of whoever changed it last.
+        self.word(index).map_or(0, |word| word.load(Acquire))
+    }
+
+    /// Stores word `index`, unless it is so already: the reader's line stays where it is.
+    pub(crate) fn store_if_changed(&self, index: usize, value: u64) {
+        if let Some(word) = self.word(index).filter(|word| word.load(Relaxed) != value) {
+            // SYNC POINT: Release orders what the guest is told of before it; the guest reads the page as it reads its RAM.
+            word.store(value, Release);
+        }
+    }
+
+    /// Sets `bits` of word `index`.
+    pub(crate) fn set_bits(&self, index: usize, bits: u64) {
+        if let Some(word) = self.word(index) {
+            // SYNC POINT: as above: the used ring comes before the interrupt's cause.
+            word.fetch_or(bits, AcqRel);
+        }
+    }
+
+    /// Clears `bits` of word `index`.
+    pub(crate) fn clear_bits(&self, index: usize, bits: u64) {
+        if let Some(word) = self.word(index) {
+            // SYNC POINT: as above.
+            word.fetch_and(!bits, AcqRel);
         }
     }
 }

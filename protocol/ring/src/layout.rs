@@ -9,39 +9,22 @@ const REQUEST_STRIDE: usize = 16;
 const WAITING: usize = 8;
 /// Words before the first lane of the replies.
 const REPLY_HEADER: usize = 16;
-/// The first cause's acknowledged count, behind the waiting flag of the first lane of the requests.
-const ACKNOWLEDGED: usize = WAITING + 1;
-/// The first cause's raised count, in the header of the replies.
-const RAISED: usize = SLEEPING + 1;
 /// Words in one lane of the replies.
 const REPLY_STRIDE: usize = 8;
 
 /// The worker's sleeping flag, in the replies: not zero = ring the doorbell.
 pub const SLEEPING: usize = 0;
 
-/// Causes of an interrupt: see `cellblock_channel::causes`.
-pub const CAUSES: usize = 2;
-
 /// Which request the worker has taken last, in the replies: 0 = none. It tells whether a worker that died may have died of a request. Not in
 /// the line of the sleeping flag, which the supervisor reads with each request.
 pub const TAKEN: usize = 8;
 
 /// Words of what a worker notes as it dies, in the header of the replies: see `cellblock_channel::last_words`.
-pub const LAST_WORDS: std::ops::Range<usize> = RAISED + CAUSES..TAKEN;
-
-/// How often cause `cause` was raised, in the replies.
-pub const fn raised_cause(cause: usize) -> usize {
-    RAISED + cause
-}
+pub const LAST_WORDS: std::ops::Range<usize> = TAKEN - 5..TAKEN;
 
 /// What [`TAKEN`] holds for the request of `sequence` in `lane`: the sequence (low 32 bits), and the lane's number from 1 (high).
 pub const fn taken_mark(lane: u32, sequence: u32) -> u64 {
     (lane as u64 + 1) << 32 | sequence as u64
-}
-
-/// Which count of cause `cause` the guest has acknowledged, in the requests.
-pub const fn acknowledged_cause(cause: usize) -> usize {
-    ACKNOWLEDGED + cause
 }
 
 /// Words in the requests of `lanes` lanes.
@@ -84,9 +67,7 @@ mod tests {
         }
         assert!(waiting_flag(31) < request_words(32) && reply_slot(31) + 4 <= reply_words(32));
         assert_ne!(SLEEPING / 8, reply_slot(0) / 8);
-        assert!(raised_cause(0) > SLEEPING && raised_cause(CAUSES - 1) < reply_slot(0));
-        assert!(LAST_WORDS.start > raised_cause(CAUSES - 1) && LAST_WORDS.end <= reply_slot(0));
+        assert!(LAST_WORDS.start > SLEEPING && LAST_WORDS.end <= reply_slot(0));
         assert!(LAST_WORDS.end <= TAKEN && TAKEN < reply_slot(0) && TAKEN / 8 != SLEEPING / 8);
-        assert!(acknowledged_cause(0) > waiting_flag(0) && acknowledged_cause(CAUSES - 1) < request_slot(1));
     }
 }

@@ -104,6 +104,8 @@ pub enum Role {
         /// Where it begins in the memfd.
         offset: u64,
     },
+    /// What the guest reads its registers from: a memfd of one page, which the worker and the supervisor write.
+    Registers,
     /// An ioeventfd's eventfd: counts the guest's kicks of virtqueue number N.
     QueueKick(u16),
     /// The disk's image, opened and locked by the front.

@@ -5,7 +5,7 @@ use std::fs::OpenOptions;
 use cellblock_hypervisor::mock::{Mock, MockVm, Step};
 use cellblock_hypervisor::x86_64::{BootState, DescriptorTable, Segment};
 use cellblock_hypervisor::{ExitData, Hypervisor, VmExit};
-use cellblock_hypervisor_kvm::{Kvm, KvmVm};
+use cellblock_hypervisor_kvm::{Kvm, KvmVm, RegisterPage};
 use cellblock_memory::{GuestRam, UNIT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -81,6 +81,13 @@ impl KvmPlatform {
             Err(error) if std::env::consts::ARCH == "x86_64" => panic!("{error}"),
             Err(error) => Err(error.to_string()),
         }
+    }
+
+    /// As [`load`](Self::load), with interrupt controllers and these register pages.
+    pub fn load_with(&self, image: &Image, pages: &[RegisterPage]) -> KvmVm {
+        let vm = self.0.create_vm_with(&GuestRam::create(UNIT, false).unwrap(), pages).unwrap();
+        write_image(vm.memory(), image);
+        vm
     }
 
     /// A VM with this image in its memory, and vCPU 0's first state.

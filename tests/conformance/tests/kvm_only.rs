@@ -14,7 +14,7 @@ use cellblock_hypervisor::x86_64::BootState;
 use cellblock_hypervisor::{
     DebugInfo, Error, Irq, Regs, UnboundVcpu as _, Vcpu as _, VmEntry, VmExit, X86Gpr,
 };
-use cellblock_hypervisor_kvm::{DataMatch, IoAddress, KvmVcpu, KvmVm, MpState, probe};
+use cellblock_hypervisor_kvm::{DataMatch, IoAddress, KvmVcpu, KvmVm, MpState, RegisterPage, probe};
 use cellblock_memory::{GuestRam, UNIT};
 use rustix::event::{EventfdFlags, eventfd};
 use vm_memory::{Bytes, GuestAddress};
@@ -114,6 +114,46 @@ fn an_ioeventfd_takes_the_writes_that_match() {
     let taken = vm.ioeventfd(IoAddress::Mmio(mmio), DataMatch::U32(1), door.as_fd()).unwrap_err().to_string();
     assert!(taken.contains("KVM_IOEVENTFD") && taken.contains("d0000050"), "{taken}");
     vm.remove_ioeventfd(IoAddress::Mmio(mmio), DataMatch::U32(1), queue.as_fd()).unwrap();
+}
+
+#[test]
+fn a_register_page_is_read_without_an_exit_and_written_by_one() {
+    let platform = kvm!();
+    let (first, second) = (0xd000_0000, 0xd000_1000);
+    let (notify, status) = (first + 0x50, second + 0x60);
+    let write = |address| Op::Write(Space::Mmio(address), vec![1, 0, 0, 0]);
+    let behind = second + 0x1000;
+    let reads = [Op::Read(Space::Mmio(behind), 4), Op::Read(Space::Mmio(status), 4), Op::Halt];
+    let program = [[write(notify), write(status)].as_slice(), &reads].concat();
+    let page = |address| {
+        let memory = rustix::fs::memfd_create("page", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(&memory, 4096).unwrap();
+        RegisterPage { address, memory }
+    };
+    let pages = [page(first), page(second)];
+    let show = |value: u32| rustix::io::pwrite(&pages[1].memory, &value.to_le_bytes(), 0x60).unwrap();
+    show(0x1234_5678);
+    let vm = platform.load_with(&assemble(&program), &pages);
+    let vcpu = vm.create_vcpu(0).unwrap();
+    vcpu.setup().set_boot_state(&boot_state()).unwrap();
+    let mut vcpu = vcpu.bind().unwrap();
+    let kicks = event();
+    vm.ioeventfd(IoAddress::Mmio(notify), DataMatch::U32(1), kicks.as_fd()).unwrap();
+    assert_eq!(vcpu.run(VmEntry::Resume).unwrap(), access(Space::Mmio(status), true, &[1, 0, 0, 0]));
+    assert_eq!(count(&kicks), 1, "a kick in a register page");
+    assert_eq!(vcpu.run(VmEntry::Done).unwrap(), access(Space::Mmio(behind), false, &[0; 4]));
+    // What it shows now counts, not what it showed when the guest began.
+    show(0x0765_4321);
+    let kick = vcpu.kick_handle();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            thread::sleep(Duration::from_millis(20));
+            kick.kick();
+        });
+        assert_eq!(vcpu.run(VmEntry::Reply([0; 4].as_slice().into())).unwrap(), VmExit::Kicked);
+    });
+    let Regs::X86_64 { gprs, .. } = vcpu.get_regs().unwrap() else { panic!() };
+    assert_eq!(gprs[X86Gpr::Rax as usize], 0x0765_4321);
 }
 
 #[test]

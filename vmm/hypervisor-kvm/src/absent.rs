@@ -10,7 +10,7 @@ use cellblock_hypervisor::{
 use cellblock_memory::GuestRam;
 use vm_memory::GuestMemoryMmap;
 
-use crate::interface::{DataMatch, IoAddress, MpState};
+use crate::interface::{DataMatch, IoAddress, MpState, RegisterPage};
 
 /// `/dev/kvm`; cannot be opened on this architecture.
 #[derive(Debug, Clone)]
@@ -69,6 +69,8 @@ impl Kvm {
         fn max_vcpus() -> u32;
         /// See the x86-64 back end.
         fn create_vm(ram: &GuestRam) -> Result<KvmVm>;
+        /// See the x86-64 back end.
+        fn create_vm_with(ram: &GuestRam, pages: &[RegisterPage]) -> Result<KvmVm>;
         /// See the x86-64 back end.
         fn create_bare_vm(ram: &GuestRam) -> Result<KvmVm>;
     }

@@ -1,6 +1,16 @@
 //! Plain types of this back end's own interface, the same on every architecture.
 
+use std::os::fd::OwnedFd;
 use std::time::Duration;
+
+/// A page of a device's registers that the guest reads like memory and writes by exits.
+#[derive(Debug)]
+pub struct RegisterPage {
+    /// Guest-physical address, a multiple of 4096 outside guest RAM.
+    pub address: u64,
+    /// 4096 bytes whose size is sealed.
+    pub memory: OwnedFd,
+}
 
 /// Where an ioeventfd listens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -40,4 +40,4 @@ mod absent;
 #[cfg(not(target_arch = "x86_64"))]
 pub use absent::{Kvm, KvmVcpu, KvmVm, Setup, UnboundKvmVcpu, probe};
 
-pub use interface::{Capability, DataMatch, IoAddress, MpState, Speed};
+pub use interface::{Capability, DataMatch, IoAddress, MpState, RegisterPage, Speed};

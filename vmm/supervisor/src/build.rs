@@ -50,7 +50,7 @@ pub(crate) fn build(plan: Plan) -> Result<Machine, BuildError> {
     let (vm, supported) = thread::scope(|scope| {
         // Half a millisecond each, and independent of each other.
         let cpuid = scope.spawn(|| kvm.supported_cpuid());
-        let vm = kvm.create_vm(&plan.ram);
+        let vm = kvm.create_vm_with(&plan.ram, &wires.pages);
         (vm, cpuid.join())
     });
     let vm = vm?;

@@ -110,8 +110,17 @@ impl Machine {
     }
 
     fn until_the_end(&mut self) -> Result<End, BuildError> {
-        let mut running = false;
+        let (mut begun, mut running) = (false, false);
         loop {
+            if !begun
+                && self
+                    .workers
+                    .iter()
+                    .all(|worker| !worker.shows_registers() || worker.state() == DeviceState::Serving)
+            {
+                begun = true;
+                self.vcpus.iter_mut().for_each(|vcpu| vcpu.tell(vcpu::Command::Begin));
+            }
             for token in self.wait(self.next_look())? {
                 if let Some(end) = self.take(token) {
                     return Ok(end);

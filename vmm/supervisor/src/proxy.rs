@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use cellblock_channel::doorbell::Ringer;
 use cellblock_channel::memory::{Mapping, ReadOnly, Writable};
-use cellblock_channel::{KickWatch, Pending, Requester, clock};
+use cellblock_channel::{KickWatch, RegisterPage, Requester, clock};
 use cellblock_ring::{Access, Deadline, Outcome, Succession, Violation};
 use cellblock_wire::slot::{Action, Op, Reply, Request, mask};
 
@@ -23,7 +23,7 @@ const POISONOUS: u32 = 2;
 #[derive(Debug, Clone)]
 pub(crate) struct CauseAnswers {
     pub registers: CauseRegisters,
-    pub pending: Pending,
+    pub page: RegisterPage,
 }
 
 impl CauseAnswers {
@@ -33,9 +33,9 @@ impl CauseAnswers {
             return None;
         }
         match access.op {
-            Op::Read if access.offset == self.registers.status => Some(self.pending.look().into()),
+            Op::Read if access.offset == self.registers.status => Some(self.page.get(access.offset).into()),
             Op::Write if access.offset == self.registers.acknowledge => {
-                self.pending.acknowledge(access.data as u32);
+                self.page.clear_bits(self.registers.status, access.data as u32);
                 Some(0)
             }
             Op::Read | Op::Write => None,
@@ -69,7 +69,6 @@ pub(crate) struct Successor {
     pub requests: Mapping<Writable>,
     pub replies: Mapping<ReadOnly>,
     pub generation: u32,
-    pub causes: Option<CauseAnswers>,
     /// The worker before died, perhaps of what it was asked.
     pub died: bool,
 }
@@ -168,9 +167,8 @@ impl Proxy {
     /// last moment or is poison: that is told by `true`, and reads as all ones, or is a write that was dropped.
     pub(crate) fn succeed(&mut self, successor: Successor) -> bool {
         self.left = None;
-        let Successor { requests, replies, generation, causes, died } = successor;
+        let Successor { requests, replies, generation, died } = successor;
         let poison = died && self.is_poison();
-        self.causes = causes;
         match self.requester.succeed(requests, replies, generation) {
             Ok(Succession::Answered(reply)) => self.settled = Some(reply),
             Ok(Succession::Idle) => {}
@@ -237,28 +235,22 @@ fn floating(sequence: u32, generation: u32, size: u8) -> Reply {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cellblock_channel::{Causes, memory};
-    use cellblock_ring::layout;
+    use cellblock_channel::{memory, register_page};
     use cellblock_wire::slot::Space;
 
     #[test]
     fn the_cause_of_an_interrupt_is_told_without_asking_the_worker() {
-        let words = [layout::request_words(1), layout::reply_words(1)].map(memory::bytes);
-        let requests = memory::create_requests("requests", words[0]).unwrap();
-        let replies = memory::create_replies("replies", words[1]).unwrap();
-        let worker = Causes::new(
-            memory::open_read(&requests.fd, words[0]).unwrap(),
-            memory::open_write(&replies.fd, words[1]).unwrap(),
-        );
+        let memory = memory::create_shared("registers", register_page::BYTES).unwrap();
+        let worker = RegisterPage::new(memory::open_write(&memory.fd, register_page::BYTES).unwrap());
         let registers = CauseRegisters { status: 0x60, acknowledge: 0x64 };
-        let answers = CauseAnswers { registers, pending: Pending::new(requests.map, replies.map) };
+        let answers = CauseAnswers { registers, page: RegisterPage::new(memory.map) };
         let access = |op, offset, data| Access { space: Space::Mmio, op, size: 4, region: 0, offset, data };
         let status = || answers.answer(&access(Op::Read, 0x60, 0));
         assert_eq!(status(), Some(0));
-        worker.raise(3);
-        assert_eq!((status(), worker.pending()), (Some(3), 3));
+        worker.set_bits(0x60, 3);
+        assert_eq!((status(), worker.get(0x60)), (Some(3), 3));
         assert_eq!(answers.answer(&access(Op::Write, 0x64, 2)), Some(0));
-        assert_eq!((status(), worker.pending()), (Some(1), 1));
+        assert_eq!((status(), worker.get(0x60)), (Some(1), 1));
         // All else is the worker's.
         for (op, offset) in [(Op::Write, 0x60), (Op::Read, 0x64), (Op::Read, 0x70)] {
             assert_eq!(answers.answer(&access(op, offset, 0)), None);

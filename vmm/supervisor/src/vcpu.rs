@@ -31,6 +31,8 @@ pub(crate) enum Command {
     Pause { number: u32 },
     /// Go on.
     Resume,
+    /// Enter the guest for the first time.
+    Begin,
 }
 
 impl Command {
@@ -38,7 +40,7 @@ impl Command {
     pub(crate) fn device(&self) -> Option<usize> {
         match self {
             Command::Succeed { device, .. } | Command::Leave { device, .. } => Some(*device),
-            Command::Stop | Command::Pause { .. } | Command::Resume => None,
+            Command::Stop | Command::Pause { .. } | Command::Resume | Command::Begin => None,
         }
     }
 }
@@ -105,7 +107,10 @@ pub(crate) struct VcpuActor<V> {
 impl<V: Vcpu> VcpuActor<V> {
     /// Runs the vCPU to its end.
     pub(crate) fn run(mut self) -> Ended {
-        let mut entry = VmEntry::Resume;
+        let mut entry = match self.begin() {
+            Ok(entry) => entry,
+            Err(ended) => return ended,
+        };
         loop {
             let exit = match self.vcpu.run(entry) {
                 Ok(exit) => exit,
@@ -122,6 +127,17 @@ impl<V: Vcpu> VcpuActor<V> {
                 Err(ended) => return ended,
             };
         }
+    }
+
+    /// Waits until the devices are there whose registers the guest reads without asking anybody.
+    fn begin(&mut self) -> Result<VmEntry, Ended> {
+        loop {
+            match self.commands.recv().unwrap_or(Command::Stop) {
+                Command::Begin => break,
+                command => self.follow(command)?,
+            }
+        }
+        if self.pause.is_some() { self.rest(VmEntry::Resume) } else { Ok(VmEntry::Resume) }
     }
 
     /// Pauses, once the guest's instruction is complete.
@@ -238,6 +254,7 @@ impl<V: Vcpu> VcpuActor<V> {
                 self.pause = None;
                 return Ok(());
             }
+            Command::Begin => return Ok(()),
             Command::Leave { device, generation } => {
                 self.proxies.get_mut(device).into_iter().for_each(|proxy| proxy.leave(generation));
                 return Ok(());

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use cellblock_channel::last_words::{self, LastWords};
 use cellblock_channel::memory::{self, ReadOnly, Sealed, Writable};
 use cellblock_channel::socket::{self, Control};
-use cellblock_channel::{Kick, KickWatch, Pending, Requester, clock, doorbell, kick};
+use cellblock_channel::{Kick, KickWatch, RegisterPage, Requester, clock, doorbell, kick, register_page};
 use cellblock_policy::install;
 use cellblock_ring::state_page::Shape;
 use cellblock_ring::{Access, Outcome, Succession, layout};
@@ -143,6 +143,8 @@ pub struct Supervised {
     requests: Sealed<Writable>,
     replies: Sealed<ReadOnly>,
     page: Sealed<ReadOnly>,
+    /// What a guest reads the registers of a device with queues from.
+    pub registers: Option<RegisterPage>,
     ringer: doorbell::Ringer,
     lanes: Vec<Requester>,
     kick: (Kick, KickWatch),
@@ -205,6 +207,13 @@ impl Supervised {
                 extras.push((Role::HostBytes, kept.map_err(|e| failed(e.into()))?.fd));
             }
         }
+        let mut registers = None;
+        if kicks > 0 {
+            let page =
+                memory::create_shared("registers", register_page::BYTES).map_err(|e| failed(e.into()))?;
+            registers = Some(RegisterPage::new(page.map));
+            extras.push((Role::Registers, page.fd));
+        }
         let shape = Shape::new(wanted.lanes, state::CAPACITY);
         let words = memory::bytes;
         let requests = memory::create_requests("requests", words(layout::request_words(wanted.lanes)))
@@ -228,6 +237,7 @@ impl Supervised {
             requests,
             replies,
             page,
+            registers,
             ringer,
             lanes,
             kick: kick(),
@@ -399,11 +409,6 @@ impl Supervised {
     /// It breaks the protocol.
     pub fn poll(&mut self, lane: usize) -> io::Result<Option<Reply>> {
         self.lanes[lane].poll().map_err(io::Error::other)
-    }
-
-    /// What the guest is told of interrupt 0's causes without asking the worker.
-    pub fn causes(&self) -> Pending {
-        Pending::new(self.requests.map.clone(), self.replies.map.clone())
     }
 
     /// What a worker that has ended noted of its death.

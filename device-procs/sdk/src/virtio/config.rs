@@ -3,7 +3,11 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use cellblock_channel::RegisterPage;
+use cellblock_channel::register_page::{self, WORD};
+
 use super::interrupt::Interrupt;
+use super::spec::register;
 
 /// The most bytes of configuration space that a driver may write: they are saved with the registers.
 pub const MAX_WRITABLE: usize = 16;
@@ -45,6 +49,7 @@ impl Space {
     /// past the end is not taken. If nothing changes nothing is told.
     pub fn set(&self, offset: usize, bytes: &[u8], interrupt: &Interrupt) {
         if self.contents().replace(offset, bytes) {
+            interrupt.page().into_iter().for_each(|page| self.show(page));
             interrupt.config_changed();
         }
     }
@@ -55,6 +60,24 @@ impl Space {
         let bytes = contents.bytes.get(offset..).unwrap_or_default();
         let padded = bytes.iter().copied().chain(std::iter::repeat(0));
         into.iter_mut().zip(padded).for_each(|(to, from)| *to = from);
+    }
+
+    /// The word of a register page that holds `ConfigGeneration`.
+    pub(super) const GENERATION_WORD: u64 = register::CONFIG_GENERATION / WORD * WORD;
+
+    /// Has the guest find it in `page`, all at once as far as that goes: fields of up to 32 bits are never torn, and no device here
+    /// changes larger ones.
+    pub(super) fn show(&self, page: &RegisterPage) {
+        let contents = self.contents();
+        for (at, bytes) in (register::CONFIG..register_page::BYTES as u64)
+            .step_by(WORD as usize)
+            .zip(contents.bytes.chunks(WORD as usize))
+        {
+            let mut word = [0; WORD as usize];
+            word.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+            page.set(at, u64::from_le_bytes(word));
+        }
+        page.set(Self::GENERATION_WORD, u64::from(contents.generation) << 32 | u64::from(u32::MAX));
     }
 
     /// `ConfigGeneration`.
@@ -109,6 +132,7 @@ impl Space {
         let mut contents = self.contents();
         contents.generation = contents.generation.wrapping_add(1);
         drop(contents);
+        interrupt.page().into_iter().for_each(|page| self.show(page));
         interrupt.config_changed();
     }
 

@@ -3,10 +3,10 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cellblock_channel::causes::{self, Causes};
+use cellblock_channel::RegisterPage;
 
 use super::queue::QueueError;
-use super::spec::interrupt;
+use super::spec::{interrupt, register, status};
 use crate::fail_point::{Step, reach};
 
 /// An edge-triggered interrupt line that threads share.
@@ -24,8 +24,8 @@ pub trait Raise: Send + Sync {
         self.raise();
     }
 
-    /// Where the causes are kept that the guest reads by registers, if that is not the device's affair.
-    fn causes(&self) -> Option<&Causes> {
+    /// What the guest reads the registers from, if it reads them without asking the device.
+    fn page(&self) -> Option<&RegisterPage> {
         None
     }
 }
@@ -78,6 +78,7 @@ impl Interrupt {
     pub fn needs_reset(&self) {
         // SYNC POINT: Release pairs with the Acquire in `asks_for_reset`; nothing else hangs on it.
         self.0.needs_reset.store(true, Ordering::Release);
+        self.show_needs_reset();
         self.note(interrupt::CONFIG_CHANGE);
         self.0.line.raise_broken();
     }
@@ -114,14 +115,29 @@ impl Interrupt {
 
     /// `InterruptStatus`.
     pub fn status(&self) -> u32 {
-        self.0.line.causes().map_or_else(|| self.0.status.load(Ordering::Acquire), Causes::pending)
+        self.page().map_or_else(
+            || self.0.status.load(Ordering::Acquire),
+            |page| page.get(register::INTERRUPT_STATUS),
+        )
     }
 
     /// `InterruptACK`. A pulse is given for each cause, pending or not, so none is lost to an acknowledgement that comes late.
     pub fn acknowledge(&self, bits: u32) {
         self.0.status.fetch_and(!bits, Ordering::AcqRel);
-        if let Some(causes) = self.0.line.causes() {
-            causes.withdraw(bits);
+        if let Some(page) = self.page() {
+            page.clear_bits(register::INTERRUPT_STATUS, bits);
+        }
+    }
+
+    /// What the guest reads the registers from, if it reads them without asking the device.
+    pub(super) fn page(&self) -> Option<&RegisterPage> {
+        self.0.line.page()
+    }
+
+    /// Has the guest see in its page that the device needs a reset, if it does; also after `Status` was set there.
+    pub(super) fn show_needs_reset(&self) {
+        if let Some(page) = self.page().filter(|_| self.asks_for_reset()) {
+            page.set_bits(register::STATUS, status::DEVICE_NEEDS_RESET.into());
         }
     }
 
@@ -136,20 +152,21 @@ impl Interrupt {
         // SYNC POINT: Release orders the used ring before the bits; the driver reads them by a register access, which is
         // ordered by the exit.
         self.0.status.fetch_or(bits, Ordering::AcqRel);
-        if let Some(causes) = self.0.line.causes() {
-            causes.raise(bits);
+        if let Some(page) = self.page() {
+            page.set_bits(register::INTERRUPT_STATUS, bits);
         }
     }
 
     /// As after a reset. Nobody serves a queue now.
     pub(super) fn clear(&self) {
-        self.acknowledge(causes::ALL);
+        self.acknowledge(u32::MAX);
         self.0.needs_reset.store(false, Ordering::Release);
     }
 
-    /// What a predecessor left.
+    /// What a predecessor left. What it raised since stands in the guest's page, and stays there: if this process does not get as
+    /// far as serving, the predecessor goes on.
     pub(super) fn restore(&self, status: u32, needs_reset: bool) {
-        self.acknowledge(causes::ALL);
+        self.0.status.store(0, Ordering::Release);
         self.note(status);
         self.0.needs_reset.store(needs_reset, Ordering::Release);
     }

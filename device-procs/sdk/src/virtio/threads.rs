@@ -161,6 +161,8 @@ struct Seat {
     kicker: Kicker,
     /// Where the thread sleeps.
     epoll: Arc<OwnedFd>,
+    /// Somebody else's eventfds have been in that set, too.
+    guests: Arc<AtomicBool>,
     traffic: Arc<Traffic>,
 }
 
@@ -202,7 +204,7 @@ impl Threads {
         let kicker = Kicker(kicks.first().cloned());
         let desk = Arc::new(Desk::new(numbers.len()));
         let sleep = Sleep::new(kicks, sources)?;
-        let epoll = Arc::clone(&sleep.epoll);
+        let (epoll, guests) = (Arc::clone(&sleep.epoll), Arc::clone(&sleep.guests));
         let queues = Queues::new(numbers.iter().copied().zip(desk.stops.iter().cloned()), interrupt.clone())
             .parked_by(Arc::clone(&desk.park));
         let traffic = queues.traffic();
@@ -216,7 +218,7 @@ impl Threads {
             parked: false,
         };
         start_thread(&format!("queue {number}"), move || thread.run())?;
-        Ok(Seat { numbers, desk, kicker, epoll, traffic })
+        Ok(Seat { numbers, desk, kicker, epoll, guests, traffic })
     }
 
     /// What each post's queues passed.
@@ -256,7 +258,11 @@ impl Engine for Threads {
 
     fn listen_to(&mut self, index: usize, kick: BorrowedFd<'_>) -> io::Result<()> {
         let (seat, _) = self.place(index).ok_or(io::ErrorKind::InvalidInput)?;
-        add_kick(&seat.epoll, kick)
+        add_kick(&seat.epoll, kick)?;
+        // SYNC POINT: Release before the eventfd's write, which ends the wait of a thread that did not see it.
+        seat.guests.store(true, Ordering::Release);
+        seat.kicker.kick();
+        Ok(())
     }
 
     fn deafen(&mut self, index: usize, kick: BorrowedFd<'_>) {
@@ -395,7 +401,9 @@ fn add_kick(epoll: &OwnedFd, kick: BorrowedFd<'_>) -> io::Result<()> {
 struct Sleep {
     epoll: Arc<OwnedFd>,
     /// Open as long as they are in the set.
-    _kicks: Vec<Arc<OwnedFd>>,
+    kicks: Vec<Arc<OwnedFd>>,
+    /// There are, or were, other eventfds in the set.
+    guests: Arc<AtomicBool>,
     sources: Vec<Source>,
 }
 
@@ -415,13 +423,16 @@ impl Sleep {
             add_kick(&epoll, kick.as_fd())?;
         }
         let source = |fd| Source { fd, armed: epoll::EventFlags::empty(), always: false };
-        Ok(Sleep { epoll, _kicks: kicks, sources: sources.into_iter().map(source).collect() })
+        Ok(Sleep { epoll, kicks, guests: Arc::default(), sources: sources.into_iter().map(source).collect() })
     }
 
     /// Waits; a bit for each source that may be ready then.
     fn until(&mut self, wait: &Wait) -> u32 {
         if wait.again {
             return u32::MAX;
+        }
+        if self.read_kick(wait) {
+            return 0;
         }
         let always = self.arm(wait);
         let pause = wait.until.map(|time| time.saturating_sub(clock::now()).min(LONGEST_SLEEP));
@@ -434,6 +445,14 @@ impl Sleep {
         let source = |event: &epoll::Event| u32::try_from(event.data.u64()).ok();
         let bit = |number| 1u32.checked_shl(number).unwrap_or(0);
         events.iter().take(count).filter_map(source).fold(always, |ready, number| ready | bit(number))
+    }
+
+    /// Sleeps until the one queue's kick, if nothing else is waited for.
+    fn read_kick(&self, wait: &Wait) -> bool {
+        let alone = self.sources.is_empty() && wait.until.is_none() && !self.guests.load(Ordering::Acquire);
+        let Some(kick) = self.kicks.first().filter(|_| alone && self.kicks.len() == 1) else { return false };
+        // One that does not block is left to the set.
+        rustix::io::read(&**kick, &mut [0; 8]) != Err(Errno::AGAIN)
     }
 
     /// A bit for each source that is waited for and always ready.

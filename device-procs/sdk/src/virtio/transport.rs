@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use cellblock_channel::ram::Ram;
+use cellblock_channel::register_page::WORD;
 use cellblock_wire::control::BalloonReport;
 use cellblock_wire::device::DriverRegisters;
 
@@ -348,6 +349,22 @@ impl<E: Engine> Transport<E> {
         }
     }
 
+    /// Has the guest find in its page what a read of each register gives now. `InterruptStatus` is there all the time, and
+    /// configuration space is its own affair.
+    fn show(&mut self) {
+        let Some(page) = self.interrupt.page().cloned() else { return };
+        for offset in (0..register::CONFIG).step_by(WORD as usize) {
+            if !matches!(offset, register::INTERRUPT_STATUS | Space::GENERATION_WORD) {
+                let (low, high) = (self.read_register(offset), self.read_register(offset + 4));
+                page.set(offset, u64::from(low) | u64::from(high) << 32);
+            }
+        }
+        // Another thread may have found meanwhile that the device needs one.
+        self.interrupt.show_needs_reset();
+        page.set_bits(register::INTERRUPT_ACK, u32::MAX);
+        self.identity.config.show(&page);
+    }
+
     fn read_config(&self, offset: u64, size: u8) -> u64 {
         let mut bytes = [0; 8];
         let wanted = bytes.get_mut(..usize::from(size.min(8))).unwrap_or_default();
@@ -387,6 +404,7 @@ impl<E: Engine> Device for Transport<E> {
             None if Self::is_whole(&access) => self.write_register(access.offset, data as u32),
             _ => {}
         }
+        self.show();
         Action::None
     }
 
@@ -395,6 +413,12 @@ impl<E: Engine> Device for Transport<E> {
         if event != Event::Host {
             self.tell(event);
         }
+        self.show();
+    }
+
+    fn power_on(&mut self) {
+        self.interrupt.clear();
+        self.show();
     }
 
     fn complaint(&mut self) -> Option<String> {
@@ -423,6 +447,8 @@ impl<E: Engine> Device for Transport<E> {
     }
 
     fn resume(&mut self) {
+        // Another worker that was to take over may have been there meanwhile.
+        self.show();
         self.engine.park(false);
         // Restored at rest, it told of that when its predecessor might still have been asked what for.
         if std::mem::take(&mut self.restored) {
@@ -456,11 +482,14 @@ impl<E: Engine> Device for Transport<E> {
                 self.identity.config.renew(&self.interrupt);
             }
         }
+        self.show();
         Ok(())
     }
 
     fn reconstruct(&mut self, registers: &DriverRegisters, saved: Option<&[u8]>) -> Result<(), StateError> {
-        self.begin_from(registers, saved)
+        self.begin_from(registers, saved)?;
+        self.show();
+        Ok(())
     }
 }
 

@@ -7,7 +7,7 @@ use cellblock_channel::doorbell::Bell;
 use cellblock_channel::last_words::{self, LastWords};
 use cellblock_channel::memory::{self, Mapping, MemoryError, Writable};
 use cellblock_channel::socket::Control;
-use cellblock_channel::{Causes, Responder, StateWriter};
+use cellblock_channel::{Responder, StateWriter};
 use cellblock_policy::fault::{self, Fault};
 use cellblock_ring::layout;
 use cellblock_ring::state_page::{Committed, MAX_DEVICE_BYTES, Shape};
@@ -109,12 +109,11 @@ impl Granted {
         let replies = memory::open_write(&self.replies, memory::bytes(layout::reply_words(lanes)))
             .map_err(part("replies"))?;
         let (map, shape) = open_page(&self.page, lanes).map_err(part("state page"))?;
-        let causes = Causes::new(requests.clone(), replies.clone());
         let responder = Responder::new(requests, replies, lanes, generation)?;
 
         let wake = wake_line()?;
-        let mut parts =
-            Parts::new(config, self.roles, Arc::clone(&wake)).with_causes(causes).with_driver(&fallback);
+        let parts = Parts::new(config, self.roles, Arc::clone(&wake)).with_driver(&fallback);
+        let mut parts = parts.with_page().map_err(part("register page"))?;
         let mut device = build(&mut parts)?;
         parts.all_taken()?;
         reach(Step::Built);
@@ -161,7 +160,10 @@ fn take_over<D: Device>(
     match (fallback, predecessor.map(|committed| &*committed.device)) {
         (Fallback::Registers(registers), saved) => device.reconstruct(registers, saved),
         (Fallback::Refuse | Fallback::PowerOn, Some(saved)) => device.restore(saved),
-        (Fallback::Refuse | Fallback::PowerOn, None) => Ok(()),
+        (Fallback::Refuse | Fallback::PowerOn, None) => {
+            device.power_on();
+            Ok(())
+        }
     }
 }
 

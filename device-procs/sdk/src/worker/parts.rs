@@ -3,8 +3,9 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use cellblock_channel::memory::{self, MemoryError};
 use cellblock_channel::ram::{Piece, Ram};
-use cellblock_channel::{Causes, clock, memory};
+use cellblock_channel::{RegisterPage, clock, register_page};
 use cellblock_wire::control::Fallback;
 use cellblock_wire::device::{DeviceConfig, DriverRegisters, Role, host_bytes};
 use rustix::event::{EventfdFlags, eventfd};
@@ -28,8 +29,8 @@ pub struct Parts {
     tally: Arc<Tally>,
     /// Another VMM is the front end: memory and kicks come from it, later.
     front_end: Option<Calls>,
-    /// Until interrupt line 0 is taken.
-    causes: Option<Causes>,
+    /// What the guest reads the registers from; until interrupt line 0 is taken.
+    page: Option<RegisterPage>,
     driver: DriverRegisters,
 }
 
@@ -41,15 +42,16 @@ impl Parts {
             wake,
             tally: Arc::default(),
             front_end: None,
-            causes: None,
+            page: None,
             driver: DriverRegisters::default(),
         }
     }
 
-    /// The supervisor tells the guest what caused interrupt 0, from `causes`.
-    pub(super) fn with_causes(mut self, causes: Causes) -> Self {
-        self.causes = Some(causes);
-        self
+    /// The guest reads the registers from the page that was granted, if one was.
+    pub(super) fn with_page(mut self) -> Result<Self, MemoryError> {
+        let page = self.take(Role::Registers).map(|fd| memory::open_write(fd, register_page::BYTES));
+        self.page = page.transpose()?.map(RegisterPage::new);
+        Ok(self)
     }
 
     /// The device has a driver already.
@@ -103,8 +105,8 @@ impl Parts {
     /// Interrupt line `line`; one that was not granted is connected to nothing.
     pub fn interrupt(&mut self, line: u8) -> IrqLine {
         let front_end = self.front_end.clone();
-        let causes = if line == 0 { self.causes.take() } else { None };
-        IrqLine { eventfd: self.take(Role::Interrupt(line)), front_end, tally: self.tally(), causes }
+        let page = if line == 0 { self.page.take() } else { None };
+        IrqLine { eventfd: self.take(Role::Interrupt(line)), front_end, tally: self.tally(), page }
     }
 
     /// The far end of a byte device, with a thread for each of input and output that was granted. `buffer` bytes of output
@@ -289,7 +291,7 @@ pub struct IrqLine {
     eventfd: Option<OwnedFd>,
     front_end: Option<Calls>,
     tally: Arc<Tally>,
-    causes: Option<Causes>,
+    page: Option<RegisterPage>,
 }
 
 impl Trigger for IrqLine {
@@ -308,8 +310,8 @@ impl Raise for IrqLine {
         self.front_end.iter().for_each(Raise::raise);
     }
 
-    fn causes(&self) -> Option<&Causes> {
-        self.causes.as_ref()
+    fn page(&self) -> Option<&RegisterPage> {
+        self.page.as_ref()
     }
 
     fn raise_queue(&self, index: usize) {

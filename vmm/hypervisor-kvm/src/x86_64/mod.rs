@@ -3,6 +3,7 @@
 mod exits;
 mod fatal;
 mod kick;
+mod pages;
 pub mod probe;
 mod run_page;
 mod setup;

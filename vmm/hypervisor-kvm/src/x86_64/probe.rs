@@ -26,7 +26,7 @@ const PAGE_TABLES: u64 = 0x2000;
 const LOOP: [u8; 6] = [0x48, 0xff, 0xc9, 0x75, 0xfb, 0xf4];
 
 /// What this program asks of KVM: what it needs first, then what makes it better.
-const WANTED: [(Cap, &str, bool, &str); 17] = [
+const WANTED: [(Cap, &str, bool, &str); 18] = [
     (Cap::UserMemory, "USER_MEMORY", true, "guest memory"),
     (Cap::Irqchip, "IRQCHIP", true, "interrupt controllers in the kernel"),
     (Cap::ImmediateExit, "IMMEDIATE_EXIT", true, "stopping a vCPU without losing the request"),
@@ -42,6 +42,12 @@ const WANTED: [(Cap, &str, bool, &str); 17] = [
         "without it the guest calibrates its APIC timer at boot",
     ),
     (Cap::AdjustClock, "ADJUST_CLOCK", false, "kvm-clock; without it the guest's clock drifts across pauses"),
+    (
+        Cap::ReadonlyMem,
+        "READONLY_MEM",
+        false,
+        "without it each read of a virtio device's register is an exit",
+    ),
     (Cap::GetTscKhz, "GET_TSC_KHZ", false, "without it the guest measures its TSC at boot"),
     (Cap::SetTssAddr, "SET_TSS_ADDR", false, "real mode on old Intel processors"),
     (Cap::SetIdentityMapAddr, "SET_IDENTITY_MAP_ADDR", false, "unpaged mode on old Intel processors"),

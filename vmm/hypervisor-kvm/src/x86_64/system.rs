@@ -11,6 +11,7 @@ use kvm_bindings::{KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::Cap;
 
 use super::{BACKEND, KvmVm, failed, probe, setup};
+use crate::interface::RegisterPage;
 
 /// CPUID leaf 1 ECX.
 const TSC_DEADLINE: u32 = 1 << 24;
@@ -74,13 +75,21 @@ impl Kvm {
     /// # Errors
     /// [`Error::Call`] naming the ioctl and what it was about, [`Error::Unsupported`] naming a missing capability.
     pub fn create_vm(&self, ram: &GuestRam) -> Result<KvmVm> {
+        self.create_vm_with(ram, &[])
+    }
+
+    /// As [`create_vm`](Self::create_vm), with `pages` in ascending order. A host without read-only memory has reads of them exit.
+    ///
+    /// # Errors
+    /// As there, and for a page that cannot be mapped.
+    pub fn create_vm_with(&self, ram: &GuestRam, pages: &[RegisterPage]) -> Result<KvmVm> {
         probe::require_all(self)?;
-        KvmVm::new(self, ram, true)
+        KvmVm::new(self, ram, pages, true)
     }
 
     /// A VM without interrupt controllers: HLT exits, and no interrupt reaches the guest. For probes and tests.
     pub fn create_bare_vm(&self, ram: &GuestRam) -> Result<KvmVm> {
-        KvmVm::new(self, ram, false)
+        KvmVm::new(self, ram, &[], false)
     }
 }
 

@@ -7,13 +7,14 @@ use std::sync::Arc;
 
 use cellblock_hypervisor::{Error, Irq, Result, Vm};
 use cellblock_memory::GuestRam;
-use kvm_bindings::{kvm_msi, kvm_userspace_memory_region};
-use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
+use kvm_bindings::{KVM_MEM_READONLY, kvm_msi, kvm_userspace_memory_region};
+use kvm_ioctls::{Cap, IoEventAddress, NoDatamatch, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::pages::PagesMapping;
 use super::{BACKEND, Kvm, UnboundKvmVcpu, failed};
-use crate::interface::{DataMatch, IoAddress};
+use crate::interface::{DataMatch, IoAddress, RegisterPage};
 
 /// Three pages in the device hole where Intel hosts keep a task-state segment for real mode.
 const TSS_ADDRESS: usize = 0xfffb_d000;
@@ -32,11 +33,13 @@ pub(super) struct Shared {
     pub(super) fd: VmFd,
     /// Declared after the fd: the VM must end before its memory is unmapped.
     pub(super) memory: GuestMemoryMmap,
+    /// As the memory.
+    _registers: Vec<PagesMapping>,
     notes: Vec<String>,
 }
 
 impl KvmVm {
-    pub(super) fn new(kvm: &Kvm, ram: &GuestRam, irqchip: bool) -> Result<Self> {
+    pub(super) fn new(kvm: &Kvm, ram: &GuestRam, pages: &[RegisterPage], irqchip: bool) -> Result<Self> {
         let memory = ram.map().map_err(|error| Error::Call {
             call: "mapping guest memory",
             on: "the VM".into(),
@@ -46,12 +49,13 @@ impl KvmVm {
         // Memory first: after KVM_CREATE_IRQCHIP a memory slot waits for an SRCU grace period, 7 ms where
         // it takes 0.15 ms before (measured by `examples/setup_cost.rs`).
         set_memory(&fd, &memory)?;
+        let registers = set_register_pages(&fd, memory.iter().count() as u32, pages)?;
         let mut notes = Vec::new();
         if irqchip {
             place_intel_pages(&fd, &mut notes);
             fd.create_irq_chip().map_err(failed("KVM_CREATE_IRQCHIP", "the VM"))?;
         }
-        Ok(Self { shared: Arc::new(Shared { fd, memory, notes }) })
+        Ok(Self { shared: Arc::new(Shared { fd, memory, _registers: registers, notes }) })
     }
 
     /// What the host refused or lacks that this VM can do without, a sentence each.
@@ -206,6 +210,33 @@ fn set_memory(fd: &VmFd, memory: &GuestMemoryMmap) -> Result<()> {
         })?;
     }
     Ok(())
+}
+
+/// One slot for each run of neighbours, from number `slot` on.
+fn set_register_pages(fd: &VmFd, mut slot: u32, pages: &[RegisterPage]) -> Result<Vec<PagesMapping>> {
+    let mut mappings = Vec::new();
+    if !fd.check_extension(Cap::ReadonlyMem) {
+        return Ok(mappings);
+    }
+    for run in pages.chunk_by(|one, next| one.address.checked_add(PagesMapping::PAGE) == Some(next.address)) {
+        let Some(first) = run.first() else { continue };
+        let on = || format!("{} register pages at {:#x}", run.len(), first.address);
+        let mapping =
+            PagesMapping::new(run).map_err(|source| Error::Call { call: "mmap", on: on(), source })?;
+        let native = kvm_userspace_memory_region {
+            slot,
+            flags: KVM_MEM_READONLY,
+            guest_phys_addr: first.address,
+            memory_size: mapping.bytes() as u64,
+            userspace_addr: mapping.address(),
+        };
+        // SAFETY: as in `set_memory`; the guest only reads.
+        unsafe { fd.set_user_memory_region(native) }
+            .map_err(|e| failed("KVM_SET_USER_MEMORY_REGION", on())(e))?;
+        mappings.push(mapping);
+        slot += 1;
+    }
+    Ok(mappings)
 }
 
 /// Only old Intel processors use these pages: a host that refuses them is tolerated.

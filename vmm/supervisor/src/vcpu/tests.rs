@@ -87,6 +87,7 @@ fn rig(script: Vec<Step>, answer: Answer, patience: Duration) -> Rig {
     let entry_kick = unbound.kick_handle();
     let (kick, kicks) = cellblock_channel::kick();
     let (commands, mailbox) = bounded(8);
+    commands.send(Command::Begin).unwrap();
     let (reporter, reports) = bounded(8);
     let mouth = Mouth { id: 0, reporter, ringer };
     let counted = Arc::clone(&exits);
@@ -127,13 +128,8 @@ impl Rig {
     }
 
     fn hand_over(&mut self, replies: memory::Sealed<memory::ReadOnly>, generation: u32) {
-        let successor = Successor {
-            died: true,
-            requests: self.requests.map.clone(),
-            replies: replies.map,
-            generation,
-            causes: None,
-        };
+        let successor =
+            Successor { died: true, requests: self.requests.map.clone(), replies: replies.map, generation };
         self.commands.send(Command::Succeed { device: 0, successor }).unwrap();
         self.kick.bump();
     }

@@ -3,7 +3,9 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use cellblock_channel::memory::{self, ReadOnly, Sealed};
+use cellblock_channel::register_page;
 use cellblock_channel::socket::{Control, SocketError};
+use cellblock_hypervisor_kvm::RegisterPage;
 use cellblock_memory::GuestRam;
 use cellblock_wire::Version;
 use cellblock_wire::control::{FIXED_DESCRIPTORS, Fallback, Grant, ToWorker};
@@ -12,6 +14,7 @@ use cellblock_wire::device::{DeviceConfig, IN_FLIGHT_BYTES, Role, host_bytes};
 use super::Worker;
 use crate::error::BuildError;
 use crate::plan::{DevicePlan, Kick};
+use crate::proxy::CauseAnswers;
 
 /// A device's events that go between KVM and its worker, past the supervisor.
 #[derive(Default)]
@@ -20,12 +23,15 @@ pub(crate) struct Wires {
     pub interrupts: Vec<(OwnedFd, u32)>,
     /// The descriptors that count the guest's kicks, and what is one.
     pub kicks: Vec<(OwnedFd, Kick)>,
+    /// The pages from which the guest reads registers.
+    pub pages: Vec<RegisterPage>,
 }
 
 impl Wires {
     pub(crate) fn append(&mut self, more: Wires) {
         self.interrupts.extend(more.interrupts);
         self.kicks.extend(more.kicks);
+        self.pages.extend(more.pages);
     }
 }
 
@@ -71,11 +77,15 @@ impl Worker {
     }
 }
 
+/// What belongs to a device, whichever worker it has.
+pub(super) struct Resources {
+    pub roles: Vec<(Role, OwnedFd)>,
+    pub wires: Wires,
+    pub causes: Option<CauseAnswers>,
+}
+
 /// What every incarnation of the planned device is granted beside its rings, and what of it KVM needs.
-pub(super) fn resources(
-    plan: &mut DevicePlan,
-    ram: Option<&GuestRam>,
-) -> Result<(Vec<(Role, OwnedFd)>, Wires), BuildError> {
+pub(super) fn resources(plan: &mut DevicePlan, ram: Option<&GuestRam>) -> Result<Resources, BuildError> {
     let kind = plan.config.kind();
     let failed = |what| move |source| BuildError::Worker { device: kind, what, source };
     let mut roles = std::mem::take(&mut plan.resources);
@@ -103,6 +113,16 @@ pub(super) fn resources(
         let bytes = bytes.map_err(|source| BuildError::Memory { device: kind, memory, source })?;
         roles.push((Role::HostBytes, bytes.fd));
     }
+    let mut causes = None;
+    if let (Some(registers), Some(region)) = (plan.causes, plan.regions.first()) {
+        let memory = memory::create_shared(kind.name(), register_page::BYTES);
+        let memory =
+            memory.map_err(|source| BuildError::Memory { device: kind, memory: "register page", source })?;
+        let own = memory.fd.try_clone().map_err(failed("register page"))?;
+        wires.pages.push(RegisterPage { address: region.base, memory: own });
+        roles.push((Role::Registers, memory.fd));
+        causes = Some(CauseAnswers { registers, page: register_page::RegisterPage::new(memory.map) });
+    }
     if !plan.kicks.is_empty() {
         let bytes = plan.kicks.len() * IN_FLIGHT_BYTES;
         let pages = memory::create_replies(kind.name(), bytes).map_err(|source| BuildError::Memory {
@@ -112,7 +132,7 @@ pub(super) fn resources(
         })?;
         roles.push((Role::InFlight, pages.fd));
     }
-    Ok((roles, wires))
+    Ok(Resources { roles, wires, causes })
 }
 
 /// Guest memory, piece by piece.

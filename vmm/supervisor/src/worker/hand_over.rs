@@ -8,7 +8,6 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use cellblock_channel::Pending;
 use cellblock_channel::memory::{ReadOnly, Sealed};
 use cellblock_channel::socket::{Control, SocketError};
 use cellblock_spawner::client::Client;
@@ -214,9 +213,6 @@ impl Worker {
             return;
         };
         (self.process, self.control, self.replies) = (process, control, replies);
-        if let Some(causes) = &mut self.causes {
-            causes.pending = Pending::new(self.requests.map.clone(), self.replies.map.clone());
-        }
         self.interruption.reaped();
         self.generation += 1;
         self.upgrades = self.upgrades.saturating_add(1);

@@ -8,10 +8,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use cellblock_channel::Requester;
 use cellblock_channel::doorbell::{self, Bell, Ringer};
 use cellblock_channel::memory::{self, ReadOnly, Sealed, Writable};
 use cellblock_channel::socket::{self, Control};
-use cellblock_channel::{Pending, Requester};
 use cellblock_memory::GuestRam;
 use cellblock_ring::layout;
 use cellblock_ring::state_page::Shape;
@@ -25,6 +25,7 @@ use crate::deaths::{Deaths, Verdict};
 use crate::error::BuildError;
 use crate::link::{DeviceState, DeviceStatus};
 use crate::plan::DevicePlan;
+
 use crate::proxy::{CauseAnswers, Proxy, Successor};
 use crate::shadow::Shadow;
 
@@ -43,6 +44,7 @@ mod watch;
 use black_box::{BlackBox, Deceased};
 pub(crate) use black_box::{Blame, Ending};
 use failure::Failure;
+use grant::Resources;
 pub(crate) use grant::Wires;
 use hand_over::Candidate;
 pub(crate) use hand_over::{CandidateNews, Stage};
@@ -126,10 +128,9 @@ impl Worker {
         let (ringer, bell) = doorbell::pair().map_err(failed("doorbell"))?;
         let (control, theirs) = socket::pair().map_err(failed("control socket"))?;
 
-        let (roles, wires) = grant::resources(&mut plan, ram)?;
-        let pending = Pending::new(requests.map.clone(), replies.map.clone());
+        let Resources { roles, wires, causes } = grant::resources(&mut plan, ram)?;
         let worker = Worker {
-            causes: plan.causes.map(|registers| CauseAnswers { registers, pending }),
+            causes,
             shadow: (!plan.kicks.is_empty()).then(|| Arc::new(Shadow::new(plan.kicks.len()))),
             config: plan.config,
             generation: 1,
@@ -175,9 +176,6 @@ impl Worker {
     pub(crate) fn succeed(&mut self, index: usize, spawner: &Client) -> Result<(), BuildError> {
         self.change_process(index, spawner)?;
         self.replies = self.fresh_replies()?;
-        if let Some(causes) = &mut self.causes {
-            causes.pending = Pending::new(self.requests.map.clone(), self.replies.map.clone());
-        }
         self.generation += 1;
         self.state = DeviceState::Starting;
         self.balloon_asked = false;
@@ -235,8 +233,12 @@ impl Worker {
             requests: self.requests.map.clone(),
             replies: self.replies.map.clone(),
             generation: self.generation,
-            causes: self.causes.clone(),
         }
+    }
+
+    /// The guest reads its registers without asking it: it must serve before the guest runs.
+    pub(crate) fn shows_registers(&self) -> bool {
+        self.causes.is_some()
     }
 
     pub(crate) fn kind(&self) -> DeviceKind {
