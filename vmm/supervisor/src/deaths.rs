@@ -11,8 +11,8 @@ const LONG_ENOUGH: Duration = Duration::from_millis(250);
 #[derive(Debug, Default)]
 pub(crate) struct Deaths {
     in_a_row: u32,
-    /// What had been answered by the last death.
-    answered: u64,
+    /// How far the device had got by the last death.
+    progress: u64,
 }
 
 /// What a death leads to.
@@ -27,13 +27,14 @@ pub(crate) enum Verdict {
 }
 
 impl Deaths {
-    /// One more, of a worker that served since `since`, if it ever did, when `answered` exits in all had been answered.
-    pub(crate) fn note(&mut self, answered: u64, since: Option<Instant>, now: Instant) -> Verdict {
+    /// One more, of a worker that served since `since`, if it ever did, when the device had got as far as `progress`, a number that
+    /// is another one whenever it gets further.
+    pub(crate) fn note(&mut self, progress: u64, since: Option<Instant>, now: Instant) -> Verdict {
         let lived = since.is_some_and(|since| now.saturating_duration_since(since) >= LONG_ENOUGH);
-        if lived || answered != self.answered {
+        if lived || progress != self.progress {
             self.in_a_row = 0;
         }
-        self.answered = answered;
+        self.progress = progress;
         self.in_a_row = self.in_a_row.saturating_add(1);
         if self.in_a_row >= MOST { Verdict::Failed(self.in_a_row) } else { Verdict::Replace }
     }

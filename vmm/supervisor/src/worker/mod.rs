@@ -38,6 +38,7 @@ mod grant;
 mod hand_over;
 mod messages;
 mod process;
+mod progress;
 mod rest;
 mod watch;
 
@@ -326,7 +327,7 @@ impl Worker {
         let reason = self.black_box.note(who, self.verdict.take(), ending);
         (self.state, self.serve_by, self.process.pid) = (DeviceState::Gone, None, None);
         self.interruption.reaped();
-        let verdict = self.deaths.note(who.answered, served, Instant::now());
+        let verdict = self.deaths.note(self.progress(), served, Instant::now());
         // One that never served will not serve the next time either.
         let first = self.generation == 1 && served.is_none();
         (reason, if first { Verdict::Stillborn } else { verdict })
