@@ -27,6 +27,9 @@ impl Machine {
         if worker.generation() != generation {
             return Err("it has another worker by now".to_owned());
         }
+        if worker.has_failed() {
+            return Err("the device has failed: it is to be revived first".to_owned());
+        }
         worker.begin_hand_over(index, &self.spawner)?;
         let watched =
             worker.candidate_control().map(|control| self.poller.watch(control, Token::Candidate(index)));

@@ -63,7 +63,8 @@ impl Worker {
             resting,
             roles: roles().map(|(role, _)| *role).collect(),
             config: self.config.clone(),
-            fallback: self.fallback(),
+            // One that is to relieve another has to be able to go on where that is, or leave it.
+            fallback: if resting { Fallback::Refuse } else { self.fallback() },
         });
         let fixed: [BorrowedFd<'_>; FIXED_DESCRIPTORS] =
             [self.requests.fd.as_fd(), replies.fd.as_fd(), self.state_page.fd.as_fd(), self.bell.as_fd()];
