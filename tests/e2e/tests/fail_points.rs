@@ -168,6 +168,7 @@ fn a_hand_over_that_ends_at_any_step_leaves_a_disk_that_loses_nothing() {
         let plan = lab.guest("disk").with(["--disk", &disk, "--cmdline", "rounds=1000000"]);
         let mut vm = plan.start();
         vm.expect("ready").unwrap();
+        vm.processes(plan.id()).unwrap();
         let said = upgrade(&lab, plan.id(), &other);
         // One that has died, or not, is relieved for good.
         relief.arm(&[]).unwrap();
