@@ -37,6 +37,11 @@ impl RegisterPage {
         self.0.clear_bits(index(offset), u64::from(bits) << shift(offset));
     }
 
+    /// Sets all registers to all ones, as of an address where nobody is.
+    pub fn float(&self) {
+        (0..BYTES as u64).step_by(WORD as usize).for_each(|offset| self.set(offset, u64::MAX));
+    }
+
     /// The 32-bit register at `offset`.
     pub fn get(&self, offset: u64) -> u32 {
         (self.0.get(index(offset)) >> shift(offset)) as u32
@@ -68,6 +73,8 @@ mod tests {
         assert_eq!((worker.get(0x60), worker.get(0x64)), (1, u32::MAX));
         worker.clear_bits(0x64, 0xffff);
         assert_eq!((supervisor.get(0x60), supervisor.get(0x64)), (1, 0xffff_0000));
+        supervisor.float();
+        assert_eq!((worker.get(0), worker.get(BYTES as u64 - 4)), (u32::MAX, u32::MAX));
         // Past the end.
         worker.set(BYTES as u64, 1);
         worker.set_bits(u64::MAX, 1);

@@ -113,10 +113,9 @@ impl Machine {
         let (mut begun, mut running) = (false, false);
         loop {
             if !begun
-                && self
-                    .workers
-                    .iter()
-                    .all(|worker| !worker.shows_registers() || worker.state() == DeviceState::Serving)
+                && self.workers.iter().all(|worker| {
+                    !worker.shows_registers() || worker.state() == DeviceState::Serving || worker.is_absent()
+                })
             {
                 begun = true;
                 self.vcpus.iter_mut().for_each(|vcpu| vcpu.tell(vcpu::Command::Begin));

@@ -52,7 +52,11 @@ impl Worker {
     pub(super) fn grants(&self, role: Role) -> bool {
         let guests = matches!(
             role,
-            Role::GuestMemory { .. } | Role::Interrupt(_) | Role::QueueKick(_) | Role::InFlight
+            Role::GuestMemory { .. }
+                | Role::Registers
+                | Role::Interrupt(_)
+                | Role::QueueKick(_)
+                | Role::InFlight
         );
         guests || !self.failure.failed
     }
@@ -71,6 +75,9 @@ impl Worker {
     pub(crate) fn abandon(&mut self) -> u32 {
         (self.failure.failed, self.failure.absent) = (true, true);
         (self.state, self.serve_by) = (DeviceState::Gone, None);
+        if let Some(causes) = &self.causes {
+            causes.page.float();
+        }
         self.generation += 1;
         self.generation
     }

@@ -353,7 +353,7 @@ impl Worker {
             upgrades: self.upgrades,
             reasons: self.black_box.reasons,
             counters: self.counters,
-            spares: u8::try_from(self.spares.len()).unwrap_or(u8::MAX),
+            spares: self.ready_spares(),
             last_pause: self.interruption.last(),
         }
     }

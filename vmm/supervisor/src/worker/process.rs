@@ -148,6 +148,12 @@ impl Worker {
         self.state() == DeviceState::Serving && !self.has_failed() && self.spares.len() < wanted as usize
     }
 
+    /// How many spares could take its place now: those that are on their way could not.
+    pub(super) fn ready_spares(&self) -> u8 {
+        let ready = self.spares.iter().filter(|spare| spare.process.pid.is_some());
+        u8::try_from(ready.count()).unwrap_or(u8::MAX)
+    }
+
     /// Has `spawner` start a spare.
     pub(crate) fn recruit(&mut self, device: usize, spawner: &Client) -> Result<(), BuildError> {
         let (control, theirs) = self.socket()?;
