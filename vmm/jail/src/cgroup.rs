@@ -78,7 +78,8 @@ impl VmGroup {
         self.hand_over(&self.path)?;
         let path = self.path.join(SPAWNER);
         make(&path)?;
-        write(&path.join("pids.max"), "1")?;
+        // Init and the spawner.
+        write(&path.join("pids.max"), "2")?;
         descriptor(path)
     }
 
