@@ -28,29 +28,42 @@ static uint64_t pass(uint32_t type, uint64_t round)
     return wrong;
 }
 
+/* What went wrong first, for people: the round and what was done in it. */
+static uint64_t check(uint64_t wrong, uint64_t round, const char *what)
+{
+    static uint64_t told;
+    if (wrong && !told++) {
+        print("first");
+        print_field(what, round);
+        print("\n");
+    }
+    return wrong;
+}
+
 static uint64_t word(uint64_t round, uint32_t queue, uint64_t at) { return (round << 32 | queue << 16 | at) * 0x9e3779b97f4a7c15; }
 
 void run(void)
 {
-    uint64_t rounds = option("rounds", 100), wrong = 0, round = 0;
+    uint64_t rounds = option("rounds", 100), wrong = 0, round = 0, every = option("every", 16);
     virtio_find();
     print("ready\n");
     /* Until a key is pressed, at most. */
     for (; round < rounds && !(inb(SERIAL + 5) & 1); round++) {
-        if (round % 16 == 0 && !virtio_begin(2))
-            wrong++;
+        if (round % every == 0)
+            wrong += check(!virtio_begin(2), round, "begin");
         for (uint32_t queue = 0; queue < 2; queue++)
             for (uint64_t at = 0; at < SECTOR / 8; at++)
                 data[queue][at] = word(round, queue, at);
-        wrong += pass(OUT, round);
+        wrong += check(pass(OUT, round), round, "write");
         for (uint32_t queue = 0; queue < 2; queue++)
             for (uint64_t at = 0; at < SECTOR / 8; at++)
                 data[queue][at] = 0;
-        wrong += pass(IN, round);
+        wrong += check(pass(IN, round), round, "read");
         for (uint32_t queue = 0; queue < 2; queue++)
             for (uint64_t at = 0; at < SECTOR / 8; at++)
-                wrong += data[queue][at] != word(round, queue, at);
-        wrong += virtio_read(VIRTIO_MAGIC) != 0x74726976 || virtio_read(VIRTIO_DEVICE_ID) != 2;
+                wrong += check(data[queue][at] != word(round, queue, at), round, "data");
+        virtio_touch();
+        wrong += check(virtio_read(VIRTIO_MAGIC) != 0x74726976 || virtio_read(VIRTIO_DEVICE_ID) != 2, round, "registers");
     }
     print("disk");
     print_field("rounds", round);

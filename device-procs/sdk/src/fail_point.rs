@@ -103,6 +103,10 @@ steps! {
     RestTold,
     /// The device goes on, and has not looked yet at what came meanwhile.
     Resumed,
+    /// The host's sink has bytes; the output still has them as waiting.
+    SinkTook,
+    /// Bytes that the guest has for good count as taken from the host's socket; they are still in it.
+    SourceCounted,
 }
 
 /// Nothing: this build has no fail-points.

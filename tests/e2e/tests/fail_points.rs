@@ -6,23 +6,18 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use cellblock_e2e::repeats::repeats;
-use cellblock_e2e::{Ended, Lab, skip};
+use cellblock_e2e::{Ended, Lab, Vm, skip};
 use cellblock_sdk::fail_point::{INCARNATIONS, MARK, STATUS, Step};
 use cellblock_sdk::testing::ends::Mortals;
 
 /// Of every worker that serves.
-const SERVING: &[Step] = &[
-    Step::Received,
-    Step::Accessed,
-    Step::Committed,
-    Step::Replied,
-    Step::Settled,
-    Step::Sleeps,
-    Step::Awake,
-];
+const SERVING: &[Step] = &[Step::Received, Step::Accessed, Step::Committed, Step::Replied, Step::Settled];
+/// Of its register thread, whatever others do meanwhile.
+const ASIDE: &[Step] = &[Step::Sleeps, Step::Awake];
 /// Of one that has queues.
 const QUEUES: &[Step] = &[
     Step::OrderTaken,
@@ -50,6 +45,8 @@ const RESTORE: &[Step] = &[
 ];
 /// Of a virtio device's.
 const RESUME: &[Step] = &[Step::RegistersRestored, Step::QueueResumed];
+/// Of one with streams to the host.
+const STREAMS: &[Step] = &[Step::SinkTook, Step::SourceCounted];
 /// Of one that comes to rest, to be relieved.
 const REST: &[Step] = &[Step::RestAsked, Step::PostRests, Step::Rests, Step::RestTold];
 /// Of one that relieves another.
@@ -61,12 +58,12 @@ const PATIENCE: Duration = Duration::from_secs(120);
 type Ends = Vec<Option<(Step, u16)>>;
 
 /// The ends of one device's workers. A step of its queues may come without the guest's having accessed a register in between, and so
-/// do the steps of a successor's start: after each the next worker serves a little.
+/// do the steps of a successor's start: after each the next worker serves a little, so that no two die of one request.
 fn ends(queues: &[&'static [Step]], restore: &[&'static [Step]]) -> Ends {
     let both = |visits: [u16; 2], steps: &'static [Step]| {
         visits.into_iter().flat_map(move |visit| steps.iter().map(move |step| (*step, visit)))
     };
-    let queues = queues.iter().copied().flat_map(|steps| both([1, 2], steps));
+    let queues = both([2, 3], ASIDE).chain(queues.iter().copied().flat_map(|steps| both([1, 2], steps)));
     let restore = restore.iter().copied().flatten().map(|step| (*step, 1));
     let rest = queues.chain(restore).flat_map(|end| [(Step::Settled, 3), end]);
     let ends: Ends = both([2, 3], SERVING).chain(rest).map(Some).collect();
@@ -127,6 +124,54 @@ fn a_console_loses_no_byte_whichever_step_its_worker_ends_at() {
     assert!(again.is_ok_and(|again| again <= ends.len()), "{ended}");
 }
 
+#[test]
+fn a_serial_port_loses_no_byte_whichever_step_its_worker_ends_at() {
+    let Some(lab) = Lab::with_guests("serial-out") else { return };
+    let both = [SERVING, &[Step::SinkTook]];
+    let ends: Ends = [2, 3]
+        .into_iter()
+        .flat_map(|visit| both.concat().into_iter().map(move |s| Some((s, visit))))
+        .collect();
+    let worker = lab.places().dist.join("libexec/cellblock/serial");
+    let Some(serial) = mortals(&lab, "serial", &worker) else { return };
+    serial.arm(&ends).unwrap();
+    let plan = lab.guest("flood").with(["--cmdline", "lines=300"]);
+    let ended = plan.start().wait_for(PATIENCE).unwrap();
+    ended.assert(0, "guest powered off");
+    let line = |n| format!("{n:07} the quick brown fox jumps over the lazy dog, and again it jumps\n");
+    let said: String = (1..=300).map(line).collect();
+    let again = repeats(said.as_bytes(), ended.output.as_bytes(), 4096);
+    let died = ended.messages.matches(&format!("exited with status {STATUS}")).count();
+    println!("serial: {died} workers ended; {again:?} times bytes came again");
+    assert_eq!(died, ends.len(), "{ended}");
+    assert!(again.is_ok(), "{again:?}: {ended}");
+
+    // Each byte of input that the guest has taken counts, and is then taken from its socket.
+    serial.arm(&[1, 2, 3, 1].map(|visit| Some((Step::SourceCounted, visit)))).unwrap();
+    let plan = lab.guest("echo");
+    let mut vm = plan.start().patient(PATIENCE);
+    vm.expect("ready").unwrap();
+    let word = "0123456789abcdefghijklmnopqrstuvwxyz";
+    let arrived = |output: &str| {
+        let echoed = output.split_once("ready\n").map_or("", |(_, echoed)| echoed);
+        let wanted = word.repeat(4);
+        let next = |at: usize, byte: u8| at + usize::from(wanted.as_bytes().get(at) == Some(&byte));
+        echoed.bytes().fold(0, next) / word.len()
+    };
+    for round in 1..=4 {
+        vm.type_in(word).unwrap();
+        let end = Instant::now() + PATIENCE;
+        while arrived(&vm.output()) < round {
+            assert!(Instant::now() < end, "round {round}: {}", vm.output());
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+    vm.type_in("\u{4}").unwrap();
+    let ended = vm.wait_for(PATIENCE).unwrap();
+    ended.assert(0, "guest powered off");
+    assert_eq!(ended.messages.matches(&format!("exited with status {STATUS}")).count(), 4, "{ended}");
+}
+
 /// The binary with fail-points of `device`, copied to `copy`. `None`, and a line, where it is not built.
 fn mortals(lab: &Lab, device: &str, copy: &Path) -> Option<Mortals> {
     let found = lab.places().fail_points.join(device);
@@ -165,10 +210,15 @@ fn a_hand_over_that_ends_at_any_step_leaves_a_disk_that_loses_nothing() {
         } else {
             relief.arm(&[None, Some((step, 1))]).unwrap();
         }
-        let plan = lab.guest("disk").with(["--disk", &disk, "--cmdline", "rounds=1000000"]);
-        let mut vm = plan.start();
+        let plan = lab.guest("disk").with(["--disk", &disk, "--cmdline", "rounds=1000000 every=1000000"]);
+        let mut vm = plan.start().patient(PATIENCE);
         vm.expect("ready").unwrap();
-        vm.processes(plan.id()).unwrap();
+        // The driver is there, and has requests on their way.
+        let requests = |vm: &Vm| {
+            let rows = vm.processes(plan.id()).unwrap().processes;
+            rows.into_iter().find(|row| row.process == "block").and_then(|row| row.requests)
+        };
+        while requests(&vm) < Some(4) {}
         let said = upgrade(&lab, plan.id(), &other);
         // One that has died, or not, is relieved for good.
         relief.arm(&[]).unwrap();
@@ -188,7 +238,7 @@ fn a_hand_over_that_ends_at_any_step_leaves_a_disk_that_loses_nothing() {
 
 #[test]
 fn every_step_is_tried() {
-    let all = [SERVING, QUEUES, RESETS, RESTORE, RESUME, REST, RELIEF];
+    let all = [SERVING, ASIDE, QUEUES, RESETS, RESTORE, RESUME, REST, RELIEF, STREAMS];
     let tried: BTreeSet<usize> = all.into_iter().flatten().map(|step| *step as usize).collect();
     let missing: Vec<_> = Step::ALL.iter().filter(|step| !tried.contains(&(**step as usize))).collect();
     assert!(missing.is_empty(), "{missing:?}");

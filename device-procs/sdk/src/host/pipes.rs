@@ -20,6 +20,7 @@ use rustix::io::Errno;
 
 use super::bytes::{Consumer, LEFT, Producer, SETTLED, Shared, ring, ring_in};
 use super::{Port, Tally};
+use crate::fail_point::{Step, reach};
 
 /// Bytes on the way from the host to the device: one FIFO's worth.
 const INPUT_BYTES: usize = 16;
@@ -262,6 +263,7 @@ fn write_out(mut ring: Consumer, sink: &OwnedFd, resting: &AtomicBool, tally: &T
             continue;
         }
         let written = chunk.get(..count).map_or(0, |bytes| write_all(sink, bytes));
+        reach(Step::SinkTook);
         tally.host_out.add(written as u64);
         tally.dropped.add((count - written) as u64);
         ring.consume(count);
@@ -354,6 +356,7 @@ impl LookedAt {
         }
         // Before it is: of a worker that dies in this moment the guest gets bytes twice, rather than never.
         self.shared.publish(LEFT, settled);
+        reach(Step::SourceCounted);
         super::consume(&self.socket, count as usize);
         self.shown -= count;
         self.tally.host_in.add(count);
