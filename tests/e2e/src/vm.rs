@@ -307,6 +307,11 @@ impl Vm {
         }
     }
 
+    /// Whether the program has not ended.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
     /// Everything that the guest has written so far.
     pub fn output(&self) -> String {
         self.output.text()

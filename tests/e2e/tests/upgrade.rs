@@ -4,8 +4,9 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use cellblock_e2e::lab::Plan;
 use cellblock_e2e::processes::{Process, Row};
-use cellblock_e2e::{Lab, Vm, skip};
+use cellblock_e2e::{Ended, Lab, Vm, skip};
 use rustix::process::Signal;
 
 /// How often, in a row, while the guest writes.
@@ -143,4 +144,51 @@ fn two_hundred_upgrades_while_the_guest_writes() {
     let numbers = numbers(&written());
     let breaks: Vec<_> = numbers.windows(2).filter(|pair| pair[1] != pair[0] + 1).collect();
     assert!(breaks.is_empty(), "of {} lines these do not follow each other: {breaks:?}", numbers.len());
+}
+
+/// Upgrades `device` again and again while `plan`'s guest does its work, which is right in the end.
+fn upgraded_at_work(lab: &Lab, plan: &Plan<'_>, device: &str) -> Ended {
+    let mut vm = plan.start();
+    vm.expect("ready").unwrap();
+    let mut upgrades = 0;
+    while vm.is_running() {
+        match upgrade(lab, plan.id(), device, None) {
+            Ok(_) => upgrades += 1,
+            // It has ended meanwhile.
+            Err(said) if ["no VM", "does not answer", "the VM ends"].iter().any(|end| said.contains(end)) => {
+            }
+            Err(said) => panic!("upgrade {upgrades} of {device}: {said}"),
+        }
+    }
+    let ended = vm.wait().unwrap();
+    ended.assert(0, "guest powered off");
+    println!("{device}: {upgrades} upgrades");
+    assert!(upgrades > 0, "{device}: {ended}");
+    ended
+}
+
+#[test]
+fn what_a_guest_does_with_a_device_is_right_across_upgrades() {
+    let Some(lab) = Lab::with_guests("at-work") else { return };
+    for format in ["raw", "qcow2"] {
+        let image = lab.folder().join(format);
+        let made =
+            Command::new("qemu-img").args(["create", "-q", "-f", format]).arg(&image).arg("1M").status();
+        if !made.is_ok_and(|status| status.success()) {
+            skip("no qemu-img");
+            continue;
+        }
+        let disk = format!("path={},queues=2,format={format}", image.display());
+        let plan = lab.guest("disk").with(["--cmdline", "rounds=1500", "--disk", &disk]);
+        let ended = upgraded_at_work(&lab, &plan, "block");
+        assert!(ended.output.contains("rounds=1500") && ended.output.contains("wrong=0"), "{ended}");
+    }
+    for device in ["serial", "i8042", "rtc"] {
+        let plan = lab.guest("exact").with(["--cmdline", "rounds=1500"]);
+        let ended = upgraded_at_work(&lab, &plan, device);
+        assert!(ended.output.contains("rounds=1500") && ended.output.contains("wrong=0"), "{ended}");
+    }
+    let plan = lab.guest("entropy").with(["--cmdline", "rounds=1000", "--rng"]);
+    let ended = upgraded_at_work(&lab, &plan, "entropy");
+    assert!(ended.output.contains("rounds=1000") && ended.output.contains("wrong=0"), "{ended}");
 }

@@ -1,6 +1,8 @@
-//! From a worker's death to its successor's service, for each device of an idle VM, step by step; without and with a spare.
+//! From a worker's death to its successor's service, for each device of an idle VM, step by step; without and with a spare. And how
+//! long a device pauses for an upgrade.
 
 use std::collections::BTreeMap;
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,6 +20,8 @@ const P50_MS: f64 = 4.0;
 const P99_MS: f64 = 12.0;
 /// And with one.
 const SPARE_P99_MS: f64 = 2.0;
+/// Of an upgrade, from the request to the old worker to come to rest until the new one is told to go on.
+const UPGRADE_P99_MS: f64 = 5.0;
 /// Long enough to count as progress, so that the device does not fail.
 const PAUSE: Duration = Duration::from_millis(300);
 /// How long a spare may take to be there.
@@ -27,12 +31,14 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) fn run(request: &Request) -> Result<bool> {
     let without = deaths(request, 0)?;
     let with = deaths(request, 1)?;
+    let upgrade = upgrades(request)?;
     let p99 = |sample: &Sample| sample.percentile(99).as_secs_f64() * 1e3;
     let median = without.median().as_secs_f64() * 1e3;
     let verdicts = [
         verdict("death to serving again, p50", median, P50_MS, "ms"),
         verdict("death to serving again, p99", p99(&without), P99_MS, "ms"),
         verdict("death to serving again, with a spare, p99", p99(&with), SPARE_P99_MS, "ms"),
+        verdict("pause for an upgrade, p99", p99(&upgrade), UPGRADE_P99_MS, "ms"),
     ];
     Ok(verdicts.into_iter().all(|kept| kept))
 }
@@ -70,6 +76,28 @@ fn deaths(request: &Request, spares: u32) -> Result<Sample> {
     steps.iter().for_each(|(step, sample)| println!("  {step:12} {sample}"));
     println!("  {:12} {all}, p99 {:.2}", "in all", all.percentile(99).as_secs_f64() * 1e3);
     of_each.iter().for_each(|(name, sample)| println!("    {name:12} {sample}"));
+    Ok(all)
+}
+
+/// Upgrades each worker as often as asked for; how long the devices paused.
+fn upgrades(request: &Request) -> Result<Sample> {
+    let lab = Lab::with_guests("bench-upgrade").context("no guests here")?;
+    let plan = lab.guest("echo").with_every_device().with([format!("--cpus={}", request.cpus)]);
+    let vm = plan.start();
+    vm.expect_any()?;
+    let (mut all, mut reaps) = (Sample::default(), Sample::default());
+    for _ in 0..request.runs.max(15) {
+        for name in &lab.places().workers() {
+            let upgraded = Command::new(lab.places().program()).args(["upgrade", plan.id(), name]).output()?;
+            ensure!(upgraded.status.success(), "{}", String::from_utf8_lossy(&upgraded.stderr));
+            let pause = settled(&vm, plan.id(), name, 0)?.last_pause.context("no pause")?;
+            all.add(Duration::from_micros(pause.reap_us + pause.restore_us));
+            reaps.add(Duration::from_micros(pause.reap_us));
+        }
+    }
+    println!("upgrades:");
+    println!("  {:12} {reaps}", "reap");
+    println!("  {:12} {all}, p99 {:.2}", "in all", all.percentile(99).as_secs_f64() * 1e3);
     Ok(all)
 }
 
