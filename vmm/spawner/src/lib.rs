@@ -34,8 +34,9 @@ use thiserror::Error;
 /// The most workers of a VM: the uids of its range, less spawner and supervisor.
 pub const MAX_WORKERS: usize = 62;
 
-/// The most processes of one worker at a time: one that serves, two spares, and one more that is to take the first one's place.
-pub const MAX_PROCESSES: usize = 4;
+/// The most processes of one worker at a time: one that serves, two spares, one that is to take the first one's place, and the two
+/// spares before these, which are not reaped yet.
+pub const MAX_PROCESSES: usize = 6;
 
 /// Everything that a VM's spawner may do, fixed when the VM is built.
 #[derive(Debug)]

@@ -88,7 +88,8 @@ fn upgrades(request: &Request) -> Result<Sample> {
     let (mut all, mut reaps) = (Sample::default(), Sample::default());
     for _ in 0..request.runs.max(15) {
         for name in &lab.places().workers() {
-            let upgraded = Command::new(lab.places().program()).args(["upgrade", plan.id(), name]).output()?;
+            let upgraded =
+                Command::new(lab.places().program()).args(["upgrade", plan.id(), name]).output()?;
             ensure!(upgraded.status.success(), "{}", String::from_utf8_lossy(&upgraded.stderr));
             let pause = settled(&vm, plan.id(), name, 0)?.last_pause.context("no pause")?;
             all.add(Duration::from_micros(pause.reap_us + pause.restore_us));

@@ -65,7 +65,8 @@ impl Machine {
                 CandidateNews::Failed(reason) if reason.is_empty() => {
                     worker.candidate_control().iter().for_each(|control| self.poller.forget(control));
                 }
-                CandidateNews::Failed(reason) => self.keep_the_old(index, &reason),
+                CandidateNews::Failed(reason) if worker.may_withdraw() => self.keep_the_old(index, &reason),
+                CandidateNews::Failed(_) => worker.kill_candidate(index, &self.spawner),
             }
         }
     }
@@ -108,9 +109,7 @@ impl Machine {
 
     /// The process that was to take over does not.
     pub(super) fn keep_the_old(&mut self, index: usize, reason: &str) {
-        let Some(worker) = self.workers.get_mut(index).filter(|worker| worker.hand_over().is_some()) else {
-            return;
-        };
+        let Some(worker) = self.workers.get_mut(index).filter(|worker| worker.may_withdraw()) else { return };
         worker.candidate_control().iter().for_each(|control| self.poller.forget(control));
         let goes_on = !worker.withdraw(index, &self.spawner);
         let text = format!("it is not upgraded: the new worker: {reason}");

@@ -26,8 +26,8 @@ use crate::link::DeviceState;
 const GREETING_PATIENCE: Duration = Duration::from_secs(5);
 /// How long the worker may take to come to rest; it answers meanwhile.
 const REST_PATIENCE: Duration = Duration::from_secs(2);
-/// How long the candidate may take to restore: less than any vCPU waits for an answer.
-const RESTORE_PATIENCE: Duration = Duration::from_millis(600);
+/// How long the candidate may take to restore, while vCPUs wait for their answers: long enough for a busy host.
+const RESTORE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The process that is to take over.
 #[derive(Debug)]
@@ -173,13 +173,24 @@ impl Worker {
         self.interruption.killed();
     }
 
+    /// Whether the worker can still go on, and has not begun to.
+    pub(crate) fn may_withdraw(&self) -> bool {
+        matches!(self.hand_over(), Some(Stage::Greeting | Stage::Quiescing | Stage::Restoring))
+    }
+
+    /// Kills the candidate, whose end follows. A spawner that is gone is seen by its socket.
+    pub(crate) fn kill_candidate(&self, device: usize, spawner: &Client) {
+        if let Some(candidate) = &self.candidate {
+            let _ = spawner.kill(device as u32, candidate.process.instance());
+        }
+    }
+
     /// The candidate is to be killed, by `spawner`. `true` = the worker cannot go on before it is gone.
     pub(crate) fn withdraw(&mut self, device: usize, spawner: &Client) -> bool {
+        self.kill_candidate(device, spawner);
+        let _ = spawner.settle(device as u32, false);
         let Some(candidate) = &mut self.candidate else { return false };
         let granted = candidate.stage == Stage::Restoring;
-        // It may have ended; a spawner that is gone is seen by its socket.
-        let _ = spawner.kill(device as u32, candidate.process.instance());
-        let _ = spawner.settle(device as u32, false);
         if granted {
             (candidate.stage, candidate.by) = (Stage::Withdrawing, None);
         } else {

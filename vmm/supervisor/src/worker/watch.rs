@@ -111,8 +111,9 @@ impl Case {
 impl Worker {
     /// It is late with `debt`: has `spawner` look at it. `what` says with what, for people.
     pub(crate) fn look_at(&mut self, debt: Debt, what: &str, device: usize, spawner: &Client) {
-        // One that is not there yet has a patience of its own, and one that is not used any more needs none.
-        if self.state() != DeviceState::Serving {
+        // One that is not there yet, or that is being relieved, has a patience of its own, and one that is not used any more needs
+        // none.
+        if self.state() != DeviceState::Serving || self.hand_over().is_some() {
             return;
         }
         let open = self.watch.case.take().filter(|case| self.owes(case.debt));
