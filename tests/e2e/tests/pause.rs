@@ -103,3 +103,38 @@ fn a_worker_that_dies_in_a_pause_is_replaced() {
     vm.type_in("\u{4}").unwrap();
     vm.wait().unwrap().assert(0, "guest powered off");
 }
+
+/// Longer than Linux's lockup detector allows a CPU to be away, under a guest that writes and verifies a disk.
+#[test]
+fn linux_takes_a_long_pause_for_no_lockup() {
+    let Some(lab) = Lab::with_images("long-pause") else { return };
+    let image = lab.image("disk.img", &vec![0; 8 << 20]);
+    let disk = format!("--disk=path={},queues=2", image.display());
+    let plan = lab.linux("vmlinux", "load,commands").with([disk]).with(["--cpus", "2"]);
+    let mut vm = plan.start();
+    vm.expect("CELLBLOCK-WAITS").unwrap();
+    vm.type_in("dd if=/dev/urandom of=/tmp/made bs=64k count=32 status=none\n").unwrap();
+    vm.type_in(
+        "{ n=0; bad=0; while [ ! -e /tmp/stop ]; do \
+         dd if=/tmp/made of=/dev/vda bs=64k conv=fsync,notrunc status=none || bad=$((bad + 1)); \
+         echo 3 >/proc/sys/vm/drop_caches; \
+         dd if=/dev/vda bs=64k count=32 status=none | cmp - /tmp/made || bad=$((bad + 1)); n=$((n + 1)); done; \
+         echo ROUNDS=$n BAD=$bad.; } &\n",
+    )
+    .unwrap();
+    vm.type_in("echo WORKS\n").unwrap();
+    vm.expect("WORKS").unwrap();
+    for length in [0, 30, 0] {
+        plan.tell("pause", &[]).unwrap();
+        thread::sleep(Duration::from_secs(length));
+        plan.tell("resume", &[]).unwrap();
+        thread::sleep(Duration::from_secs(1));
+    }
+    vm.type_in("touch /tmp/stop\n").unwrap();
+    let rounds = vm.expect_line("ROUNDS=").unwrap();
+    assert!(rounds.contains("BAD=0.") && !rounds.starts_with("0 "), "{rounds}");
+    vm.type_in("echo COMPLAINTS=$(dmesg | grep -iE 'lockup|stall|i/o error|hung').\n").unwrap();
+    assert_eq!(vm.expect_line("COMPLAINTS=").unwrap(), ".");
+    vm.type_in("quit\n").unwrap();
+    vm.wait().unwrap().assert(0, "guest rebooted");
+}

@@ -70,7 +70,7 @@ pub struct VmGroup {
 }
 
 impl VmGroup {
-    /// The group of the spawner: one process. The front clones it into it.
+    /// The group of init, into which the front clones it, and of the spawner: two processes.
     ///
     /// # Errors
     /// [`CgroupError::File`].
