@@ -90,6 +90,8 @@ impl Service {
         offers: OwnedFd,
         proc: OwnedFd,
     ) -> Result<Service, JailError> {
+        // It was for the clone. Later it would be closed twice: what is not kept is closed by its number.
+        drop(manifest.cgroup);
         let proc = out_of_the_way(proc).map_err(descriptors)?;
         let ground = Ground::new(proc, manifest.layers, privileged, manifest.ids, manifest.refusal)?;
         let entries = manifest.workers.into_iter().enumerate();

@@ -1,7 +1,8 @@
 //! A thread for each post. KVM kicks it through an eventfd, and it raises the interrupt itself: the data path touches
 //! neither the register thread nor the supervisor.
 //!
-//! A thread sleeps in one `epoll_pwait` on all that its post waits for. Kicks are edges, which need no read to be silent; a
+//! A thread that waits for the kicks of one queue alone sleeps in a `read` of their eventfd, which costs least. Any other
+//! sleeps in one `epoll_pwait` on all that its post waits for. Kicks are edges, which need no read to be silent; a
 //! post's sources are levels, and in the set only while it waits for them (one that is not would end every wait by
 //! `EPOLLHUP`).
 
