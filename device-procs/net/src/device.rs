@@ -153,6 +153,8 @@ impl<B: Backend, C: Clock> Work for Pair<B, C> {
         self.command(queues, &mut wait)?;
         self.transmit(queues, &mut wait)?;
         self.receive(queues, &mut wait)?;
+        // What was not pushed to asks for nothing.
+        queues.signal_all(&[RECEIVE, TRANSMIT])?;
         Ok(wait)
     }
 }
@@ -176,7 +178,9 @@ impl<B: Backend, C: Clock> Pair<B, C> {
         wait.again |= rest.again;
         wait.writable |= u32::from(rest.source && !self.link.is_dead()) << SOURCE;
         wait.until = earlier(wait.until, rest.until);
-        if rest.used { queues.signal(TRANSMIT) } else { Ok(()) }
+        // Who answers what was sent may have done so already.
+        self.dry &= !rest.used;
+        Ok(())
     }
 
     fn receive(&mut self, queues: &mut Queues, wait: &mut Wait) -> Result<(), QueueError> {
@@ -194,7 +198,7 @@ impl<B: Backend, C: Clock> Pair<B, C> {
         wait.again |= rest.again;
         wait.readable |= u32::from(rest.source) << SOURCE;
         wait.until = earlier(wait.until, rest.until);
-        if rest.used { queues.signal(RECEIVE) } else { Ok(()) }
+        Ok(())
     }
 }
 

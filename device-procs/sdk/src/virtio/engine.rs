@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use smallvec::SmallVec;
+
 use super::chain::Chain;
 use super::inflight::Region;
 use super::interrupt::Interrupt;
@@ -148,6 +150,24 @@ impl Queues {
         let Some(Slot { number, queue: Some(queue), .. }) = self.slots.get_mut(slot) else { return Ok(()) };
         if queue.wants_interrupt()? {
             self.interrupt.used_buffer_of(usize::from(*number));
+        }
+        Ok(())
+    }
+
+    /// As [`signal`](Self::signal) for several queues, with one interrupt for all of them where they share a line.
+    ///
+    /// # Errors
+    /// A queue makes no sense.
+    pub fn signal_all(&mut self, slots: &[usize]) -> Result<(), QueueError> {
+        let mut numbers = SmallVec::<[u16; 4]>::new();
+        for slot in slots {
+            let Some(Slot { number, queue: Some(queue), .. }) = self.slots.get_mut(*slot) else { continue };
+            if queue.wants_interrupt()? {
+                numbers.push(*number);
+            }
+        }
+        if !numbers.is_empty() {
+            self.interrupt.used_buffers_of(&numbers);
         }
         Ok(())
     }

@@ -19,6 +19,11 @@ pub trait Raise: Send + Sync {
         self.raise();
     }
 
+    /// As [`raise`](Self::raise), for buffers of the queues with these numbers: once, where all share a line.
+    fn raise_queues(&self, _numbers: &[u16]) {
+        self.raise();
+    }
+
     /// As [`raise`](Self::raise), because the device needs a reset.
     fn raise_broken(&self) {
         self.raise();
@@ -61,6 +66,14 @@ impl Interrupt {
         self.note(interrupt::USED_BUFFER);
         reach(Step::CauseNoted);
         self.0.line.raise_queue(index);
+        reach(Step::Raised);
+    }
+
+    /// Buffers of the queues with these numbers were used.
+    pub(super) fn used_buffers_of(&self, numbers: &[u16]) {
+        self.note(interrupt::USED_BUFFER);
+        reach(Step::CauseNoted);
+        self.0.line.raise_queues(numbers);
         reach(Step::Raised);
     }
 

@@ -321,6 +321,13 @@ impl Raise for IrqLine {
         }
     }
 
+    fn raise_queues(&self, numbers: &[u16]) {
+        match &self.front_end {
+            Some(calls) => numbers.iter().for_each(|number| calls.raise_queue(usize::from(*number))),
+            None => self.raise(),
+        }
+    }
+
     fn raise_broken(&self) {
         match &self.front_end {
             Some(calls) => calls.raise_broken(),
