@@ -190,14 +190,16 @@ impl<Q: WordsMut, R: Wait> Requester<Q, R> {
         // What a dead worker wrote wrongly no longer matters: its successor answers instead.
         let answered = self.poll().ok().flatten();
         let stamp = replies.load(layout::reply_slot(self.lane));
-        if stamp != 0 && stamp != self.previous {
-            let leftover = Violation::Leftover { lane: self.lane, value: stamp, expected: self.previous };
-            return Err(Succeeding::Leftover { violation: leftover, answered });
-        }
+        let expected = self.previous;
         self.requests = requests;
         self.replies = replies;
         self.generation = generation;
-        self.previous = stamp;
+        self.previous = if stamp == expected { stamp } else { 0 };
+        if stamp != 0 && stamp != expected {
+            // It is the successor's from here on, and what it wrote unasked is its violation when the next answer is looked for.
+            let leftover = Violation::Leftover { lane: self.lane, value: stamp, expected };
+            return Err(Succeeding::Leftover { violation: leftover, answered });
+        }
         Ok(match (answered, self.outstanding) {
             (Some(reply), _) => Succession::Answered(reply),
             (None, None) => Succession::Idle,

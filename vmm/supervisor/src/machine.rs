@@ -206,6 +206,8 @@ impl Machine {
                 }
                 // Better the worker that there is than none.
                 Ok((Command::Restart { .. }, _)) if self.spawner_lost => {}
+                // Nobody could take the place of the first, which nobody has seen at work.
+                Ok((Command::Restart { device, .. }, _)) if !self.has_served(device as usize) => {}
                 Ok((Command::Restart { device, generation }, _)) => {
                     self.condemn(device as usize, Some(generation), Some(Blame::Asked));
                 }
@@ -238,6 +240,11 @@ impl Machine {
         }
     }
 
+    fn has_served(&self, index: usize) -> bool {
+        let worker = self.workers.get(index);
+        worker.is_some_and(|worker| worker.generation() > 1 || worker.state() == DeviceState::Serving)
+    }
+
     fn take_report(&mut self) -> Option<End> {
         self.bell.silence();
         while let Ok(report) = self.reports.try_recv() {
@@ -247,8 +254,8 @@ impl Machine {
                     self.condemn(device, Some(generation), Some(blame));
                     continue;
                 }
-                Report::Late { vcpu, device, generation, request } => {
-                    self.answers_late(device, generation, vcpu, &request);
+                Report::Late { vcpu, device, generation, answers, request } => {
+                    self.answers_late(device, generation, (vcpu, answers), &request);
                     continue;
                 }
                 Report::Paused { vcpu, number } => {

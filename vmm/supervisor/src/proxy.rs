@@ -6,7 +6,7 @@ use std::time::Duration;
 use cellblock_channel::doorbell::Ringer;
 use cellblock_channel::memory::{Mapping, ReadOnly, Writable};
 use cellblock_channel::{KickWatch, RegisterPage, Requester, clock};
-use cellblock_ring::{Access, Deadline, Outcome, Succession, Violation};
+use cellblock_ring::{Access, Deadline, Outcome, Succeeding, Succession, Violation};
 use cellblock_wire::slot::{Action, Op, Reply, Request, mask};
 
 use crate::exits::Exits;
@@ -115,6 +115,11 @@ impl Proxy {
         Proxy { shadow, ..self }
     }
 
+    /// How many answers there have been.
+    pub(crate) fn answers(&self) -> u64 {
+        self.exits.count()
+    }
+
     /// The incarnation that is asked.
     pub(crate) fn generation(&self) -> u32 {
         self.left.unwrap_or(self.requester.generation())
@@ -178,7 +183,9 @@ impl Proxy {
                     self.ringer.ring();
                 }
             }
-            // The successor's memory is fresh and of the right size; if it were not, the deadline would tell.
+            // It has written before it was asked: the next wait finds that, and it is replaced in its turn.
+            Err(Succeeding::Leftover { answered, .. }) => self.settled = answered,
+            // Its memory is of the right size, for we made it.
             Err(_) => {}
         }
         poison

@@ -51,7 +51,7 @@ pub(crate) enum Report {
     /// Its last word.
     Ended { vcpu: u32, ended: Ended },
     /// The worker of this device and incarnation has not answered in time. The vCPU waits on, and says so again now and then.
-    Late { vcpu: u32, device: usize, generation: u32, request: String },
+    Late { vcpu: u32, device: usize, generation: u32, answers: u64, request: String },
     /// The worker of this device and incarnation gave no usable answer. The vCPU waits for its successor.
     Trouble { device: usize, generation: u32, blame: Blame },
     /// Two workers died on one request, which is now settled without an answer.
@@ -217,7 +217,8 @@ impl<V: Vcpu> VcpuActor<V> {
                 Ok(Waited::Late) => {
                     let (vcpu, proxy) = (self.mouth.id, &self.proxies[device]);
                     let (generation, request) = (proxy.generation(), proxy.outstanding());
-                    self.mouth.say(Report::Late { vcpu, device, generation, request });
+                    let answers = proxy.answers();
+                    self.mouth.say(Report::Late { vcpu, device, generation, answers, request });
                 }
                 Err(violation) => {
                     let generation = self.proxies[device].generation();

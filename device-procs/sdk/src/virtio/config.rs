@@ -4,13 +4,15 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cellblock_channel::RegisterPage;
-use cellblock_channel::register_page::{self, WORD};
+use cellblock_channel::register_page::WORD;
 
 use super::interrupt::Interrupt;
 use super::spec::register;
 
 /// The most bytes of configuration space that a driver may write: they are saved with the registers.
 pub const MAX_WRITABLE: usize = 16;
+/// Bytes of configuration space that a register page shows: more than any device here has.
+const SHOWN: u64 = 256;
 
 /// Configuration space; clones are the same.
 #[derive(Debug, Clone)]
@@ -69,10 +71,9 @@ impl Space {
     /// changes larger ones.
     pub(super) fn show(&self, page: &RegisterPage) {
         let contents = self.contents();
-        for (at, bytes) in (register::CONFIG..register_page::BYTES as u64)
-            .step_by(WORD as usize)
-            .zip(contents.bytes.chunks(WORD as usize))
-        {
+        // Past the end there are zeroes, whatever another device had there.
+        let words = contents.bytes.chunks(WORD as usize).chain(std::iter::repeat(&[][..]));
+        for (at, bytes) in (register::CONFIG..register::CONFIG + SHOWN).step_by(WORD as usize).zip(words) {
             let mut word = [0; WORD as usize];
             word.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
             page.set(at, u64::from_le_bytes(word));

@@ -4,6 +4,8 @@
 //! A tombstone that dies too often, or a successor that cannot even be asked for, leaves the device *absent*: vCPUs answer
 //! themselves what they would have asked it, as of an address where nobody is.
 
+use cellblock_wire::control::ToWorker;
+
 use super::Machine;
 use crate::vcpu;
 use crate::worker::Blame;
@@ -32,6 +34,8 @@ impl Machine {
         let Some(worker) = self.workers.get_mut(index) else { return };
         // One that was started, but got no further.
         worker.kill(index, &self.spawner);
+        // Or one that nobody can kill.
+        worker.tell(&ToWorker::Quit);
         let generation = worker.abandon();
         self.tell_of(index, &vcpu::Command::Leave { device: index, generation });
     }
@@ -39,7 +43,8 @@ impl Machine {
     /// The device of `index`, if it has failed and is of that `generation`, gets workers of its own again.
     pub(super) fn revive(&mut self, index: usize, generation: u32) {
         let Some(worker) = self.workers.get_mut(index) else { return };
-        if !worker.has_failed() || worker.generation() != generation {
+        // Without a spawner nobody could end what answers in its place.
+        if !worker.has_failed() || worker.generation() != generation || self.spawner_lost {
             return;
         }
         if worker.plan_revival() {

@@ -13,12 +13,22 @@ const BEAT: Duration = Duration::from_secs(2);
 
 impl Machine {
     /// A vCPU has no answer in time.
-    pub(super) fn answers_late(&mut self, index: usize, generation: u32, vcpu: u32, request: &str) {
+    pub(super) fn answers_late(
+        &mut self,
+        index: usize,
+        generation: u32,
+        (vcpu, answers): (u32, u64),
+        request: &str,
+    ) {
         let Some(worker) = self.workers.get_mut(index).filter(|worker| worker.generation() == generation)
         else {
             return;
         };
-        let debt = Debt::Access { vcpu, answers: worker.answers_to(vcpu) };
+        let debt = Debt::Access { vcpu, answers };
+        if worker.answers_to(vcpu) != answers {
+            // It came after all, before we heard of it.
+            return;
+        }
         let what = format!("no answer to {request} within {} s", worker.deadline().as_secs_f32());
         if self.spawner_lost {
             // Nobody can look at it, nor end it.

@@ -59,6 +59,11 @@ impl Pause {
         matches!(self.stage, Stage::Complete)
     }
 
+    /// Whether none is there or under way.
+    pub(super) fn is_running(&self) -> bool {
+        matches!(self.stage, Stage::Running)
+    }
+
     /// Whether the workers are to rest.
     pub(super) fn holds_workers(&self) -> bool {
         match &self.stage {
@@ -76,6 +81,10 @@ impl Machine {
             // Who asks again gets the same answer.
             Stage::Begun { .. } => return,
             Stage::Running => {}
+        }
+        if let Some(index) = self.workers.iter().position(Worker::is_being_relieved) {
+            let reason = format!("device {} is being upgraded; try again", self.name(index));
+            return self.say(Event::Paused(Err(cut(reason))));
         }
         let number = self.pause.number.wrapping_add(1);
         let stage = Stage::Begun { vcpus: vec![false; self.vcpus.len()], by: Instant::now() + PATIENCE };

@@ -40,7 +40,7 @@ impl Machine {
                 let worker = self.workers.get_mut(index)?;
                 worker.started(instance, host_pid, took);
                 // A successor may have said that it serves before this.
-                if worker.generation() > 1 {
+                if worker.generation() > 1 && worker.is_process(instance) {
                     self.recruit(index);
                 }
                 None
@@ -179,11 +179,13 @@ impl Machine {
     /// The worker of `index`, if it still is of that `generation`, is not to be used any more.
     pub(super) fn condemn(&mut self, index: usize, generation: Option<u32>, reason: Option<Blame>) {
         let Some(worker) = self.workers.get_mut(index) else { return };
-        if generation.is_some_and(|generation| generation != worker.generation()) || !worker.condemn(reason) {
+        if generation.is_some_and(|generation| generation != worker.generation()) {
             return;
         }
-        self.poller.forget(worker.control());
-        worker.kill(index, &self.spawner);
+        if worker.condemn(reason) {
+            self.poller.forget(worker.control());
+            worker.kill(index, &self.spawner);
+        }
         self.give_up_if_alone(index);
     }
 

@@ -20,7 +20,7 @@ impl Machine {
     }
 
     fn begin_upgrade(&mut self, index: usize, generation: u32) -> Result<(), String> {
-        if self.pause.holds_workers() {
+        if !self.pause.is_running() {
             return Err("the VM is paused".to_owned());
         }
         let worker = self.workers.get_mut(index).ok_or("there is no such device")?;
@@ -103,6 +103,26 @@ impl Machine {
                 self.warn(index, &format!("it is upgraded (generation {generation}, after {ms:.1} ms)"));
                 self.say(Event::Upgraded { device: index as u32, result: pause.ok_or_else(String::new) });
                 self.recruit(index);
+            }
+        }
+    }
+
+    /// The spawner is gone, with which nobody can be ended: a worker that has not been relieved yet goes on, another is given up.
+    pub(super) fn break_off(&mut self, index: usize) {
+        let Some(worker) = self.workers.get_mut(index) else { return };
+        let Some(stage) = worker.hand_over() else { return };
+        worker.candidate_control().iter().for_each(|control| self.poller.forget(control));
+        // It ends when it finds its socket closed.
+        let _ = worker.forget_candidate();
+        let result = Err("the spawner is gone".to_owned());
+        self.say(Event::Upgraded { device: index as u32, result });
+        match stage {
+            Stage::Greeting => {}
+            Stage::Quiescing => self.go_on_with_the_old(index),
+            // Both have the device's memory.
+            Stage::Restoring | Stage::Retiring | Stage::Withdrawing => {
+                let reason = "its worker was being relieved when the spawner ended".to_owned();
+                self.condemn(index, None, Some(Blame::Unstarted(reason)));
             }
         }
     }

@@ -189,7 +189,7 @@ fn a_silent_worker_is_told_of_at_the_deadline_and_its_successor_answers() {
     let mut rig = rig(vec![pio(PORT + 2, false, &[0]), off()], |_| None, Duration::from_millis(50));
     // It says so again, and waits on.
     for _ in 0..3 {
-        let Report::Late { vcpu: 0, device: 0, generation: 1, request } =
+        let Report::Late { vcpu: 0, device: 0, generation: 1, request, .. } =
             rig.reports.recv_timeout(LONG).unwrap()
         else {
             panic!("not told")

@@ -95,6 +95,10 @@ impl Worker {
         if !std::mem::take(&mut self.failure.reviving) {
             return Ok(false);
         }
+        if let Some(causes) = self.causes.as_ref().filter(|_| self.failure.absent) {
+            // All else the worker shows anew.
+            causes.page.clear_bits(causes.registers.status, u32::MAX);
+        }
         let left = self.failure.left.take().filter(|(_, resets)| *resets == self.resets());
         self.state_page = match left {
             Some((page, _)) => page,

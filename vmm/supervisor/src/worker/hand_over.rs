@@ -14,7 +14,7 @@ use cellblock_spawner::client::Client;
 use cellblock_spawner::protocol::Program;
 use cellblock_wire::control::{FromWorker, LogLevel};
 
-use super::messages::{MESSAGES_PER_TURN, check_greeting};
+use super::messages::{MAX_LOG_LINES, MESSAGES_PER_TURN, check_greeting, plain};
 use super::process::Process;
 use super::rest::Rest;
 use super::watch::Watch;
@@ -82,7 +82,7 @@ impl Worker {
         if self.has_failed() {
             return Err("it has failed; `cellblock revive` brings it back".to_owned());
         }
-        if self.candidate.is_some() || self.handed_over {
+        if self.is_being_relieved() {
             return Err("it is being upgraded already".to_owned());
         }
         let (control, theirs) = self.socket().map_err(|error| error.to_string())?;
@@ -99,6 +99,11 @@ impl Worker {
     /// How far the hand-over is, if there is one.
     pub(crate) fn hand_over(&self) -> Option<Stage> {
         self.candidate.as_ref().map(|candidate| candidate.stage)
+    }
+
+    /// Whether there is a hand-over, up to the moment at which the new worker goes on.
+    pub(crate) fn is_being_relieved(&self) -> bool {
+        self.candidate.is_some() || self.handed_over
     }
 
     /// When the stage has to be over.
@@ -128,8 +133,14 @@ impl Worker {
                         greeted.map_or_else(CandidateNews::Failed, |()| CandidateNews::Greeted)
                     }
                     (FromWorker::Ready, Stage::Restoring) => CandidateNews::Ready,
-                    (FromWorker::Log { level, text }, _) => CandidateNews::Log(level, text),
-                    (FromWorker::Refused { reason }, _) => CandidateNews::Failed(reason),
+                    (FromWorker::Log { level, text }, _) => {
+                        self.log_lines = self.log_lines.saturating_add(1);
+                        if self.log_lines > MAX_LOG_LINES {
+                            continue;
+                        }
+                        CandidateNews::Log(level, plain(&text))
+                    }
+                    (FromWorker::Refused { reason }, _) => CandidateNews::Failed(plain(&reason)),
                     (other, stage) => CandidateNews::Failed(format!("it sent {other:?} while {stage:?}")),
                 },
             };
@@ -248,6 +259,8 @@ impl Worker {
     pub(crate) fn go_on(&mut self, paused: bool) {
         self.handed_over = false;
         self.interruption.handed_over(&self.process);
+        // What the host has said since it was granted all this went to the one before it.
+        self.tell_host_settings();
         if !paused {
             self.resume();
         }

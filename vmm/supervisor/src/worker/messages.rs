@@ -11,7 +11,7 @@ use crate::link::DeviceState;
 /// Messages taken from one worker before the loop looks at the others.
 pub(super) const MESSAGES_PER_TURN: usize = 16;
 /// Log lines taken from one worker in its life; a chatty one is cut off, not obeyed.
-const MAX_LOG_LINES: u32 = 1000;
+pub(super) const MAX_LOG_LINES: u32 = 1000;
 
 /// What came from a worker.
 #[derive(Debug)]
@@ -54,6 +54,18 @@ impl Worker {
         if let (0, DeviceConfig::Console(config)) = (port, &mut self.config) {
             (config.columns, config.rows) = (columns, rows);
             self.tell(&ToWorker::Resize { port, columns, rows });
+        }
+    }
+
+    /// Tells it once more what the host has set; what it knows already changes nothing.
+    pub(super) fn tell_host_settings(&self) {
+        match &self.config {
+            DeviceConfig::Balloon(config) => self.tell(&ToWorker::SetBalloon { pages: config.pages }),
+            DeviceConfig::Console(config) => {
+                let (columns, rows) = (config.columns, config.rows);
+                self.tell(&ToWorker::Resize { port: 0, columns, rows });
+            }
+            _ => {}
         }
     }
 
@@ -107,13 +119,16 @@ impl Worker {
             }
             (FromWorker::StateLost { reason }, DeviceState::Starting) => {
                 self.log_lines = self.log_lines.saturating_add(1);
-                Ok((self.log_lines <= MAX_LOG_LINES).then_some(News::StateLost(reason)))
+                Ok((self.log_lines <= MAX_LOG_LINES).then(|| News::StateLost(plain(&reason))))
             }
             (FromWorker::Refused { reason }, DeviceState::Starting) => {
-                Err(format!("it refused its start: {reason}"))
+                Err(format!("it refused its start: {}", plain(&reason)))
             }
-            (FromWorker::Refused { reason }, DeviceState::Serving) => Err(format!("it gave up: {reason}")),
+            (FromWorker::Refused { reason }, DeviceState::Serving) => {
+                Err(format!("it gave up: {}", plain(&reason)))
+            }
             (FromWorker::Log { level, text }, _) => {
+                let text = plain(&text);
                 self.log_lines = self.log_lines.saturating_add(1);
                 self.black_box.heard(&text);
                 Ok((self.log_lines <= MAX_LOG_LINES).then_some(News::Log(level, text)))
@@ -133,6 +148,11 @@ impl Worker {
             (other, state) => Err(format!("it sent {other:?} while {}", state.name())),
         }
     }
+}
+
+/// A worker's text, which people see on their terminals, without anything that a terminal obeys.
+pub(super) fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 /// Whether a process that greets like this can be talked to, as the worker of a device of kind `wanted`.

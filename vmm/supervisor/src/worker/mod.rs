@@ -242,6 +242,11 @@ impl Worker {
         self.causes.is_some()
     }
 
+    /// Whether it is process number `instance` of its device.
+    pub(crate) fn is_process(&self, instance: u32) -> bool {
+        self.process.instance() == instance
+    }
+
     pub(crate) fn kind(&self) -> DeviceKind {
         self.config.kind()
     }

@@ -24,7 +24,9 @@ fn used_index(roles: &[(Role, OwnedFd)], queue: &DriverQueue) -> u64 {
     let Some(at) = queue.device.checked_add(USED_INDEX) else { return 0 };
     let place = roles.iter().find_map(|(role, fd)| match role {
         Role::GuestMemory { address, bytes, offset } => {
-            let inside = at.checked_sub(*address).filter(|inside| inside + 2 <= *bytes)?;
+            let inside = at
+                .checked_sub(*address)
+                .filter(|inside| inside.checked_add(2).is_some_and(|end| end <= *bytes))?;
             Some((fd, offset.checked_add(inside)?))
         }
         _ => None,

@@ -22,8 +22,10 @@ impl<E: Engine> Transport<E> {
         let (mut needs_reset, mut changes) = (false, true);
         if let Some(saved) = &saved {
             self.kept.check(saved.kept)?;
-            (needs_reset, changes) = (saved.needs_reset, saved.generation != 0);
-            self.take_the_rest(saved);
+            // A driver that is not there has reset the device, whether or not the one before got as far as that.
+            let begun = driver.status & status::DRIVER_OK != 0;
+            (needs_reset, changes) = (saved.needs_reset && begun, saved.generation != 0);
+            self.take_the_rest(saved, begun);
         }
         self.replay(driver);
         reach(Step::RegistersRestored);
@@ -44,10 +46,10 @@ impl<E: Engine> Transport<E> {
         Ok(())
     }
 
-    fn take_the_rest(&mut self, saved: &Restored) {
-        self.kept.restore(saved.kept);
+    fn take_the_rest(&mut self, saved: &Restored, begun: bool) {
+        self.kept.restore(if begun { saved.kept } else { 0 });
         self.identity.config.restore(saved.generation, &saved.written);
-        self.interrupt.restore(saved.interrupt_status, saved.needs_reset);
+        self.interrupt.restore(saved.interrupt_status, saved.needs_reset && begun);
     }
 
     /// Writes the registers once more, by the rules that hold for a driver; no queue is served yet.
