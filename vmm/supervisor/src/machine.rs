@@ -111,12 +111,9 @@ impl Machine {
 
     fn until_the_end(&mut self) -> Result<End, BuildError> {
         let (mut begun, mut running) = (false, false);
+        let settled = |worker: &Worker| worker.state() == DeviceState::Serving || worker.is_absent();
         loop {
-            if !begun
-                && self.workers.iter().all(|worker| {
-                    !worker.shows_registers() || worker.state() == DeviceState::Serving || worker.is_absent()
-                })
-            {
+            if !begun && self.workers.iter().all(|worker| !worker.shows_registers() || settled(worker)) {
                 begun = true;
                 self.vcpus.iter_mut().for_each(|vcpu| vcpu.tell(vcpu::Command::Begin));
             }
@@ -133,12 +130,7 @@ impl Machine {
             self.pause_further();
             self.upgrade_further();
             self.tell_status();
-            if !running
-                && self
-                    .workers
-                    .iter()
-                    .all(|worker| worker.state() == DeviceState::Serving || worker.is_absent())
-            {
+            if !running && self.workers.iter().all(settled) {
                 running = true;
                 self.say(Event::Running);
                 (0..self.workers.len()).for_each(|index| self.recruit(index));

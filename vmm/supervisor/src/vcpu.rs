@@ -1,8 +1,8 @@
 //! The vCPU actor: one thread that enters the guest, hands each exit to a device's worker, and re-enters with the reply.
 //!
 //! States: *running* until it meets its end, which it reports once; *stranded* while the worker that it waits for is being
-//! replaced; *paused* between two instructions, with nothing owed to the guest. It owns its vCPU, its lanes and its mailbox; it shares the bus, which never changes while it runs. There is no
-//! lock on its path.
+//! replaced; *paused* between two instructions, with nothing owed to the guest. It owns its vCPU, its lanes and its mailbox; it
+//! shares the bus, which never changes while it runs. There is no lock on its path.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -190,10 +190,6 @@ impl<V: Vcpu> VcpuActor<V> {
             offset: hit.offset,
             data: if write { number(&data) } else { 0 },
         };
-        // An interrupt of a worker that has taken over comes after the word of it: its cause is where that one tells it.
-        if !self.commands.is_empty() {
-            self.obey()?;
-        }
         let reply = self.ask(hit.target.device, &access)?;
         match reply.action {
             Action::None => {}

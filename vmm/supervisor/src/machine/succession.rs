@@ -10,6 +10,7 @@ use std::time::Instant;
 use cellblock_channel::socket::SocketError;
 use cellblock_spawner::protocol::Event as SpawnerEvent;
 use cellblock_wire::control::LogLevel;
+use cellblock_wire::device::DeviceKind;
 
 use super::Machine;
 use crate::deaths::Verdict;
@@ -130,13 +131,7 @@ impl Machine {
             match one {
                 News::Ready => self.serves(index),
                 News::StateLost(reason) => self.tell_loss(index, &reason),
-                News::Log(level, text) => {
-                    let text = match level {
-                        LogLevel::Warn => format!("warning: {text}"),
-                        LogLevel::Info | LogLevel::Debug => text,
-                    };
-                    self.say(Event::WorkerLog { device, text });
-                }
+                News::Log(level, text) => self.tell_log(device, level, text),
                 News::Balloon(report) => self.say(Event::Balloon(Some(report))),
                 News::Quiesced => self.rests(index),
                 News::Closed => self.condemn(index, None, None),
@@ -155,6 +150,14 @@ impl Machine {
                 return self.warn(index, &format!("it goes without a spare: {error}"));
             }
         }
+    }
+
+    pub(super) fn tell_log(&self, device: DeviceKind, level: LogLevel, text: String) {
+        let text = match level {
+            LogLevel::Warn => format!("warning: {text}"),
+            LogLevel::Info | LogLevel::Debug => text,
+        };
+        self.say(Event::WorkerLog { device, text });
     }
 
     fn tell_loss(&self, index: usize, reason: &str) {

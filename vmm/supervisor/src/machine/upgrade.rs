@@ -2,8 +2,6 @@
 
 use std::time::Instant;
 
-use cellblock_wire::control::LogLevel;
-
 use super::Machine;
 use crate::link::{End, Event, cut};
 use crate::poller::Token;
@@ -26,9 +24,6 @@ impl Machine {
         let worker = self.workers.get_mut(index).ok_or("there is no such device")?;
         if worker.generation() != generation {
             return Err("it has another worker by now".to_owned());
-        }
-        if worker.has_failed() {
-            return Err("the device has failed: it is to be revived first".to_owned());
         }
         worker.begin_hand_over(index, &self.spawner)?;
         let watched =
@@ -57,10 +52,7 @@ impl Machine {
                     self.poller.forget(worker.control());
                     worker.kill(index, &self.spawner);
                 }
-                CandidateNews::Log(LogLevel::Warn, text) => {
-                    self.say(Event::WorkerLog { device, text: format!("warning: {text}") });
-                }
-                CandidateNews::Log(_, text) => self.say(Event::WorkerLog { device, text }),
+                CandidateNews::Log(level, text) => self.tell_log(device, level, text),
                 // Its end follows, and tells more.
                 CandidateNews::Failed(reason) if reason.is_empty() => {
                     worker.candidate_control().iter().for_each(|control| self.poller.forget(control));
@@ -81,8 +73,7 @@ impl Machine {
         }
     }
 
-    /// What is late, and who has taken over and can go on: once every vCPU knows of it, so that none looks for the cause of an
-    /// interrupt where the old worker told it.
+    /// Ends what is late.
     pub(super) fn upgrade_further(&mut self) {
         let now = Instant::now();
         for index in 0..self.workers.len() {
@@ -94,15 +85,6 @@ impl Machine {
                     _ => "it did not take over the state in time",
                 };
                 self.keep_the_old(index, late);
-                continue;
-            }
-            if worker.waits_to_go_on() && self.vcpus.iter().all(|vcpu| vcpu.undelivered.is_empty()) {
-                worker.go_on(self.pause.holds_workers());
-                let pause = worker.last_pause();
-                let (generation, ms) = (worker.generation(), worker.pause().as_secs_f64() * 1e3);
-                self.warn(index, &format!("it is upgraded (generation {generation}, after {ms:.1} ms)"));
-                self.say(Event::Upgraded { device: index as u32, result: pause.ok_or_else(String::new) });
-                self.recruit(index);
             }
         }
     }
@@ -209,6 +191,12 @@ impl Machine {
             );
         }
         let successor = worker.successor(false);
+        worker.go_on();
+        let pause = worker.last_pause();
+        let (generation, ms) = (worker.generation(), worker.pause().as_secs_f64() * 1e3);
         self.tell_of(index, &vcpu::Command::Succeed { device: index, successor });
+        self.warn(index, &format!("it is upgraded (generation {generation}, after {ms:.1} ms)"));
+        self.say(Event::Upgraded { device: index as u32, result: pause.ok_or_else(String::new) });
+        self.recruit(index);
     }
 }

@@ -14,7 +14,7 @@ use cellblock_spawner::client::Client;
 use cellblock_spawner::protocol::Program;
 use cellblock_wire::control::{FromWorker, LogLevel};
 
-use super::messages::{MAX_LOG_LINES, MESSAGES_PER_TURN, check_greeting, plain};
+use super::messages::{MESSAGES_PER_TURN, check_greeting, may_log, plain};
 use super::process::Process;
 use super::rest::Rest;
 use super::watch::Watch;
@@ -101,9 +101,9 @@ impl Worker {
         self.candidate.as_ref().map(|candidate| candidate.stage)
     }
 
-    /// Whether there is a hand-over, up to the moment at which the new worker goes on.
+    /// Whether there is a hand-over.
     pub(crate) fn is_being_relieved(&self) -> bool {
-        self.candidate.is_some() || self.handed_over
+        self.candidate.is_some()
     }
 
     /// When the stage has to be over.
@@ -134,8 +134,7 @@ impl Worker {
                     }
                     (FromWorker::Ready, Stage::Restoring) => CandidateNews::Ready,
                     (FromWorker::Log { level, text }, _) => {
-                        self.log_lines = self.log_lines.saturating_add(1);
-                        if self.log_lines > MAX_LOG_LINES {
+                        if !may_log(&mut self.log_lines) {
                             continue;
                         }
                         CandidateNews::Log(level, plain(&text))
@@ -243,26 +242,17 @@ impl Worker {
         (self.serves_since, self.verdict) = (Some(Instant::now()), None);
         (self.watch, self.balloon_asked) = (Watch::default(), false);
         self.rest = Rest::resting();
-        self.handed_over = true;
         let _ = spawner.settle(device as u32, true);
         for spare in self.spares.drain(..) {
             let _ = spawner.kill(device as u32, spare.instance());
         }
     }
 
-    /// Whether it took over and still rests.
-    pub(crate) fn waits_to_go_on(&self) -> bool {
-        self.handed_over
-    }
-
-    /// It goes on, at once or (`paused`) with the whole VM.
-    pub(crate) fn go_on(&mut self, paused: bool) {
-        self.handed_over = false;
+    /// It goes on.
+    pub(crate) fn go_on(&mut self) {
         self.interruption.handed_over(&self.process);
         // What the host has said since it was granted all this went to the one before it.
         self.tell_host_settings();
-        if !paused {
-            self.resume();
-        }
+        self.resume();
     }
 }

@@ -11,7 +11,7 @@ use crate::link::DeviceState;
 /// Messages taken from one worker before the loop looks at the others.
 pub(super) const MESSAGES_PER_TURN: usize = 16;
 /// Log lines taken from one worker in its life; a chatty one is cut off, not obeyed.
-pub(super) const MAX_LOG_LINES: u32 = 1000;
+const MAX_LOG_LINES: u32 = 1000;
 
 /// What came from a worker.
 #[derive(Debug)]
@@ -118,8 +118,7 @@ impl Worker {
                 Ok(Some(News::Ready))
             }
             (FromWorker::StateLost { reason }, DeviceState::Starting) => {
-                self.log_lines = self.log_lines.saturating_add(1);
-                Ok((self.log_lines <= MAX_LOG_LINES).then(|| News::StateLost(plain(&reason))))
+                Ok(may_log(&mut self.log_lines).then(|| News::StateLost(plain(&reason))))
             }
             (FromWorker::Refused { reason }, DeviceState::Starting) => {
                 Err(format!("it refused its start: {}", plain(&reason)))
@@ -129,9 +128,8 @@ impl Worker {
             }
             (FromWorker::Log { level, text }, _) => {
                 let text = plain(&text);
-                self.log_lines = self.log_lines.saturating_add(1);
                 self.black_box.heard(&text);
-                Ok((self.log_lines <= MAX_LOG_LINES).then_some(News::Log(level, text)))
+                Ok(may_log(&mut self.log_lines).then_some(News::Log(level, text)))
             }
             (FromWorker::Counters(counters), DeviceState::Serving) => {
                 self.counters = counters;
@@ -148,6 +146,12 @@ impl Worker {
             (other, state) => Err(format!("it sent {other:?} while {}", state.name())),
         }
     }
+}
+
+/// One more line of a device's workers, of which `lines` were told; whether it is told.
+pub(super) fn may_log(lines: &mut u32) -> bool {
+    *lines = lines.saturating_add(1);
+    *lines <= MAX_LOG_LINES
 }
 
 /// A worker's text, which people see on their terminals, without anything that a terminal obeys.

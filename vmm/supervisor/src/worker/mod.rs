@@ -89,8 +89,6 @@ pub(crate) struct Worker {
     interruption: Interruption,
     /// The process that is to take over.
     candidate: Option<Candidate>,
-    /// It has taken over, and is to be told to go on.
-    handed_over: bool,
     /// How often another binary has taken over.
     upgrades: u16,
     /// Why it is not used any more, if that is known before its end is.
@@ -153,7 +151,6 @@ impl Worker {
             serves_since: None,
             interruption: Interruption::default(),
             candidate: None,
-            handed_over: false,
             upgrades: 0,
             verdict: None,
             deaths: Deaths::default(),
@@ -183,7 +180,6 @@ impl Worker {
         self.rest = Rest::default();
         self.watch = Watch::default();
         (self.serve_by, self.serves_since) = (Some(Instant::now() + START_PATIENCE), None);
-        self.handed_over = false;
         Ok(())
     }
 
