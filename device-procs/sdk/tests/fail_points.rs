@@ -16,8 +16,8 @@ use cellblock_sdk::state::{Encoder, StateError};
 use cellblock_sdk::testing::Host;
 use cellblock_sdk::testing::ends::Mortals;
 use cellblock_sdk::testing::holder::{self, FILLED, Holder};
-use cellblock_sdk::testing::process::{Program, Supervised, Wanted};
-use cellblock_sdk::testing::virtio::{DATA, Driver, Segment, shared_ram};
+use cellblock_sdk::testing::process::{Program, Supervised, Wanted, run_tests};
+use cellblock_sdk::testing::virtio::{DATA, Driver, shared_ram};
 use cellblock_sdk::virtio::spec::feature;
 use cellblock_sdk::virtio::{Interrupt, Post, Threads, Transport};
 use cellblock_sdk::worker;
@@ -53,9 +53,10 @@ extern "C" fn main() -> i32 {
     }
     // SAFETY: takes numbers. Workers end while they are written to.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
-    let passed = std::panic::catch_unwind(whichever_step_it_ends_at_nothing_is_lost_or_done_twice).is_ok();
-    println!("test whichever_step … ... {}", if passed { "ok" } else { "FAILED" });
-    i32::from(!passed)
+    run_tests(&[(
+        "whichever_step_it_ends_at_nothing_is_lost_or_done_twice",
+        whichever_step_it_ends_at_nothing_is_lost_or_done_twice,
+    )])
 }
 
 /// A [`Holder`] behind virtio registers (region 0), and in region 1 a counter for each lane, at 8 × the lane: a read adds one, a
@@ -237,18 +238,14 @@ impl Bench {
 
     /// A chain for the worker to hold.
     fn offer(&mut self, at: u64) -> u32 {
-        self.driver.poke(DATA + at, &[0]);
-        let head = self.driver.push(0, &[Segment::write(DATA + at, 1)]);
+        let head = holder::offer(&mut self.driver, at);
         self.kick(0);
-        head.into()
+        head
     }
 
     /// Has the worker give `head` back.
     fn name(&mut self, head: u32) {
-        let at = DATA + 0x1000 + 2 * (self.names % u64::from(SIZE));
-        self.names += 1;
-        self.driver.poke(at, &(head as u16).to_le_bytes());
-        self.driver.push(1, &[Segment::read(at, 2)]);
+        holder::name(&mut self.driver, &mut self.names, SIZE, head);
         self.kick(1);
     }
 

@@ -12,7 +12,7 @@ use cellblock_policy::{Arch, Section, compile_file};
 use cellblock_ring::Access;
 use cellblock_sdk::device::{self, Action, Device};
 use cellblock_sdk::state::{Encoder, StateError};
-use cellblock_sdk::testing::process::{Program, Supervised, Wanted};
+use cellblock_sdk::testing::process::{Program, Supervised, Wanted, run_tests};
 use cellblock_sdk::worker;
 use cellblock_wire::device::{DeviceConfig, DeviceKind};
 use cellblock_wire::slot::{Op, Space};
@@ -39,23 +39,12 @@ extern "C" fn main() -> i32 {
     if std::env::args().next().as_deref() == Some(WORKER) {
         return work();
     }
-    let tests: [(&str, fn()); 4] = [
+    run_tests(&[
         ("a_refused_call_is_told_by_its_number", a_refused_call_is_told_by_its_number),
         ("a_fault_is_told_by_its_address", a_fault_is_told_by_its_address),
         ("a_signal_that_was_sent_is_told_as_such", a_signal_that_was_sent_is_told_as_such),
         ("who_is_killed_says_nothing", who_is_killed_says_nothing),
-    ];
-    let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    let mut failed = 0;
-    for (name, test) in tests {
-        if !wanted.is_empty() && !wanted.iter().any(|word| name.contains(word)) {
-            continue;
-        }
-        let passed = std::panic::catch_unwind(test).is_ok();
-        println!("test {name} ... {}", if passed { "ok" } else { "FAILED" });
-        failed += i32::from(!passed);
-    }
-    failed
+    ])
 }
 
 struct Criminal;

@@ -12,8 +12,8 @@ use cellblock_policy::{Arch, Section, compile_file};
 use cellblock_ring::Access;
 use cellblock_sdk::testing::conformance::conforms;
 use cellblock_sdk::testing::holder::{self, FILLED, Holder};
-use cellblock_sdk::testing::process::{Program, Supervised, Wanted};
-use cellblock_sdk::testing::virtio::{DATA, Driver, Segment, shared_ram};
+use cellblock_sdk::testing::process::{Program, Supervised, Wanted, run_tests};
+use cellblock_sdk::testing::virtio::{DATA, Driver, shared_ram};
 use cellblock_sdk::virtio::spec::register;
 use cellblock_sdk::virtio::{Interrupt, Post};
 use cellblock_sdk::worker;
@@ -31,24 +31,13 @@ extern "C" fn main() -> i32 {
     if std::env::args().next().as_deref() == Some(WORKER) {
         return work();
     }
-    let tests: [(&str, fn()); 5] = [
+    run_tests(&[
         ("it_conforms", it_conforms),
         ("what_was_held_is_given_back_once", what_was_held_is_given_back_once),
         ("killed_at_any_time_it_loses_nothing", killed_at_any_time_it_loses_nothing),
         ("a_poisoned_record_costs_a_reset", a_poisoned_record_costs_a_reset),
         ("at_rest_it_does_nothing_and_loses_nothing", at_rest_it_does_nothing_and_loses_nothing),
-    ];
-    let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    let mut failed = 0;
-    for (name, test) in tests {
-        if !wanted.is_empty() && !wanted.iter().any(|word| name.contains(word)) {
-            continue;
-        }
-        let passed = std::panic::catch_unwind(test).is_ok();
-        println!("test {name} ... {}", if passed { "ok" } else { "FAILED" });
-        failed += i32::from(!passed);
-    }
-    failed
+    ])
 }
 
 /// The worker, under what every virtio worker may do.
@@ -99,18 +88,14 @@ impl Bench {
 
     /// A chain for the worker to hold.
     fn offer(&mut self, at: u64) -> u32 {
-        self.driver.poke(DATA + at, &[0]);
-        let head = self.driver.push(0, &[Segment::write(DATA + at, 1)]);
+        let head = holder::offer(&mut self.driver, at);
         self.kick(0);
-        head.into()
+        head
     }
 
     /// Has the worker give `head` back.
     fn name(&mut self, head: u32) {
-        let at = DATA + 0x1000 + 2 * (self.names % u64::from(SIZE));
-        self.names += 1;
-        self.driver.poke(at, &(head as u16).to_le_bytes());
-        self.driver.push(1, &[Segment::read(at, 2)]);
+        holder::name(&mut self.driver, &mut self.names, SIZE, head);
         self.kick(1);
     }
 }

@@ -1,6 +1,8 @@
 //! A device for tests whose requests end in whatever order the driver says.
 
+use super::Host;
 use super::conformance::Device;
+use super::virtio::{DATA, Driver, Segment};
 use crate::virtio::{
     Buffers, Identity, Interrupt, QueueError, Queues, Ram, Space, Transport, Wait, Work, engine::Engine,
 };
@@ -21,6 +23,20 @@ pub const FILLED: u8 = 7;
 pub struct Holder {
     held: Vec<(u16, Buffers)>,
     named: Vec<u16>,
+}
+
+/// Makes a chain available for the device to hold: one byte at `at` in the driver's data. Its head.
+pub fn offer<H: Host>(driver: &mut Driver<H>, at: u64) -> u32 {
+    driver.poke(DATA + at, &[0]);
+    driver.push(0, &[Segment::write(DATA + at, 1)]).into()
+}
+
+/// Has the device give `head` back. `number` counts what was named, in a ring of `size` descriptors.
+pub fn name<H: Host>(driver: &mut Driver<H>, number: &mut u64, size: u16, head: u32) {
+    let at = DATA + 0x1000 + 2 * (*number % u64::from(size));
+    *number += 1;
+    driver.poke(at, &(head as u16).to_le_bytes());
+    driver.push(1, &[Segment::read(at, 2)]);
 }
 
 impl Work for Holder {

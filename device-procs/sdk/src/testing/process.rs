@@ -117,6 +117,22 @@ pub struct Wanted {
     pub nonblocking: bool,
 }
 
+/// Runs `tests`, by their names, in a program that has no harness since it starts itself as a worker; if there are arguments, those
+/// whose names hold one of them. Returns how many failed.
+pub fn run_tests(tests: &[(&str, fn())]) -> i32 {
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    let mut failed = 0;
+    for (name, test) in tests {
+        if !wanted.is_empty() && !wanted.iter().any(|word| name.contains(word.as_str())) {
+            continue;
+        }
+        let passed = std::panic::catch_unwind(test).is_ok();
+        println!("test {name} ... {}", if passed { "ok" } else { "FAILED" });
+        failed += i32::from(!passed);
+    }
+    failed
+}
+
 /// Numbers that look like chance and are the same each time (xorshift).
 #[derive(Debug)]
 pub struct Noise(pub u64);
