@@ -190,6 +190,16 @@ impl Vm {
         )
     }
 
+    /// `result`, of something that goes on beside the VM; an error tells what the VM has said, too.
+    ///
+    /// # Errors
+    /// That of `result`.
+    pub fn explain<T>(&self, result: Result<T>) -> Result<T> {
+        result.with_context(|| {
+            format!("--- output\n{}\n--- messages\n{}", self.output.text(), self.messages.text())
+        })
+    }
+
     /// Waits until the guest has written a line with `start` in it, after what an earlier call found, and returns the rest
     /// of that line.
     ///

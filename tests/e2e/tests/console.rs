@@ -40,7 +40,7 @@ fn bytes_pass_by_the_console_and_by_a_named_port() {
         "until [ -c /dev/hvc0 ]; do sleep 0.1; done; exec 3<>/dev/hvc0; stty -F /dev/hvc0 raw -echo; echo out >&3\n",
     )
     .unwrap();
-    console.expect("out").unwrap();
+    vm.explain(console.expect("out")).unwrap();
     vm.type_in("tell READS; read -r line </dev/hvc0; tell \"GOT=$line\"\n").unwrap();
     vm.expect("CELLBLOCK-READS").unwrap();
     console.send("typed on the console\n").unwrap();
@@ -59,7 +59,7 @@ fn bytes_pass_by_the_console_and_by_a_named_port() {
     )
     .unwrap();
     let bytes: usize = vm.expect_line("BYTES=").unwrap().parse().unwrap();
-    let numbers = String::from_utf8(port.expect_bytes(bytes).unwrap()).unwrap();
+    let numbers = String::from_utf8(vm.explain(port.expect_bytes(bytes)).unwrap()).unwrap();
     assert!(numbers.lines().enumerate().all(|(at, line)| line == (at + 1).to_string()), "out of order");
     vm.expect("CELLBLOCK-SENT").unwrap();
     // And back.
@@ -83,9 +83,9 @@ fn bytes_pass_by_the_console_and_by_a_named_port() {
     kill_process(Pid::from_raw(row.pid).unwrap(), Signal::KILL).unwrap();
     port.send("after its end\n").unwrap();
     vm.type_in("echo again >&3; read -r line <&4; tell \"NEXT=$line\"; echo back >&4\n").unwrap();
-    console.expect("again").unwrap();
+    vm.explain(console.expect("again")).unwrap();
     assert_eq!(vm.expect_line("NEXT=").unwrap(), "after its end");
-    port.expect("back").unwrap();
+    vm.explain(port.expect("back")).unwrap();
     assert_ne!(vm.processes(plan.id()).unwrap().pid("console").unwrap(), row.pid);
     vm.type_in("quit\n").unwrap();
     vm.wait().unwrap().assert(0, "guest rebooted");
@@ -111,10 +111,10 @@ fn a_sink_that_takes_nothing_holds_its_port_alone() {
     vm.expect("CELLBLOCK-HELD").unwrap();
     vm.type_in("stty -F /dev/hvc0 raw -echo; echo passes >/dev/hvc0; tell BYTES=$(wc -c </tmp/numbers)\n")
         .unwrap();
-    console.expect("passes").unwrap();
+    vm.explain(console.expect("passes")).unwrap();
     let bytes: usize = vm.expect_line("BYTES=").unwrap().parse().unwrap();
     let mut reader = Line::new(slow.try_clone().unwrap(), slow);
-    let numbers = String::from_utf8(reader.expect_bytes(bytes).unwrap()).unwrap();
+    let numbers = String::from_utf8(vm.explain(reader.expect_bytes(bytes)).unwrap()).unwrap();
     assert!(numbers.lines().enumerate().all(|(at, line)| line == (at + 1).to_string()), "nothing is dropped");
     vm.type_in("wait; tell SENT\n").unwrap();
     vm.expect("CELLBLOCK-SENT").unwrap();

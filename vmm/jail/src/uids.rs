@@ -90,24 +90,3 @@ fn open_lock(path: &Path) -> io::Result<File> {
         .custom_flags(libc::O_NOFOLLOW)
         .open(path)
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ranges_are_exclusive_and_freed_with_their_last_holder() {
-        let directory = tempfile::tempdir().unwrap();
-        let take = || UidRange::take_in(&directory.path().join("uids"), BASE, 2);
-        let first = take().unwrap();
-        let second = take().unwrap();
-        assert_eq!((first.base, second.base), (BASE, BASE + COUNT));
-        assert!(matches!(take(), Err(UidError::Exhausted(2))));
-        // A forked process holds the same open file; so does a duplicate.
-        let held_by_child = first.lock.try_clone().unwrap();
-        drop(first);
-        assert!(take().is_err());
-        drop(held_by_child);
-        assert_eq!(take().unwrap().base, BASE);
-    }
-}
