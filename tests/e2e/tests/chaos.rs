@@ -208,7 +208,7 @@ fn a_guest_that_checks_all_it_does_does_not_notice_that_workers_die() {
         vm.type_in(&format!("{}\n", function.replace('\n', " "))).unwrap();
     }
     vm.type_in(
-        "dmesg -n 1; exec 3<>/dev/hvc0; stty -F /dev/hvc0 raw -echo; seq 1 40000 >/tmp/f; \
+        "dmesg -n 1; opens /dev/hvc0; exec 3<>/dev/hvc0; stty -F /dev/hvc0 raw -echo; seq 1 40000 >/tmp/f; \
          ip link set eth0 up; ip addr add 192.168.70.2/24 dev eth0; echo up >&3; tell UP\n",
     )
     .unwrap();

@@ -36,10 +36,7 @@ fn bytes_pass_by_the_console_and_by_a_named_port() {
     let mut console = Line::connect(&console_path).unwrap();
     let mut port = Line::connect(&port_path).unwrap();
 
-    vm.type_in(
-        "until [ -c /dev/hvc0 ]; do sleep 0.1; done; exec 3<>/dev/hvc0; stty -F /dev/hvc0 raw -echo; echo out >&3\n",
-    )
-    .unwrap();
+    vm.type_in("opens /dev/hvc0; exec 3<>/dev/hvc0; stty -F /dev/hvc0 raw -echo; echo out >&3\n").unwrap();
     vm.explain(console.expect("out")).unwrap();
     vm.type_in("tell READS; read -r line </dev/hvc0; tell \"GOT=$line\"\n").unwrap();
     vm.expect("CELLBLOCK-READS").unwrap();
@@ -103,7 +100,7 @@ fn a_sink_that_takes_nothing_holds_its_port_alone() {
     let mut console = Line::connect(&console_path).unwrap();
     // Connected, and not read. The guest's buffers hold 128 KiB of such pieces, pipe and socket less than 400.
     let slow = std::os::unix::net::UnixStream::connect(&port_path).unwrap();
-    vm.type_in("until [ -c /dev/vport*p1 ]; do sleep 0.1; done; port=$(echo /dev/vport*p1); seq 1 200000 >/tmp/numbers\n").unwrap();
+    vm.type_in("opens '/dev/vport*p1'; port=$(echo /dev/vport*p1); seq 1 200000 >/tmp/numbers\n").unwrap();
     vm.type_in(
         "(dd if=/tmp/numbers of=$port bs=1k; : >/tmp/sent) & sleep 1; [ -e /tmp/sent ] || tell HELD\n",
     )
@@ -154,7 +151,7 @@ fn the_size_is_the_terminals(name: &str, more: &[&str]) {
         })
         .unwrap();
     // Linux gives a terminal that is opened its size a moment later: it has to stay open.
-    serial.send("until [ -c /dev/hvc0 ]; do sleep 0.1; done; exec 3<>/dev/hvc0\n").unwrap();
+    serial.send("opens /dev/hvc0; exec 3<>/dev/hvc0\n").unwrap();
     size_becomes(&mut serial, "40 100");
     terminal.resize(77, 33).unwrap();
     vm.signal(Signal::WINCH).unwrap();
