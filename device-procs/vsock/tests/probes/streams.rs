@@ -485,7 +485,8 @@ pub fn fairness<H: Host>(guest: &mut Guest<H>) {
     fill(guest, deaf, &pattern(6, 4 << 20));
     let (mut loud, loud_ports) = guest.accept(70);
     let (mut soft, soft_ports) = guest.accept(71);
-    let flood = pattern(7, 150_000);
+    // 42 packets, and as much as a socket's buffers hold.
+    let flood = pattern(7, 170_000);
     loud.write_all(&flood).unwrap();
     soft.write_all(b"me too").unwrap();
     let (mut before, mut heard) = (0, 0);
@@ -497,8 +498,8 @@ pub fn fairness<H: Host>(guest: &mut Guest<H>) {
             other => panic!("a packet for port {other}: {header:?}"),
         }
     }
-    // All buffers may have been full of it before the second wrote.
-    assert!(before < 34 + 2, "{before} packets of the first before one of the second");
+    // All buffers may have been full of it before the second wrote, and some more before that was seen.
+    assert!(before < 34 + 6, "{before} packets of the first before one of the second");
     guest.write(soft_ports, b"go on");
     assert_eq!(guest.take(&mut soft, 5), b"go on");
     guest.drop_connection(soft, soft_ports);
