@@ -96,7 +96,7 @@ fn a_blocked_sink_stalls_nobody() {
     let before = Instant::now();
     worker.control.send_message(&ToWorker::Quit, &[]).unwrap();
     assert_eq!(worker.ended().unwrap().code(), Some(0));
-    assert!(before.elapsed() < Duration::from_secs(2), "the flush is bounded");
+    assert!(before.elapsed() < Duration::from_secs(20), "the flush is bounded");
 }
 
 /// Writes for `time`, as a driver does that keeps to THRE; how many bytes.

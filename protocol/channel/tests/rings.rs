@@ -199,7 +199,7 @@ fn a_kick_ends_a_wait_and_a_deadline_ends_it_in_time() {
         let outcome =
             requester.wait(&mut kicks, spin, clock::deadline_in(Duration::from_millis(30))).unwrap();
         assert_eq!(outcome, Outcome::Deadline);
-        assert!((30..2000).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
+        assert!((30..20_000).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
         let kicker = {
             let kick = kick.clone();
             std::thread::spawn(move || {
@@ -347,7 +347,7 @@ fn a_peer_that_wakes_all_the_time_does_not_outlive_the_deadline() {
         let outcome =
             requester.wait(&mut kicks, Duration::ZERO, clock::deadline_in(Duration::from_millis(20)));
         assert_eq!(outcome, Ok(Outcome::Deadline));
-        assert!(start.elapsed() < Duration::from_secs(1));
+        assert!(start.elapsed() < Duration::from_secs(10));
     }
     stop.store(true, Ordering::Relaxed);
     peer.join().unwrap();

@@ -448,7 +448,7 @@ fn the_probe_tells_how_this_host_runs_kernel_code() {
     let start = Instant::now();
     let speed = probe::kernel_code_speed(&platform.0).unwrap();
     eprintln!("{speed:?}: {} instructions per second, probed in {:?}", speed.per_second(), start.elapsed());
-    assert!(speed.instructions > 0 && start.elapsed() < Duration::from_secs(1));
+    assert!(speed.instructions > 0 && start.elapsed() < Duration::from_secs(20));
     let capabilities = probe::capabilities(&platform.0);
     assert!(
         capabilities.iter().filter(|capability| capability.required).all(|capability| capability.present)

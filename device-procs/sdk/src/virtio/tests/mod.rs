@@ -91,7 +91,7 @@ fn a_reset_shows_itself_pending_until_nothing_is_in_flight() {
     bench.in_flight();
     let before = Instant::now();
     bench.driver.set(register::STATUS, 0);
-    assert!(before.elapsed() < Duration::from_secs(2), "it does not wait for ever");
+    assert!(before.elapsed() < Duration::from_secs(20), "it does not wait for ever");
     assert_eq!(bench.driver.status(), 15, "pending");
     // A driver that does not wait changes nothing.
     bench.driver.set(register::STATUS, u32::from(status::ACKNOWLEDGE));
