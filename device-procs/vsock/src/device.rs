@@ -45,8 +45,8 @@ pub struct Vsock<C> {
     live: [bool; QUEUES as usize],
     /// Stream sockets are agreed on.
     agreed: bool,
-    /// The event queue has come, and was not looked at yet.
-    new_events: bool,
+    /// Queues that have come, and were not looked at yet.
+    fresh: [bool; QUEUES as usize],
     /// The guest has yet to be told that all streams are gone.
     owes_event: bool,
     /// The guest has not heard of it yet, as far as is known.
@@ -75,7 +75,7 @@ impl<C: Clock> Vsock<C> {
             replies: VecDeque::with_capacity(MAX_REPLIES),
             live: [false; QUEUES as usize],
             agreed: false,
-            new_events: false,
+            fresh: [false; QUEUES as usize],
             owes_event: false,
             unheard: None,
         }
@@ -192,18 +192,28 @@ impl<C: Clock> Vsock<C> {
         None
     }
 
-    /// Tells a guest whose streams have ended with this process' predecessor (§5.10.6.7); whether to look again.
-    fn tell_event(&mut self, queues: &mut Queues, now: u64) -> Result<bool, QueueError> {
-        let Some(queue) = queues.get(EVENT) else { return Ok(false) };
-        if std::mem::take(&mut self.new_events) && queue.is_resumed() {
-            self.owes_event = true;
-            self.unheard = Some(Unheard { left: None, until: now.saturating_add(HEARING_TIME) });
-        }
-        if let Some(Unheard { left, until }) = self.unheard {
-            let waiting = queue.waiting()?;
-            if now >= until || left.is_some_and(|left| waiting > left) {
-                self.unheard = None;
+    /// Whether the guest relies on streams of a predecessor. Its queues come one after the other, and the event queue last: what it
+    /// has sent may be there before it can be told.
+    fn look_at_fresh(&mut self, queues: &mut Queues, now: u64) {
+        for slot in [RX, TX, EVENT] {
+            let fresh = self.fresh.get_mut(slot).is_some_and(std::mem::take);
+            if fresh && queues.get(slot).is_some_and(|queue| queue.is_resumed()) {
+                self.owes_event |= slot == EVENT;
+                self.unheard = Some(Unheard { left: None, until: now.saturating_add(HEARING_TIME) });
             }
+        }
+        if self.unheard.as_ref().is_some_and(|unheard| now >= unheard.until) {
+            self.unheard = None;
+        }
+    }
+
+    /// Tells a guest whose streams have ended with this process' predecessor (§5.10.6.7); whether to look again.
+    fn tell_event(&mut self, queues: &mut Queues) -> Result<bool, QueueError> {
+        let Some(queue) = queues.get(EVENT) else { return Ok(false) };
+        if let Some(left) = self.unheard.as_ref().and_then(|unheard| unheard.left)
+            && queue.waiting()? > left
+        {
+            self.unheard = None;
         }
         if !self.owes_event {
             queue.silence()?;
@@ -258,18 +268,20 @@ impl<C: Clock> Work for Vsock<C> {
         if let Some(live) = self.live.get_mut(slot) {
             *live = true;
         }
-        self.new_events |= slot == EVENT;
+        if let Some(fresh) = self.fresh.get_mut(slot) {
+            *fresh = true;
+        }
         // §5.10.3: without a feature there are streams, too, unless they are not implied.
         self.agreed = features & feature::STREAM != 0 || features & feature::NO_IMPLIED_STREAM == 0;
     }
 
     /// A driver that takes back a queue of packets has forgotten all connections.
     fn end(&mut self, slot: usize) {
-        if let Some(live) = self.live.get_mut(slot) {
-            *live = false;
+        if let (Some(live), Some(fresh)) = (self.live.get_mut(slot), self.fresh.get_mut(slot)) {
+            (*live, *fresh) = (false, false);
         }
         if slot == EVENT {
-            (self.new_events, self.owes_event, self.unheard) = (false, false, None);
+            (self.owes_event, self.unheard) = (false, None);
         } else {
             self.streams.close_all();
             self.replies.clear();
@@ -280,7 +292,8 @@ impl<C: Clock> Work for Vsock<C> {
         let now = self.clock.monotonic();
         let mut again = self.look_at_host(now);
         self.streams.expire(now);
-        again |= self.tell_event(queues, now)?;
+        self.look_at_fresh(queues, now);
+        again |= self.tell_event(queues)?;
         if self.is_up() {
             for slot in [RX, TX] {
                 queues.get(slot).map_or(Ok(()), Virtqueue::silence)?;

@@ -5,6 +5,7 @@ use std::io::Write;
 
 use cellblock_sdk::device::SECOND;
 use cellblock_sdk::testing::conformance::conforms;
+use cellblock_sdk::testing::virtio::Segment;
 use cellblock_vsock::connection::{CLOSING_TIME, DRAINING_TIME, GREETING_TIME, OPENING_TIME, REQUEST_TIME};
 use cellblock_vsock::spec::{MAX_CONNECTIONS, op, shutdown};
 
@@ -97,6 +98,27 @@ fn early_programs_wait_for_a_driver() {
     guest.begin(ALL);
     let (request, _) = guest.recv();
     assert_eq!((request.op, request.dst_port), (op::REQUEST, 5));
+}
+
+/// What the guest has sent by a stream of the device before is no stray, although it may be looked at before the guest can be told
+/// of the end of its streams: for a RST its program would take for an orderly end.
+#[test]
+fn a_guest_is_told_of_its_streams_end_before_it_is_answered() {
+    let (mut guest, clock) = in_process();
+    guest.begin(ALL);
+    guest.driver.push(2, &[Segment::write(EVENT_PLACE, 8)]);
+    let _server = guest.connect((6, 7));
+    for op in [op::RW, op::SHUTDOWN] {
+        guest.post((6, 7), op);
+    }
+    succeed(&mut guest, &clock);
+    assert_eq!(guest.driver.used(2).map(|(_, written)| written), Some(4));
+    (0..2).for_each(|_| drop(guest.driver.wait_used(1)));
+    guest.quiet();
+    // It has given the event's buffer back.
+    guest.driver.push(2, &[Segment::write(EVENT_PLACE, 8)]);
+    guest.send((6, 7), op::CREDIT_UPDATE);
+    guest.expect((6, 7), op::RST);
 }
 
 /// Each wait has an end, at its time and not before.

@@ -19,8 +19,6 @@ use probes::*;
 
 type InWorker = Guest<Supervised>;
 
-const EVENT_PLACE: u64 = DATA + 0x40_0000;
-
 fn program() -> Program {
     let start = include_bytes!(concat!(env!("OUT_DIR"), "/worker.start.bpf"));
     Program::find("vsock", env!("CARGO_BIN_EXE_vsock"), start)

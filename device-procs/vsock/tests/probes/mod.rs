@@ -33,6 +33,10 @@ const BUFFERS: u64 = 32;
 pub const GUEST_BUFFER: u32 = 1 << 20;
 const BUFFER_STRIDE: u64 = 0x2000;
 const SENDING: u64 = DATA + BUFFERS * BUFFER_STRIDE;
+/// Where packets are that wait.
+const POSTING: u64 = DATA + 0x30_0000;
+/// The guest's buffer for events.
+pub const EVENT_PLACE: u64 = DATA + 0x40_0000;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a driver finds.
@@ -97,6 +101,13 @@ impl<H: Host> Guest<H> {
         let head = self.driver.push(0, &chain[..1 + usize::from(room > 0)]);
         self.places.insert(head.into(), place);
         self.driver.kick(0);
+    }
+
+    /// Sends a packet without bytes, of which the device is not told.
+    pub fn post(&mut self, ports: Ports, op: u16) {
+        let place = POSTING + u64::from(op) * HEADER_BYTES as u64;
+        self.driver.poke(place, &self.header(ports, op).encode());
+        self.driver.push(1, &[Segment::read(place, HEADER_BYTES as u32)]);
     }
 
     /// Sends what `header` says, behind it `bytes`.
