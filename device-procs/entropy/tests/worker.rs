@@ -93,7 +93,7 @@ fn limits_are_kept() {
     driver.begin(u64::MAX, 1, 16);
     let wanted = per_second as f64;
     // A busy machine makes it slower, never faster.
-    for _ in 0..3 {
+    for _ in 0..30 {
         let rate = measured_rate(&mut driver, Duration::from_secs(2));
         eprintln!("{rate:.0} bytes a second, allowed are {wanted}");
         assert!(rate < 1.1 * wanted, "{rate}");
