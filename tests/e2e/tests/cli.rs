@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // Tests; clippy knows only #[test] functions as such.
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use cellblock_e2e::leftovers::Memfds;
 use cellblock_e2e::vm::patience;
@@ -128,6 +128,21 @@ fn doctor_reports_as_text_and_as_json() {
     }
     let json = Command::new(&program).args(["doctor", "--json"]).output().unwrap();
     serde_json::from_slice::<serde_json::Value>(&json.stdout).expect("doctor --json prints JSON");
+}
+
+#[test]
+fn who_stops_listening_is_no_error() {
+    let Some(program) = program() else { return };
+    let nobody = || Stdio::from(std::io::pipe().unwrap().1);
+    let doctor = |stdout| Command::new(&program).arg("doctor").stdout(stdout).status().unwrap().code();
+    assert!(matches!(doctor(Stdio::null()), Some(0 | 3)));
+    assert_eq!(doctor(nobody()), doctor(Stdio::null()));
+    let refused =
+        Command::new(&program).args(["run", "--kernel", "/dev/null"]).stderr(nobody()).status().unwrap();
+    assert!(matches!(refused.code(), Some(1..=7)), "{refused}");
+    // A disk without room is one.
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    assert_eq!(doctor(full.into()), Some(1));
 }
 
 #[test]

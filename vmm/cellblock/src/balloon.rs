@@ -68,11 +68,10 @@ fn pages(size: ByteSize) -> anyhow::Result<u32> {
 
 fn print(id: &str, balloon: &BalloonReport, json: bool) -> anyhow::Result<()> {
     if json {
-        println!("{}", serde_json::to_string_pretty(&shown(id, balloon))?);
+        say!("{}", serde_json::to_string_pretty(&shown(id, balloon))?)
     } else {
-        print!("{}", table(id, balloon));
+        say!("{}", table(id, balloon).trim_end())
     }
-    Ok(())
 }
 
 fn told(balloon: &BalloonReport) -> impl Iterator<Item = (&'static str, bool, u64)> {

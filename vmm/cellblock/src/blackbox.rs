@@ -34,13 +34,12 @@ pub(crate) fn blackbox(args: &BlackboxArgs) -> anyhow::Result<()> {
         }
     }
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&deaths)?);
+        say!("{}", serde_json::to_string_pretty(&deaths)?)
     } else if deaths.is_empty() {
-        println!("VM {id}: no worker of device {} has died", args.device);
+        say!("VM {id}: no worker of device {} has died", args.device)
     } else {
-        deaths.iter().for_each(|death| print!("{}", told(&args.device, death)));
+        deaths.iter().try_for_each(|death| say!("{}", told(&args.device, death).trim_end()))
     }
-    Ok(())
 }
 
 /// Where device `name` is in the status, and its worker's incarnation.

@@ -49,31 +49,31 @@ pub(crate) fn doctor(args: &DoctorArgs) -> anyhow::Result<Status> {
     findings.extend(layers());
     findings.extend([futex_waitv(), cpus(), hugepages(), tap()]);
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&findings)?);
+        say!("{}", serde_json::to_string_pretty(&findings)?)?;
     } else {
-        print(&findings);
+        print(&findings)?;
     }
     let broken = findings.iter().any(|finding| finding.state == State::Broken);
     Ok(if broken { Status::Refused } else { Status::Success })
 }
 
-fn print(findings: &[Finding]) {
+fn print(findings: &[Finding]) -> anyhow::Result<()> {
     for finding in findings {
         let mark = match finding.state {
             State::Good => "good   ",
             State::Lacking => "lacking",
             State::Broken => "BROKEN ",
         };
-        println!("{mark}  {:<18} {}", finding.name, finding.found);
+        say!("{mark}  {:<18} {}", finding.name, finding.found)?;
         if !finding.mend.is_empty() {
-            println!("{:>28} mend: {}", "", finding.mend);
+            say!("{:>28} mend: {}", "", finding.mend)?;
         }
     }
     let count = |state| findings.iter().filter(|finding| finding.state == state).count();
     match (count(State::Broken), count(State::Lacking)) {
-        (0, 0) => println!("\nThis host has everything."),
-        (0, lacking) => println!("\nVMs start here; {lacking} optional thing(s) are lacking."),
-        (broken, _) => println!("\n{broken} thing(s) must be mended before a VM starts here."),
+        (0, 0) => say!("\nThis host has everything."),
+        (0, lacking) => say!("\nVMs start here; {lacking} optional thing(s) are lacking."),
+        (broken, _) => say!("\n{broken} thing(s) must be mended before a VM starts here."),
     }
 }
 

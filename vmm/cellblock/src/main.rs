@@ -2,6 +2,10 @@
 //!
 //! The front parses, opens and checks everything, then forks the VM's other processes ([`launch`]) and stays as their
 //! link to the terminal and to `cellblock ps` ([`front`]). It holds no KVM descriptor and no guest memory afterwards.
+#![deny(clippy::print_stdout, clippy::print_stderr)] // They panic where nobody listens: `words` does not.
+
+#[macro_use]
+mod words;
 
 mod balloon;
 mod blackbox;
@@ -46,7 +50,7 @@ fn main() -> ExitCode {
     match result {
         Ok(status) => status.into(),
         Err(error) => {
-            eprintln!("cellblock: {error:#}");
+            note!("cellblock: {error:#}");
             Status::Failure.into()
         }
     }

@@ -25,9 +25,8 @@ pub(crate) fn resume(args: &PauseArgs) -> anyhow::Result<()> {
 fn do_it(id: &str, what: What, done: &str) -> anyhow::Result<()> {
     let (uid, id) = ps::one(id)?;
     match ask(uid, &id, what).with_context(|| format!("VM {id} does not answer"))? {
-        Answer::Done => println!("VM {id} {done}"),
+        Answer::Done => say!("VM {id} {done}"),
         Answer::Refused(reason) => bail!("VM {id}: {reason}"),
         _ => bail!("VM {id} answered something else"),
     }
-    Ok(())
 }

@@ -99,11 +99,10 @@ pub(crate) fn ps(args: &PsArgs) -> anyhow::Result<()> {
     let wanted = running(args.id.as_deref())?;
     let vms: Vec<Vm> = wanted.into_iter().filter_map(|(owner, id)| vm(owner, &id)).collect();
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&vms)?);
+        say!("{}", serde_json::to_string_pretty(&vms)?)
     } else {
-        print!("{}", table(&vms));
+        say!("{}", table(&vms).trim_end())
     }
-    Ok(())
 }
 
 /// The `(uid, id)` of this user's running VMs, of all users' for root; with `id`, of those of this name.

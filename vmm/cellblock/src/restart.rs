@@ -91,7 +91,7 @@ impl Device {
         while Instant::now() < give_up {
             let now = self.status()?;
             if now.generation > before.generation && now.state == DeviceState::Serving {
-                println!("VM {id}: device {name}: its worker of generation {} serves", now.generation);
+                say!("VM {id}: device {name}: its worker of generation {} serves", now.generation)?;
                 return Ok(());
             }
             // One more is its successor, which may be on its way; more than one are those that died.

@@ -24,7 +24,7 @@ pub(crate) fn run(args: RunArgs) -> Status {
         Err((status, line)) => (status, line),
         Ok((config, layers)) => live(&config, layers, verbose).unwrap_or_else(|refusal| refusal),
     };
-    eprintln!("cellblock: {line}");
+    note!("cellblock: {line}");
     status
 }
 
@@ -53,9 +53,7 @@ fn live(config: &VmConfig, layers: LayerSet, verbose: u8) -> Result<Refusal, Ref
     let mut control = control_socket(id).map_err(refused)?;
     let mut sinks = open_sinks(config).map_err(refused)?;
     if sinks.iter().any(|(_, sink)| sink.is_terminal()) {
-        eprintln!(
-            "cellblock: the keys are the guest's; Ctrl-A x ends the VM, Ctrl-A p presses its power button"
-        );
+        note!("cellblock: the keys are the guest's; Ctrl-A x ends the VM, Ctrl-A p presses its power button");
     }
     let listener = config.vsock.as_ref().map(|vsock| Listener::open(&vsock.path));
     let listener = listener.transpose().map_err(refused)?;
@@ -86,7 +84,7 @@ fn live(config: &VmConfig, layers: LayerSet, verbose: u8) -> Result<Refusal, Ref
         drop((passts, uids, cgroup));
         if end == End::Reset && config.on_reboot == OnReboot::Restart {
             if !asked_to_stop {
-                eprintln!("cellblock: guest rebooted; starting it anew");
+                note!("cellblock: guest rebooted; starting it anew");
                 continue;
             }
             // It rebooted instead of powering off: what was asked for is the end.
@@ -94,10 +92,7 @@ fn live(config: &VmConfig, layers: LayerSet, verbose: u8) -> Result<Refusal, Ref
         }
         sinks.iter_mut().for_each(|(_, sink)| sink.restore_terminal());
         for (what, sink) in sinks.iter().filter(|(_, sink)| sink.dropped() > 0) {
-            eprintln!(
-                "cellblock: {} bytes of {what} output were dropped at the file's limit",
-                sink.dropped()
-            );
+            note!("cellblock: {} bytes of {what} output were dropped at the file's limit", sink.dropped());
         }
         return Ok(of_end(&end));
     }
@@ -126,7 +121,7 @@ fn screen(sinks: &[(String, Sink)]) -> TerminalSize {
 pub(crate) fn tell_what_is_lost(layers: LayerSet) {
     let privileged = rustix::process::geteuid().is_root();
     for layer in cellblock_jail::supervisor::lost(layers, privileged).iter() {
-        eprintln!(
+        note!(
             "cellblock: note: without the layer no-new-privs the supervisor and the loader run without {layer}, too"
         );
     }

@@ -41,8 +41,7 @@ pub(crate) fn upgrade(args: &UpgradeArgs) -> anyhow::Result<()> {
     match ask_with(uid, &id, what, &files).with_context(|| format!("VM {id} does not answer"))? {
         Answer::Upgraded(pause) => {
             let ms = pause.length().as_secs_f64() * 1e3;
-            println!("VM {id}: device {} runs {}; it paused for {ms:.1} ms", args.device, path.display());
-            Ok(())
+            say!("VM {id}: device {} runs {}; it paused for {ms:.1} ms", args.device, path.display())
         }
         Answer::Refused(reason) => bail!("VM {id}: device {} goes on as before: {reason}", args.device),
         _ => bail!("VM {id} answered something else"),

@@ -35,7 +35,7 @@ pub(crate) fn vhost_user(args: VhostUserArgs) -> Status {
     let usage = |line: String| (Status::Usage, line);
     let config = args.config().map_err(|error| usage(chain(&error)));
     let (status, line) = config.and_then(|config| serve(&config, verbose)).unwrap_or_else(|refusal| refusal);
-    eprintln!("cellblock: {line}");
+    note!("cellblock: {line}");
     status
 }
 
@@ -325,8 +325,8 @@ impl Front<'_> {
     fn say(&self, level: u8, text: &str) {
         if self.verbose >= level {
             match level {
-                0 => eprintln!("cellblock: {text}"),
-                _ => eprintln!("cellblock: [{:9.3} ms] {text}", self.started.elapsed().as_secs_f64() * 1e3),
+                0 => note!("cellblock: {text}"),
+                _ => note!("cellblock: [{:9.3} ms] {text}", self.started.elapsed().as_secs_f64() * 1e3),
             }
         }
     }

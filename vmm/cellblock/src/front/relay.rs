@@ -315,8 +315,8 @@ impl Relay<'_> {
         if self.verbose >= level {
             // The time matters to those who ask for more than the end.
             match level {
-                0 => eprintln!("cellblock: {text}"),
-                _ => eprintln!("cellblock: [{:9.3} ms] {text}", self.started.elapsed().as_secs_f64() * 1e3),
+                0 => note!("cellblock: {text}"),
+                _ => note!("cellblock: [{:9.3} ms] {text}", self.started.elapsed().as_secs_f64() * 1e3),
             }
         }
     }
