@@ -9,12 +9,14 @@
 //! | `CELLBLOCK_DIST` | the folder with `bin/` and `libexec/` | `dist/x86_64-linux`, in the emulated host `/opt/cellblock` |
 //! | `CELLBLOCK_GUESTS` | the bare-metal guests | `.cache/guests` |
 //! | `CELLBLOCK_FAIL_POINTS` | workers that end where a test wants it (`scripts/test build`) | `.cache/fail-points` |
+//! | `CELLBLOCK_ESCAPE` | the hostile worker of `tests/escape` (`scripts/test build`) | `.cache/escape/escape` |
 //! | `CELLBLOCK_IMAGES` | Debian's kernel and the initrd | `/boot` in the emulated host, else none (QEMU's guests: `.cache/images/x86_64`) |
 //! | `CELLBLOCK_DEBIAN` | what boots `root.img` of `scripts/debian`, copies of which are `/dev/vda`, `/dev/vdb` | none |
 
 pub mod deaths;
 pub mod debian;
 pub mod files;
+pub mod hostile_workers;
 pub mod lab;
 pub mod leftovers;
 pub mod line;

@@ -14,6 +14,8 @@ pub struct Places {
     pub images: Option<PathBuf>,
     /// Holds workers that end where a test wants it, static ones.
     pub fail_points: PathBuf,
+    /// A hostile worker, a static one.
+    pub escape: PathBuf,
     /// Holds `vmlinuz`, `initrd.img` and `cmdline` of a Debian whose root file systems are this machine's disks.
     pub debian: Option<PathBuf>,
 }
@@ -30,6 +32,7 @@ impl Places {
             guests: variable("CELLBLOCK_GUESTS").unwrap_or_else(|| checkout.join(".cache/guests")),
             fail_points: variable("CELLBLOCK_FAIL_POINTS")
                 .unwrap_or_else(|| checkout.join(".cache/fail-points")),
+            escape: variable("CELLBLOCK_ESCAPE").unwrap_or_else(|| checkout.join(".cache/escape/escape")),
             images: variable("CELLBLOCK_IMAGES").or_else(|| emulated.then(|| PathBuf::from("/boot"))),
             debian: variable("CELLBLOCK_DEBIAN"),
         }

@@ -276,6 +276,10 @@ impl VhostUserArgs {
 pub(crate) struct PsArgs {
     /// One VM's name; without it, all VMs of this user (of all users, for root).
     pub id: Option<String>,
+    /// Show what the kernel says of each process' sandbox, and whether that is as declared when the VM was started; fails if
+    /// something differs. Only root may see all of it.
+    #[arg(long)]
+    pub security: bool,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,

@@ -4,7 +4,8 @@
 //! the loader (reads the kernel), the supervisor (KVM). Each child keeps the descriptors that are listed for it, no others.
 
 use std::borrow::Cow;
-use std::fs::{self, File};
+use std::fs::File;
+use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -28,10 +29,12 @@ use cellblock_wire::device::{
 };
 
 use crate::board::Granted;
+use crate::front::paths;
 use crate::front::relay::Process;
 use crate::front::stream::{self, StreamPipes, WorkerEnds};
 use crate::front::terminal::TerminalSize;
 use crate::net::Passt;
+use crate::security::Declaration;
 use crate::{board, disk, net};
 
 mod back_end;
@@ -56,6 +59,8 @@ pub(crate) struct Launched {
     pub vsock: Option<Control>,
     /// End on drop.
     pub passts: Vec<Passt>,
+    /// What the processes were started with.
+    pub declared: Declaration,
     /// Holds the uid range until all processes are gone.
     pub uids: Option<UidRange>,
     /// Removed, with the workers' groups, on drop.
@@ -104,6 +109,8 @@ pub(crate) fn launch(config: &VmConfig, layers: LayerSet, screen: TerminalSize) 
     let opened = open(config, &devices)?;
     let ram = GuestRam::create(config.memory, config.hugepages).map_err(|error| error.to_string())?;
     let Ground { uids, ids, confinement, cgroup } = ground(config.id.as_str(), layers)?;
+    let limits = opened.workers.iter().map(|files| &files.limits);
+    let declared = Declaration::new(&confinement, ids, cgroup.is_some(), &devices, limits);
     let manifest =
         manifest(opened.workers, Some(opened.tombstone), &confinement, ids, uids.as_ref(), cgroup.as_ref())?;
     let spawner = cellblock_spawner::start(manifest).map_err(|error| error.to_string())?;
@@ -143,7 +150,19 @@ pub(crate) fn launch(config: &VmConfig, layers: LayerSet, screen: TerminalSize) 
     let supervisor = fork_supervisor(plan, opened.null.as_fd(), uids.as_ref())?;
     let authority = Authority::new(spawner.authority);
     let spawner = Process { pidfd: spawner.pidfd, pid: spawner.pid };
-    Ok(Launched { link, supervisor, spawner, authority, loader, pipes, vsock, passts, uids, cgroup })
+    Ok(Launched {
+        link,
+        supervisor,
+        spawner,
+        authority,
+        loader,
+        pipes,
+        vsock,
+        passts,
+        declared,
+        uids,
+        cgroup,
+    })
 }
 
 /// Who the processes of one VM are, and what they are held by.
@@ -306,9 +325,11 @@ fn open_program(directory: &Path, name: &str) -> Result<Program, String> {
             path.display()
         )
     };
-    let binary = File::open(&path).map_err(|error| failed(&path, error))?;
+    let binary = paths::open_program(&path).map_err(|error| failed(&path, error))?;
     let path = directory.join(format!("{name}.bpf"));
-    let start_filter = fs::read(&path).map_err(|error| failed(&path, error))?;
+    let mut start_filter = Vec::new();
+    let read = paths::open_program(&path).and_then(|mut file| file.read_to_end(&mut start_filter));
+    read.map_err(|error| failed(&path, error))?;
     Ok(Program { binary, start_filter })
 }
 

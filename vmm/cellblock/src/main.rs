@@ -21,6 +21,7 @@ mod process_facts;
 mod ps;
 mod restart;
 mod run;
+mod security;
 mod status;
 mod upgrade;
 mod vhost_user;

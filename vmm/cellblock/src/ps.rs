@@ -1,9 +1,11 @@
 //! `cellblock ps`: the running VMs, or one VM's processes and what each did.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io;
 
 use anyhow::{Context, bail};
+use cellblock_jail::inspect::look;
 use cellblock_supervisor::death::Reasons;
 use cellblock_supervisor::link::{DeviceStatus, Pause};
 use cellblock_wire::control::Counters;
@@ -12,6 +14,7 @@ use serde::Serialize;
 use crate::cli::PsArgs;
 use crate::front::control_socket::{Answer, PREFIX, Report, What, ask};
 use crate::process_facts::Facts;
+use crate::security::{Finding, Who};
 
 /// One line of the process tree.
 #[derive(Debug, Serialize)]
@@ -97,12 +100,73 @@ struct Vm {
 /// The VM does not exist or does not answer.
 pub(crate) fn ps(args: &PsArgs) -> anyhow::Result<()> {
     let wanted = running(args.id.as_deref())?;
+    if args.security {
+        return security(wanted, args.json);
+    }
     let vms: Vec<Vm> = wanted.into_iter().filter_map(|(owner, id)| vm(owner, &id)).collect();
     if args.json {
         say!("{}", serde_json::to_string_pretty(&vms)?)
     } else {
         say!("{}", table(&vms).trim_end())
     }
+}
+
+/// One process, as the kernel sees it.
+#[derive(Debug, Serialize)]
+struct Secured {
+    process: String,
+    pid: i32,
+    #[serde(flatten)]
+    finding: Finding,
+}
+
+/// Prints what the kernel says of each process of the VMs, and what differs from what they were started with.
+///
+/// # Errors
+/// Something differs.
+fn security(vms: Vec<(u32, String)>, json: bool) -> anyhow::Result<()> {
+    let own = i32::try_from(std::process::id())?;
+    let (host, _) = look(own).context("this process cannot look at itself")?;
+    let mut all = BTreeMap::new();
+    for (uid, id) in vms {
+        let Ok(Answer::Status(report)) = ask(uid, &id, What::Status) else { continue };
+        let Some(declared) = &report.declared else { continue };
+        let look_at = |(process, who, pid): (String, Who, i32)| Secured {
+            process,
+            pid,
+            finding: declared.check(who, pid, &host),
+        };
+        all.insert(id, processes(&report).into_iter().map(look_at).collect::<Vec<_>>());
+    }
+    if json {
+        println!("{}", serde_json::to_string_pretty(&all)?);
+    } else {
+        for (id, processes) in &all {
+            println!("VM {id}");
+            processes.iter().for_each(|one| print!("{}", one.finding.lines(&one.process, one.pid)));
+        }
+    }
+    let differing = all.values().flatten().filter(|one| !one.finding.differences.is_empty()).count();
+    if differing > 0 { bail!("{differing} processes are not confined as declared") } else { Ok(()) }
+}
+
+/// The processes of a VM that live.
+fn processes(report: &Report) -> Vec<(String, Who, i32)> {
+    let status = &report.status;
+    let mut found = vec![
+        ("front".to_owned(), Who::Front, i32::try_from(report.front).unwrap_or(0)),
+        ("supervisor".to_owned(), Who::Supervisor, report.supervisor),
+    ];
+    if report.init != status.spawner {
+        found.push(("init".to_owned(), Who::Init, report.init));
+    }
+    if !status.spawner_lost {
+        found.push(("spawner".to_owned(), Who::Spawner, status.spawner));
+    }
+    let workers = status.devices.iter().zip(status.device_names()).enumerate();
+    let workers = workers.map(|(index, (device, name))| (name, Who::Worker(index), device.pid));
+    found.extend(workers.filter(|(.., pid)| *pid != 0));
+    found
 }
 
 /// The `(uid, id)` of this user's running VMs, of all users' for root; with `id`, of those of this name.

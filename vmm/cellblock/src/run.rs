@@ -59,8 +59,20 @@ fn live(config: &VmConfig, layers: LayerSet, verbose: u8) -> Result<Refusal, Ref
     let listener = listener.transpose().map_err(refused)?;
     loop {
         let started = Instant::now();
-        let Launched { link, supervisor, spawner, authority, loader, pipes, vsock, passts, uids, cgroup } =
-            launch::launch(config, layers, screen(&sinks)).map_err(refused)?;
+        let Launched {
+            link,
+            supervisor,
+            spawner,
+            authority,
+            loader,
+            pipes,
+            vsock,
+            passts,
+            declared,
+            uids,
+            cgroup,
+        } = launch::launch(config, layers, screen(&sinks)).map_err(refused)?;
+        control.declare(declared);
         let streams = pipes.into_iter().zip(&mut sinks).enumerate();
         let streams =
             streams.map(|(number, (pipes, (_, sink)))| Stream::new(pipes, sink, number == CONSOLE)).collect();

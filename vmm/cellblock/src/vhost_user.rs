@@ -46,14 +46,15 @@ fn serve(config: &BackEnd, verbose: u8) -> Result<Ending, Ending> {
     let layers = layers_without(&config.without_layers).map_err(|line| (Status::Usage, line))?;
     let signals = Signals::take().map_err(|error| refused(format!("signals cannot be queued: {error}")))?;
     tell_what_is_lost(layers);
-    let control = control_socket(config.id.as_str()).map_err(refused)?;
+    let mut control = control_socket(config.id.as_str()).map_err(refused)?;
     let socket = Socket::bind(&config.socket).map_err(refused)?;
     let listener = match &config.device {
         BackEndDevice::Vsock(vsock) => Some(Listener::open(&vsock.path).map_err(refused)?),
         _ => None,
     };
-    let launch::BackEnd { link, supervisor, spawner, vsock, passt, uids, cgroup } =
+    let launch::BackEnd { link, supervisor, spawner, vsock, passt, declared, uids, cgroup } =
         launch::back_end(config, layers).map_err(refused)?;
+    control.declare(declared);
     let mut front = Front {
         config,
         verbose,

@@ -1,14 +1,16 @@
 //! What a running process is really confined by, from the host's /proc: for tests and `ps --security`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::{fs, io};
+
+use serde::Serialize;
 
 /// Soft and hard limit; `None` is unlimited.
 pub type SoftHard = (Option<u64>, Option<u64>);
 
-/// What /proc says about one process. Reading another uid's needs root; [`inspect`] names what it could not read.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What /proc says about one process. Reading another uid's needs root, as reading one that is not dumpable.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Inspection {
     /// As the host numbers it.
     pub pid: i32,
@@ -30,6 +32,8 @@ pub struct Inspection {
     pub seccomp_filters: u32,
     /// Threads.
     pub threads: u32,
+    /// Of each thread: as `seccomp`.
+    pub thread_seccomp: Vec<u32>,
     /// The identity of each namespace, by its name: user, pid, mnt, net, ipc, uts, cgroup.
     pub namespaces: BTreeMap<String, String>,
     /// Open descriptors and what they refer to.
@@ -45,7 +49,7 @@ pub struct Inspection {
 }
 
 /// One mount.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Mount {
     /// Where.
     pub point: String,
@@ -60,10 +64,37 @@ pub struct Mount {
 /// # Errors
 /// A file that cannot be read, with its path in the text: the process has ended, or is not ours to look at.
 pub fn inspect(pid: i32) -> io::Result<Inspection> {
+    let (found, unseen) = look(pid)?;
+    match unseen.first() {
+        None => Ok(found),
+        Some(file) => {
+            let text = format!("/proc/{pid}/{file}: it may not be looked at");
+            Err(io::Error::new(io::ErrorKind::PermissionDenied, text))
+        }
+    }
+}
+
+/// Reads what may be read about `pid`; what may not is empty, and the files of `/proc/pid` where it would be are named.
+///
+/// # Errors
+/// As [`inspect`], but for what is not ours to look at.
+pub fn look(pid: i32) -> io::Result<(Inspection, Vec<String>)> {
     let folder = PathBuf::from(format!("/proc/{pid}"));
     let read = |file: &str| named(&folder.join(file), fs::read_to_string(folder.join(file)));
     let status = Status::parse(&read("status")?);
-    Ok(Inspection {
+    let mut unseen = Vec::new();
+    let mut allowed = |file: &str, result: io::Result<BTreeMap<String, String>>| match result {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            unseen.push(file.to_owned());
+            Ok(BTreeMap::new())
+        }
+        result => result,
+    };
+    let namespaces = allowed("ns", links(&folder.join("ns")))?;
+    let descriptors = allowed("fd", links(&folder.join("fd")))?;
+    let whole = |text: String| BTreeMap::from([(String::new(), text)]);
+    let mounts = allowed("mountinfo", read("mountinfo").map(whole))?;
+    let found = Inspection {
         pid,
         name: status.text("Name"),
         uids: status.numbers("Uid"),
@@ -75,19 +106,25 @@ pub fn inspect(pid: i32) -> io::Result<Inspection> {
         seccomp: status.number("Seccomp"),
         seccomp_filters: status.number("Seccomp_filters"),
         threads: status.number("Threads"),
-        namespaces: links(&folder.join("ns"))?
-            .into_iter()
-            .filter(|(name, _)| !name.ends_with("_for_children"))
-            .collect(),
-        descriptors: links(&folder.join("fd"))?
+        thread_seccomp: thread_seccomp(&folder)?,
+        namespaces: namespaces.into_iter().filter(|(name, _)| !name.ends_with("_for_children")).collect(),
+        descriptors: descriptors
             .into_iter()
             .filter_map(|(name, target)| Some((name.parse().ok()?, target)))
             .collect(),
-        mounts: read("mountinfo")?.lines().filter_map(mount).collect(),
+        mounts: mounts.values().flat_map(|text| text.lines()).filter_map(mount).collect(),
         limits: read("limits")?.lines().skip(1).filter_map(limit).collect(),
         cgroup: read("cgroup")?,
         uid_map: read("uid_map")?.lines().filter_map(triple).collect(),
-    })
+    };
+    Ok((found, unseen))
+}
+
+/// Of each thread that has not ended meanwhile.
+fn thread_seccomp(folder: &Path) -> io::Result<Vec<u32>> {
+    let threads = named(folder, fs::read_dir(folder.join("task")))?;
+    let texts = threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("status")).ok());
+    Ok(texts.map(|text| Status::parse(&text).number("Seccomp")).collect())
 }
 
 /// `/proc/pid/status` by key.
@@ -114,11 +151,11 @@ impl Status {
     }
 }
 
-fn named<T>(path: &std::path::Path, result: io::Result<T>) -> io::Result<T> {
+fn named<T>(path: &Path, result: io::Result<T>) -> io::Result<T> {
     result.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
 }
 
-fn links(folder: &std::path::Path) -> io::Result<BTreeMap<String, String>> {
+fn links(folder: &Path) -> io::Result<BTreeMap<String, String>> {
     let mut found = BTreeMap::new();
     for entry in named(folder, fs::read_dir(folder))? {
         let entry = entry?;

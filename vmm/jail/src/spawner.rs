@@ -58,7 +58,7 @@ impl Ids {
 }
 
 /// What of the in-namespace privilege the spawner keeps, to start and kill workers.
-const KEPT: u64 = capabilities::KILL
+pub const KEPT: u64 = capabilities::KILL
     | capabilities::SETGID
     | capabilities::SETUID
     | capabilities::SETPCAP
@@ -127,6 +127,8 @@ pub fn enter(plan: &Plan, mapped: impl FnOnce() -> io::Result<()>) -> Result<(),
     sys::unshare(own_namespaces(plan.layers)).during(Step::Namespaces)?;
     mapped().during(Step::IdMaps)?;
     become_own_id(plan)?;
+    // Its workers' too.
+    sys::fresh_keyring().during(Step::Session)?;
     if plan.layers.has(Layer::Uts) {
         sys::set_host_name(b"cellblock").during(Step::HostName)?;
     }
@@ -167,6 +169,8 @@ fn become_own_id(plan: &Plan) -> Result<(), JailError> {
 
 fn close(plan: &Plan) -> Result<(), JailError> {
     sys::prctl(libc::PR_SET_DUMPABLE, 0, 0).during(Step::NoNewPrivs)?;
+    // Workers inherit it.
+    sys::refuse_new_code().during(Step::NoNewPrivs)?;
     if plan.layers.has(Layer::NoNewPrivs) {
         sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).during(Step::NoNewPrivs)?;
     }

@@ -24,7 +24,7 @@ pub struct Confinement {
 }
 
 /// Everything but seccomp, for the whole process: an own mount namespace with an empty root (an ordinary user's within an
-/// own user namespace), an own uid, no capabilities, no core, not dumpable, `no_new_privs`, Landlock without any exception.
+/// own user namespace), an own uid, no capabilities, no core, not dumpable, no new code, `no_new_privs`, Landlock without any exception.
 /// Open descriptors stay usable, /dev/kvm among them. No thread may exist yet.
 ///
 /// # Errors
@@ -46,6 +46,7 @@ pub fn confine(how: &Confinement) -> Result<(), JailError> {
         landlock::Ruleset::deny_all().and_then(|rules| rules.restrict()).during(Step::Landlock)?;
     }
     drop_privilege(how, rooted)?;
+    sys::refuse_new_code().during(Step::NoNewPrivs)?;
     sys::prctl(libc::PR_SET_DUMPABLE, 0, 0).during(Step::NoNewPrivs).map(drop)
 }
 

@@ -6,7 +6,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
@@ -66,6 +66,7 @@ impl UidRange {
             .recursive(true)
             .mode(0o755)
             .create(directory)
+            .and_then(|()| only_ours(directory))
             .map_err(|source| failed(directory, source))?;
         for number in 0..ranges {
             let path = directory.join(number.to_string());
@@ -78,6 +79,17 @@ impl UidRange {
         }
         Err(UidError::Exhausted(ranges))
     }
+}
+
+/// Whoever else could write to `directory` could give two VMs one range.
+fn only_ours(directory: &Path) -> io::Result<()> {
+    let found = fs::symlink_metadata(directory)?;
+    let (own, mode) = (crate::sys::own_ids().0, found.mode() & 0o7777);
+    if found.is_dir() && found.uid() == own && mode & 0o022 == 0 {
+        return Ok(());
+    }
+    let owner = found.uid();
+    Err(io::Error::other(format!("others can change it (owner {owner}, mode {mode:o}); remove it")))
 }
 
 /// Lock files are never removed: one removed while another process waits on it would be held twice.

@@ -1,7 +1,8 @@
 //! The way into a worker's jail: from the clone in the spawner to the exec of the worker's binary.
 
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
@@ -163,7 +164,7 @@ fn try_enter(plan: &Plan, progress: &Progress) -> Result<(), JailError> {
     Err(sys::exec(BINARY, plan.name)).during(Step::Exec)
 }
 
-fn arrange_descriptors(plan: &Plan) -> std::io::Result<()> {
+fn arrange_descriptors(plan: &Plan) -> io::Result<()> {
     sys::place(plan.control.as_raw_fd(), CONTROL, false)?;
     sys::place(plan.binary.as_raw_fd(), BINARY, true)?;
     sys::place(plan.proc.as_raw_fd(), PROC, true)?;
@@ -190,14 +191,28 @@ fn enter_user_namespace(plan: &Plan) -> Result<(), JailError> {
     // The change of uid made /proc/self root's.
     sys::prctl(libc::PR_SET_DUMPABLE, 1, 0).during(Step::UserNamespace)?;
     sys::unshare(libc::CLONE_NEWUSER).during(Step::UserNamespace)?;
-    map_self(proc_descriptor(), plan.maps)
+    map_self(proc_descriptor(), plan.maps)?;
+    no_further_namespace().during(Step::UserNamespace)
+}
+
+/// Nobody in this user namespace may make one below it, in which he would have all capabilities again: a wide part of the kernel
+/// would be open to him, though nothing of the host's. Where the host's sysctls cannot be written at all, the seccomp program is
+/// what forbids it.
+fn no_further_namespace() -> io::Result<()> {
+    let file = sys::open_at(proc_descriptor(), c"sys/user/max_user_namespaces", libc::O_WRONLY);
+    match file.and_then(|file| sys::write_all(file.as_fd(), b"0")) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EROFS | libc::EACCES | libc::ENOENT)) => {
+            Ok(())
+        }
+        written => written,
+    }
 }
 
 /// Maps the calling process' one id in its new user namespace.
 pub(crate) fn map_self(proc: BorrowedFd, (uid, gid): &(CString, CString)) -> Result<(), JailError> {
     let write = |path: &CStr, bytes: &[u8]| {
         sys::open_at(proc, path, libc::O_WRONLY)
-            .and_then(|file| sys::write_all(std::os::fd::AsFd::as_fd(&file), bytes))
+            .and_then(|file| sys::write_all(file.as_fd(), bytes))
             .during(Step::IdMaps)
     };
     match write(c"self/setgroups", b"deny") {

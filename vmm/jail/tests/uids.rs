@@ -19,3 +19,17 @@ fn ranges_are_exclusive_and_freed_with_their_last_holder() {
     drop(held_by_child);
     assert_eq!(take().unwrap().base, BASE);
 }
+
+#[test]
+fn a_directory_that_others_can_change_is_refused() {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    let directory = tempfile::tempdir().unwrap();
+    let shared = directory.path().join("shared");
+    std::fs::create_dir(&shared).unwrap();
+    std::fs::set_permissions(&shared, std::fs::Permissions::from_mode(0o777)).unwrap();
+    let error = UidRange::take_in(&shared, BASE, 2).unwrap_err().to_string();
+    assert!(error.contains("mode 777"), "{error}");
+    let link = directory.path().join("link");
+    symlink(directory.path(), &link).unwrap();
+    assert!(UidRange::take_in(&link, BASE, 2).is_err());
+}

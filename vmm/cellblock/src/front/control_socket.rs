@@ -21,6 +21,7 @@ use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, 
 use serde::{Deserialize, Serialize};
 
 use super::files;
+use crate::security::Declaration;
 
 /// The version of what is said here. A request of another is refused.
 const VERSION: u32 = 1;
@@ -116,6 +117,8 @@ pub(crate) struct Report {
     pub supervisor: i32,
     /// Init of the VM's pid namespace; without one the spawner.
     pub init: i32,
+    /// What its processes were started with.
+    pub declared: Option<Declaration>,
     /// Devices and vCPUs.
     #[serde(flatten)]
     pub status: Status,
@@ -165,6 +168,7 @@ pub(crate) struct ControlSocket {
     listener: UnixListener,
     uid: u32,
     clients: Vec<Client>,
+    declared: Option<Declaration>,
     /// Holds the listener, the timer and each client that still speaks.
     epoll: OwnedFd,
     timer: OwnedFd,
@@ -202,7 +206,7 @@ impl ControlSocket {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         epoll::add(&epoll, &listener, EventData::new_u64(0), EventFlags::IN)?;
         epoll::add(&epoll, &timer, EventData::new_u64(0), EventFlags::IN)?;
-        Ok(ControlSocket { listener, uid, clients: Vec::new(), epoll, timer })
+        Ok(ControlSocket { listener, uid, clients: Vec::new(), declared: None, epoll, timer })
     }
 
     /// Takes what clients have sent, and sends those away whose time is over. What the VM is to be asked; its answers go to
@@ -281,9 +285,15 @@ impl ControlSocket {
         self.tidy();
     }
 
+    /// From now on the status says what the processes were started with.
+    pub(crate) fn declare(&mut self, declaration: Declaration) {
+        self.declared = Some(declaration);
+    }
+
     /// Answers everybody who asked for the status.
     pub(crate) fn answer_status(&mut self, id: &str, supervisor: i32, init: i32, status: Status) {
-        let report = Report { id: id.into(), front: std::process::id(), supervisor, init, status };
+        let (front, declared) = (std::process::id(), self.declared.clone());
+        let report = Report { id: id.into(), front, supervisor, init, declared, status };
         self.answer(|what| what == What::Status, &Answer::Status(report));
     }
 

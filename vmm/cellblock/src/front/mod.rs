@@ -2,6 +2,7 @@
 
 pub(crate) mod control_socket;
 pub(crate) mod files;
+pub(crate) mod paths;
 pub(crate) mod relay;
 pub(crate) mod signals;
 pub(crate) mod sink;

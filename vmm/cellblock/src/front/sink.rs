@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use cellblock_config::StreamSink;
 
+use super::paths::open_log;
 use super::terminal::{Escape, Keys, RawTerminal, TerminalSize};
 
 /// The host's side of a stream of bytes.
@@ -70,8 +71,7 @@ impl Sink {
             }
             StreamSink::Null => Sink::Null,
             StreamSink::File { path, limit } => {
-                let file =
-                    File::options().append(true).create(true).open(path).map_err(|e| named(path, e))?;
+                let file = open_log(path).map_err(|e| named(path, e))?;
                 Sink::File { file, left: *limit, dropped: 0 }
             }
             StreamSink::Socket { path } => {

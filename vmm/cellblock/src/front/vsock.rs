@@ -12,11 +12,12 @@ use std::time::{Duration, Instant};
 use cellblock_channel::socket::{Control, SocketError};
 use cellblock_wire::vsock::{MESSAGE_BYTES, Stream, Wanted};
 use rustix::event::PollFlags;
-use rustix::fs::{FileType, Mode, chmod, lstat, unlink};
+use rustix::fs::{FileType, Mode, lstat, unlink};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen, socket_with,
 };
+use rustix::process::umask;
 
 /// Connections made in a row; then the others of the front's loop have their turn.
 const BATCH: usize = 16;
@@ -50,15 +51,14 @@ impl Listener {
         }
         let address = SocketAddrUnix::new(path).map_err(failed)?;
         let socket = stream_socket().map_err(failed)?;
-        match bind(&socket, &address) {
+        match bind_private(&socket, &address) {
             Err(Errno::ADDRINUSE) => {
                 remove_stale(path, &address)?;
-                bind(&socket, &address).map_err(failed)?;
+                bind_private(&socket, &address).map_err(failed)?;
             }
             done => done.map_err(failed)?,
         }
-        // Until it listens, nobody can connect.
-        let stat = chmod(path, Mode::RUSR | Mode::WUSR).and_then(|()| lstat(path)).map_err(failed)?;
+        let stat = lstat(path).map_err(failed)?;
         listen(&socket, BACKLOG).map_err(failed)?;
         Ok(Listener { socket, path: path.to_owned(), inode: (stat.st_dev, stat.st_ino) })
     }
@@ -77,6 +77,14 @@ fn with_port(path: &Path, port: u32) -> OsString {
     let mut path = path.as_os_str().to_owned();
     path.push(format!("_{port}"));
     path
+}
+
+/// For its owner only from its first moment on: a mode that is set by the path later may be set on what somebody has put there.
+fn bind_private(socket: &OwnedFd, address: &SocketAddrUnix) -> Result<(), Errno> {
+    let before = umask(Mode::from_raw_mode(0o177));
+    let bound = bind(socket, address);
+    umask(before);
+    bound
 }
 
 fn stream_socket() -> Result<OwnedFd, Errno> {

@@ -18,6 +18,7 @@ use super::{
 use crate::board::{self, Granted};
 use crate::front::relay::Process;
 use crate::net::{self, Passt};
+use crate::security::Declaration;
 
 /// The processes that serve other VMMs' front ends, seen from the front.
 pub(crate) struct BackEnd {
@@ -28,6 +29,8 @@ pub(crate) struct BackEnd {
     pub vsock: Option<Control>,
     /// As for a VM.
     pub passt: Option<Passt>,
+    /// As for a VM.
+    pub declared: Declaration,
     /// As for a VM.
     pub uids: Option<UidRange>,
     /// As for a VM.
@@ -67,6 +70,13 @@ pub(crate) fn back_end(config: &config::BackEnd, layers: LayerSet) -> Result<Bac
     let null = File::options().read(true).write(true).open(null);
     let null = null.map_err(|error| format!("the null device /dev/null cannot be opened: {error}"))?;
     let Ground { uids, ids, confinement, cgroup } = ground(config.id.as_str(), layers)?;
+    let declared = Declaration::new(
+        &confinement,
+        ids,
+        cgroup.is_some(),
+        std::slice::from_ref(&device),
+        [&worker.limits],
+    );
     let manifest = manifest(vec![worker], None, &confinement, ids, uids.as_ref(), cgroup.as_ref())?;
     let spawner = cellblock_spawner::start(manifest).map_err(|error| error.to_string())?;
     let (link, supervisor_link) =
@@ -78,5 +88,5 @@ pub(crate) fn back_end(config: &config::BackEnd, layers: LayerSet) -> Result<Bac
         .map_err(|error| format!("the supervisor cannot be started: {error}"))?;
     let supervisor = Process { pidfd: child.pidfd, pid: child.pid };
     let spawner = Process { pidfd: spawner.pidfd, pid: spawner.pid };
-    Ok(BackEnd { link, supervisor, spawner, vsock, passt, uids, cgroup })
+    Ok(BackEnd { link, supervisor, spawner, vsock, passt, declared, uids, cgroup })
 }

@@ -1,0 +1,414 @@
+//! `cellblock ps --security`: what the kernel says of each process' sandbox, held against what the VM was started with.
+//!
+//! What the kernel does not tell of a process is not looked at: its Landlock rules, and what its seccomp programs allow.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{AsFd, AsRawFd};
+
+use cellblock_jail::inspect::{Inspection, look};
+use cellblock_jail::spawner::{Ids, KEPT};
+use cellblock_jail::supervisor::{Confinement, lost};
+use cellblock_jail::{Layer, LayerSet, Limits};
+use cellblock_spawner::MAX_PROCESSES;
+use cellblock_supervisor::DevicePlan;
+use serde::{Deserialize, Serialize};
+
+/// What the processes of a VM were started with.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Declaration {
+    layers: LayerSet,
+    /// Started by root.
+    root: bool,
+    /// The host's uid of the supervisor, where it has one of its own.
+    supervisor: Option<u32>,
+    /// The same of init and the spawner.
+    spawner: Option<u32>,
+    /// The workers have groups of their own.
+    cgroup: bool,
+    /// In the order of the devices.
+    workers: Vec<DeclaredWorker>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct DeclaredWorker {
+    /// On the host, where it has one of its own.
+    uid: Option<u32>,
+    threads: u32,
+    address_space: u64,
+    files: u32,
+    file_size: u64,
+    /// The host's files that it is granted: a disk's image and what that is based on, a tap.
+    granted: BTreeSet<String>,
+}
+
+/// Which process of a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Who {
+    Front,
+    Supervisor,
+    Init,
+    Spawner,
+    /// Of device number so many.
+    Worker(usize),
+}
+
+/// What the kernel says of one process, and what of that is not as declared.
+#[derive(Debug, Serialize)]
+pub(crate) struct Finding {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    facts: Option<Inspection>,
+    /// What may not be looked at, and so was not compared.
+    unseen: Vec<String>,
+    /// Empty = as declared.
+    pub differences: Vec<String>,
+}
+
+impl Declaration {
+    /// Of a VM with `devices`, whose workers have `limits`.
+    pub(crate) fn new<'a>(
+        how: &Confinement,
+        ids: Ids,
+        cgroup: bool,
+        devices: &[DevicePlan],
+        limits: impl IntoIterator<Item = &'a Limits>,
+    ) -> Declaration {
+        let layers = how.layers;
+        let worker = |(index, (device, limits)): (usize, (&DevicePlan, &Limits))| {
+            let inside = ids.worker(layers, index);
+            let outside = |id| ids.spawner(layers).map_or(id, |base| base + id);
+            // Where each has its own user namespace its processes are counted apart from those of others.
+            let apart = if layers.has(Layer::User) { 1 } else { MAX_PROCESSES as u32 };
+            DeclaredWorker {
+                uid: inside.map(outside),
+                threads: limits.threads.saturating_mul(apart),
+                address_space: limits.address_space,
+                files: limits.files,
+                file_size: limits.file_size,
+                granted: device.resources.iter().filter_map(|(_, fd)| named(fd)).collect(),
+            }
+        };
+        Declaration {
+            layers,
+            root: how.privileged,
+            supervisor: ids.supervisor(layers),
+            spawner: ids.spawner(layers),
+            cgroup,
+            workers: devices.iter().zip(limits).enumerate().map(worker).collect(),
+        }
+    }
+
+    /// Looks at process `pid`, which is `who`. `host` is a process outside all sandboxes.
+    pub(crate) fn check(&self, who: Who, pid: i32, host: &Inspection) -> Finding {
+        let (facts, unseen) = match look(pid) {
+            Ok((facts, unseen)) => (facts, unseen),
+            Err(error) => {
+                return Finding { facts: None, unseen: Vec::new(), differences: vec![error.to_string()] };
+            }
+        };
+        let mut compared = Compared { facts: &facts, host, differences: Vec::new() };
+        match who {
+            Who::Front => {}
+            Who::Supervisor => self.supervisor(&mut compared),
+            Who::Init | Who::Spawner => self.spawner(&mut compared),
+            Who::Worker(index) => match self.workers.get(index) {
+                Some(worker) => self.worker(worker, &mut compared),
+                None => compared.wrong("no such worker was declared"),
+            },
+        }
+        let differences = compared.differences;
+        Finding { facts: Some(facts), unseen, differences }
+    }
+
+    fn worker(&self, declared: &DeclaredWorker, to: &mut Compared<'_>) {
+        self.powers(self.layers, 0, to);
+        to.id(declared.uid);
+        for (layer, name) in NAMESPACES {
+            to.namespace(name, self.layers.has(layer));
+        }
+        if self.layers.has(Layer::Mount) {
+            to.empty_root();
+        }
+        if self.layers.has(Layer::Rlimits) {
+            let both = |value: u64| (Some(value), Some(value));
+            to.limit("Max processes", both(declared.threads.into()));
+            to.limit("Max address space", both(declared.address_space));
+            to.limit("Max open files", both(declared.files.into()));
+            to.limit("Max file size", both(declared.file_size));
+            to.no_extras();
+        }
+        if self.layers.has(Layer::User)
+            && to.facts.uid_map.iter().map(|[_, _, count]| count).sum::<u32>() != 1
+        {
+            to.wrong(format!("its user namespace maps {:?}, not its own id alone", to.facts.uid_map));
+        }
+        if self.cgroup && to.facts.cgroup == to.host.cgroup {
+            to.wrong("it is in no cgroup of its own");
+        }
+        const KINDS: [&str; 6] = [
+            "socket:",
+            "pipe:",
+            "/memfd:",
+            "anon_inode:[eventfd]",
+            "anon_inode:[eventpoll]",
+            "anon_inode:[timerfd]",
+        ];
+        to.descriptors(|target| {
+            KINDS.iter().any(|kind| target.starts_with(kind)) || declared.granted.contains(target)
+        });
+    }
+
+    fn spawner(&self, to: &mut Compared<'_>) {
+        let has_capabilities = self.root || self.layers.has(Layer::User);
+        self.powers(self.layers, if has_capabilities { KEPT } else { 0 }, to);
+        to.id(self.spawner);
+        for (layer, name) in NAMESPACES {
+            to.namespace(name, self.layers.has(layer));
+        }
+        if self.layers.has(Layer::Mount) {
+            to.empty_root();
+        }
+        if self.layers.has(Layer::Rlimits) {
+            to.no_extras();
+        }
+    }
+
+    fn supervisor(&self, to: &mut Compared<'_>) {
+        let layers = lost(self.layers, self.root).iter().fold(self.layers, LayerSet::without);
+        self.powers(layers, 0, to);
+        to.id(self.supervisor);
+        // As root it needs no user namespace to have a mount namespace.
+        let rooted = layers.has(Layer::Mount) && (self.root || layers.has(Layer::User));
+        to.namespace("mnt", rooted);
+        to.namespace("user", rooted && !self.root);
+        if rooted {
+            to.empty_root();
+        }
+        if layers.has(Layer::Rlimits) {
+            to.no_extras();
+        }
+    }
+
+    /// Capabilities, and what keeps a process from getting more of them.
+    fn powers(&self, layers: LayerSet, kept: u64, to: &mut Compared<'_>) {
+        if layers.has(Layer::Caps) && to.facts.capabilities != [0, kept, kept, kept, 0] {
+            let sets = to.facts.capabilities.map(|set| format!("{set:#x}")).join(" ");
+            to.wrong(format!("its capabilities are {sets} (inheritable, permitted, effective, bounding, ambient), not 0 {kept:#x} {kept:#x} {kept:#x} 0"));
+        }
+        if to.facts.no_new_privs != layers.has(Layer::NoNewPrivs) && layers.has(Layer::NoNewPrivs) {
+            to.wrong("no_new_privs is not set");
+        }
+        let unfiltered = to.facts.thread_seccomp.iter().filter(|mode| **mode != 2).count();
+        if layers.has(Layer::Seccomp) && unfiltered > 0 {
+            to.wrong(format!("{unfiltered} of its {} threads have no seccomp program", to.facts.threads));
+        }
+        if !layers.has(Layer::Seccomp) && to.facts.seccomp == 2 {
+            to.wrong("it has a seccomp program, which was to be left out");
+        }
+        if self.root && !to.facts.groups.is_empty() {
+            to.wrong(format!("it is in the groups {:?}", to.facts.groups));
+        }
+    }
+}
+
+/// The layers that are namespaces, with the kernel's names.
+const NAMESPACES: [(Layer, &str); 6] = [
+    (Layer::User, "user"),
+    (Layer::Pid, "pid"),
+    (Layer::Mount, "mnt"),
+    (Layer::Net, "net"),
+    (Layer::Ipc, "ipc"),
+    (Layer::Uts, "uts"),
+];
+
+/// What is said of one process.
+struct Compared<'a> {
+    facts: &'a Inspection,
+    host: &'a Inspection,
+    differences: Vec<String>,
+}
+
+impl Compared<'_> {
+    fn wrong(&mut self, what: impl Into<String>) {
+        self.differences.push(what.into());
+    }
+
+    fn id(&mut self, wanted: Option<u32>) {
+        let Some(wanted) = wanted else { return };
+        if self.facts.uids != [wanted; 4] || self.facts.gids != [wanted; 4] {
+            let (uids, gids) = (self.facts.uids, self.facts.gids);
+            self.wrong(format!("its uids are {uids:?} and its gids {gids:?}, not {wanted}"));
+        }
+    }
+
+    fn namespace(&mut self, name: &str, own: bool) {
+        // Where it may not be looked at, that is told beside.
+        let Some(found) = self.facts.namespaces.get(name) else { return };
+        match (Some(found) != self.host.namespaces.get(name), own) {
+            (false, true) => self.wrong(format!("its {name} namespace is the host's")),
+            (true, false) => self.wrong(format!("its {name} namespace, {found}, is not the host's")),
+            _ => {}
+        }
+    }
+
+    fn empty_root(&mut self) {
+        let alone = match &self.facts.mounts[..] {
+            // May not be looked at.
+            [] => true,
+            [root] => root.point == "/" && root.kind == "tmpfs" && root.options.contains("ro"),
+            _ => false,
+        };
+        if !alone {
+            let mounts = self.facts.mounts.iter().map(|mount| format!("{} ({})", mount.point, mount.kind));
+            let mounts = mounts.collect::<Vec<_>>().join(", ");
+            self.wrong(format!("it sees the mounts {mounts}, not one empty read-only tmpfs"));
+        }
+    }
+
+    fn limit(&mut self, name: &str, wanted: (Option<u64>, Option<u64>)) {
+        let found = self.facts.limits.get(name).copied();
+        if found != Some(wanted) {
+            let told = |limit: Option<u64>| limit.map_or("unlimited".to_owned(), |limit| limit.to_string());
+            let pair = |(soft, hard)| format!("{}/{}", told(soft), told(hard));
+            let found = found.map_or("unknown".to_owned(), pair);
+            self.wrong(format!("its limit {name} is {found}, not {}", pair(wanted)));
+        }
+    }
+
+    fn no_extras(&mut self) {
+        for name in ["Max core file size", "Max locked memory", "Max msgqueue size", "Max realtime priority"]
+        {
+            self.limit(name, (Some(0), Some(0)));
+        }
+    }
+
+    fn descriptors(&mut self, declared: impl Fn(&str) -> bool) {
+        let facts = self.facts;
+        for (number, target) in facts.descriptors.iter().filter(|(_, target)| !declared(target)) {
+            self.wrong(format!("its descriptor {number} is {target}, which it was not granted"));
+        }
+    }
+}
+
+impl Finding {
+    /// The process called `name` in a few lines.
+    pub(crate) fn lines(&self, name: &str, pid: i32) -> String {
+        let verdict = match (self.differences.len(), self.unseen.is_empty()) {
+            (0, true) => "as declared".to_owned(),
+            (0, false) => format!("as declared, as far as it may be seen (not {})", self.unseen.join(", ")),
+            (1, _) => "DIFFERS in 1 point".to_owned(),
+            (count, _) => format!("DIFFERS in {count} points"),
+        };
+        let mut text = format!("  {name:<12} {pid:>8}  {verdict}\n");
+        for difference in &self.differences {
+            text.push_str(&format!("      DIFFERS: {difference}\n"));
+        }
+        let Some(facts) = &self.facts else { return text };
+        let [_, permitted, _, bounding, _] = facts.capabilities;
+        text.push_str(&format!(
+            "      uid {}, capabilities {permitted:#x} of {bounding:#x}, no_new_privs {}, {} seccomp programs, {} threads\n",
+            facts.uids[1],
+            if facts.no_new_privs { "set" } else { "not set" },
+            facts.seccomp_filters,
+            facts.threads
+        ));
+        let list = |words: Vec<String>| if words.is_empty() { "-".to_owned() } else { words.join(", ") };
+        let namespaces = facts.namespaces.values().cloned().collect();
+        text.push_str(&format!("      namespaces  {}\n", list(namespaces)));
+        let mounts =
+            facts.mounts.iter().map(|mount| format!("{} {}", mount.point, mount.kind)).collect::<Vec<_>>();
+        let shown = if mounts.len() > 4 { vec![format!("{} of them", mounts.len())] } else { mounts };
+        text.push_str(&format!("      mounts      {}\n", list(shown)));
+        text.push_str(&format!(
+            "      cgroup      {}\n",
+            list(facts.cgroup.lines().map(str::to_owned).collect())
+        ));
+        let mut kinds = BTreeMap::<&str, Vec<String>>::new();
+        for (number, target) in &facts.descriptors {
+            let kind =
+                target.split(['[', ' ']).next().filter(|kind| *kind != "anon_inode:").unwrap_or(target);
+            let kind = kind.split_once(":").map_or(kind, |(kind, rest)| {
+                if kind.starts_with('/') {
+                    target
+                } else if rest.is_empty() {
+                    kind
+                } else {
+                    target
+                }
+            });
+            kinds.entry(kind).or_default().push(number.to_string());
+        }
+        let descriptors = kinds.into_iter().map(|(kind, numbers)| format!("{kind} ({})", numbers.join(" ")));
+        text.push_str(&format!("      descriptors {}\n", list(descriptors.collect())));
+        let limits = ["Max processes", "Max open files", "Max address space", "Max file size"];
+        let limits = limits.into_iter().filter_map(|name| {
+            let (soft, _) = facts.limits.get(name)?;
+            Some(format!(
+                "{} {}",
+                name.trim_start_matches("Max "),
+                soft.map_or("unlimited".to_owned(), |limit| limit.to_string())
+            ))
+        });
+        text.push_str(&format!("      limits      {}\n", list(limits.collect())));
+        text
+    }
+}
+
+/// The path behind a descriptor of this process, if it is a file of the host's.
+fn named(fd: &impl AsFd) -> Option<String> {
+    let target = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())).ok()?;
+    let target = target.to_string_lossy().into_owned();
+    (target.starts_with('/') && !target.starts_with("/memfd:")).then_some(target)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cellblock_jail::Refusal;
+
+    /// This process is in no sandbox, which every layer that is declared must show.
+    #[test]
+    fn a_process_outside_the_sandbox_differs_in_every_layer() {
+        let own = std::process::id() as i32;
+        let host = look(own).unwrap().0;
+        let how = Confinement { layers: LayerSet::all(), privileged: true, id: None, refusal: Refusal::Kill };
+        let limits = [Limits::SMALL];
+        let declared = |layers: LayerSet| {
+            let mut declaration =
+                Declaration::new(&Confinement { layers, ..how }, Ids::Own, false, &[], &limits);
+            declaration.workers.push(DeclaredWorker {
+                uid: Some(1),
+                threads: 1,
+                address_space: 1,
+                files: 1,
+                file_size: 1,
+                granted: BTreeSet::new(),
+            });
+            declaration.root = false;
+            declaration
+        };
+        let found = declared(LayerSet::all()).check(Who::Worker(0), own, &host).differences;
+        for part in [
+            "user namespace",
+            "pid namespace",
+            "mnt namespace",
+            "net namespace",
+            "ipc",
+            "uts",
+            "seccomp",
+            "uids are",
+            "Max open files",
+            "mounts",
+            "no_new_privs",
+        ] {
+            assert!(found.iter().any(|difference| difference.contains(part)), "{part}: {found:#?}");
+        }
+        let found = declared(LayerSet::none()).check(Who::Supervisor, own, &host).differences;
+        assert!(found.is_empty(), "{found:#?}");
+        let gone = declared(LayerSet::none()).check(Who::Spawner, i32::MAX, &host);
+        assert!(gone.lines("spawner", 1).contains("DIFFERS"), "{gone:?}");
+        assert!(
+            declared(LayerSet::none()).check(Who::Worker(9), own, &host).differences[0]
+                .contains("no such worker")
+        );
+    }
+}
