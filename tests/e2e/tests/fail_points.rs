@@ -58,14 +58,15 @@ const PATIENCE: Duration = Duration::from_secs(120);
 type Ends = Vec<Option<(Step, u16)>>;
 
 /// The ends of one device's workers. A step of its queues may come without the guest's having accessed a register in between, and so
-/// do the steps of a successor's start: after each the next worker serves a little, so that no two die of one request.
+/// do the steps of a successor's start: after each the next worker serves a little, so that no two die of one request. That one ends
+/// before the guest has its reply, and so before the guest makes the next request.
 fn ends(queues: &[&'static [Step]], restore: &[&'static [Step]]) -> Ends {
     let both = |visits: [u16; 2], steps: &'static [Step]| {
         visits.into_iter().flat_map(move |visit| steps.iter().map(move |step| (*step, visit)))
     };
     let queues = both([2, 3], ASIDE).chain(queues.iter().copied().flat_map(|steps| both([1, 2], steps)));
     let restore = restore.iter().copied().flatten().map(|step| (*step, 1));
-    let rest = queues.chain(restore).flat_map(|end| [(Step::Settled, 3), end]);
+    let rest = queues.chain(restore).flat_map(|end| [(Step::Committed, 3), end]);
     let ends: Ends = both([2, 3], SERVING).chain(rest).map(Some).collect();
     assert!(ends.len() <= INCARNATIONS);
     ends
