@@ -196,3 +196,24 @@ fn a_blocked_console_does_not_stall_the_guest() {
     let plan = lab.guest("flood").with(["--cmdline", "lines=1300 string=1", "--serial", &sink]);
     plan.start().wait_for(Duration::from_secs(60)).unwrap().assert(0, "guest powered off");
 }
+
+#[test]
+fn what_left_the_guest_is_told_register_by_register() {
+    let Some(lab) = Lab::with_guests("exit-stats") else { return };
+    let options = ["--serial", "null", "--rng", "--cmdline", "count=50 warm=0"];
+    let run = |form| lab.guest("exits").with(options).with([form]).start().wait().unwrap();
+    let ended = run("--exit-stats=json");
+    ended.assert(0, "guest powered off");
+    let line = ended.messages.lines().find(|line| line.starts_with('{')).unwrap_or_else(|| panic!("{ended}"));
+    let told: serde_json::Value = serde_json::from_str(line).unwrap();
+    let of = |device: &str, offset: u64| {
+        let registers = told["registers"].as_array().unwrap();
+        let found = registers.iter().find(|one| one["device"] == device && one["offset"] == offset);
+        found.map(|one| (one["reads"].as_u64().unwrap(), one["writes"].as_u64().unwrap()))
+    };
+    // Line status, scratch, `QueueSel`, and what powers off.
+    assert_eq!([of("serial", 5), of("serial", 7)], [Some((50, 0)), Some((0, 50))], "{ended}");
+    assert_eq!([of("entropy", 0x30), of("acpi-power", 0)], [Some((0, 50)), Some((0, 1))], "{ended}");
+    let ended = run("--exit-stats");
+    ended.assert(0, "0x3fd    0x5       50        0");
+}

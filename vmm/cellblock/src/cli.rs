@@ -180,6 +180,10 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "N")]
     spares: Option<u32>,
 
+    /// When the VM ends, say how often its guest accessed which register of which device, on standard error; =json as one line.
+    #[arg(long, value_name = "FORM", num_args = 0..=1, require_equals = true, default_missing_value = "text")]
+    exit_stats: Option<String>,
+
     /// How many seconds the guest may take after SIGTERM has pressed its power button [default: 10].
     #[arg(long, value_name = "SECONDS")]
     stop_timeout: Option<u64>,
@@ -398,6 +402,7 @@ impl RunArgs {
             on_reboot: self.on_reboot,
             poll_max_us: self.poll_max_us,
             spares: self.spares,
+            exit_stats: self.exit_stats,
             stop_timeout: self.stop_timeout,
             id: self.id,
             worker_dir: self.worker_dir,

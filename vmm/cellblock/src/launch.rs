@@ -143,6 +143,7 @@ pub(crate) fn launch(config: &VmConfig, layers: LayerSet, screen: TerminalSize) 
         cpus: config.cpus,
         spin: Duration::from_micros(config.poll_max_us.into()),
         spares: config.spares,
+        exit_stats: config.exit_stats.is_some(),
         devices,
         doubt_host: !config.force && !board::has_virtualization(),
         confinement,

@@ -8,6 +8,7 @@ use cellblock_supervisor::link::End;
 
 use crate::cli::RunArgs;
 use crate::front::control_socket::ControlSocket;
+use crate::front::exit_table::ExitTable;
 use crate::front::relay::Relay;
 use crate::front::signals::Signals;
 use crate::front::sink::Sink;
@@ -86,6 +87,7 @@ fn live(config: &VmConfig, layers: LayerSet, verbose: u8) -> Result<Refusal, Ref
             vsock: listener.as_ref().zip(vsock).map(|(listener, socket)| Vsock::new(listener, socket)),
             signals: &signals,
             control: &mut control,
+            exits: ExitTable::new(config.exit_stats),
             stop_timeout: config.stop_timeout,
             verbose,
             started,

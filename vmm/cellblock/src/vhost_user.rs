@@ -306,7 +306,12 @@ impl Front<'_> {
             Event::Death { device, generation, death } => {
                 self.control.answer_death(device, generation, death);
             }
-            Event::Balloon(_) | Event::Upgraded { .. } | Event::Paused(_) | Event::Resumed => {}
+            Event::ExitCounts(_)
+            | Event::ExitTotals { .. }
+            | Event::Balloon(_)
+            | Event::Upgraded { .. }
+            | Event::Paused(_)
+            | Event::Resumed => {}
             Event::Ended(end) => self.end = Some(end),
         }
     }

@@ -18,7 +18,7 @@ pub use disk::Disk;
 pub use raw::{RawConfig, Rng};
 pub use sink::StreamSink;
 pub use size::ByteSize;
-pub use vm::{BootProtocol, MAX_SPARES, OnReboot, VmConfig, VmId};
+pub use vm::{BootProtocol, ExitStats, MAX_SPARES, OnReboot, VmConfig, VmId};
 
 use thiserror::Error;
 

@@ -44,6 +44,8 @@ pub struct RawConfig {
     pub poll_max_us: Option<u32>,
     /// How many processes wait beside each device's worker to take its place.
     pub spares: Option<u32>,
+    /// Tell at the end what left the guest: `text` or `json`.
+    pub exit_stats: Option<String>,
     /// How long after the power button the guest may take to end, in seconds.
     pub stop_timeout: Option<u64>,
     /// The VM's name.
@@ -107,6 +109,7 @@ impl RawConfig {
             on_reboot: over.on_reboot.or(self.on_reboot),
             poll_max_us: over.poll_max_us.or(self.poll_max_us),
             spares: over.spares.or(self.spares),
+            exit_stats: over.exit_stats.or(self.exit_stats),
             stop_timeout: over.stop_timeout.or(self.stop_timeout),
             id: over.id.or(self.id),
             worker_dir: over.worker_dir.or(self.worker_dir),

@@ -49,6 +49,8 @@ pub struct VmConfig {
     pub poll_max_us: u32,
     /// How many processes wait beside each device's worker to take its place, at most [`MAX_SPARES`].
     pub spares: u32,
+    /// Tell at the end what left the guest, and how.
+    pub exit_stats: Option<ExitStats>,
     /// How long after the power button the guest may take to end.
     pub stop_timeout: Duration,
     /// Where the device workers' binaries are; `None` = beside the program.
@@ -117,6 +119,15 @@ pub enum OnReboot {
     Exit,
     /// The VM starts anew, with new processes.
     Restart,
+}
+
+/// How it is told what left the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExitStats {
+    /// A table for people.
+    Text,
+    /// One line of JSON.
+    Json,
 }
 
 const MEMORY_STEP: u64 = 2 << 20;
@@ -230,6 +241,13 @@ impl TryFrom<RawConfig> for VmConfig {
             )?,
             poll_max_us: poll as u32,
             spares: spares as u32,
+            exit_stats: choice(
+                "exit-stats",
+                raw.exit_stats,
+                None,
+                &[("text", Some(ExitStats::Text)), ("json", Some(ExitStats::Json))],
+                "text or json",
+            )?,
             stop_timeout: Duration::from_secs(stop),
             worker_dir: raw.worker_dir,
             without_layers: raw.without_layer.unwrap_or_default(),

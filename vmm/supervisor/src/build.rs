@@ -23,6 +23,7 @@ use cellblock_spawner::client::Client;
 use crossbeam_channel::bounded;
 
 use crate::error::BuildError;
+use crate::exit_stats::ExitStats;
 use crate::link::LoaderReport;
 use crate::machine::{Machine, Pause, VcpuHandle};
 use crate::plan::{DevicePlan, Plan};
@@ -83,15 +84,17 @@ pub(crate) fn build(plan: Plan) -> Result<Machine, BuildError> {
     let ringer = Arc::new(ringer);
     let bus = Arc::new(bus);
     let mut handles = Vec::with_capacity(vcpus.len());
+    let stats = || plan.exit_stats.then(Arc::<ExitStats>::default);
     for (id, vcpu) in vcpus.into_iter().enumerate() {
         let id = id as u32;
         let proxies = workers.iter().map(|worker| worker.proxy(id)).collect::<Result<Vec<_>, _>>()?;
         let mouth = Mouth { id, reporter: reporter.clone(), ringer: Arc::clone(&ringer) };
-        handles.push(start_vcpu(vcpu, Arc::clone(&bus), proxies, mouth, plan.confinement)?);
+        handles.push(start_vcpu(vcpu, Arc::clone(&bus), proxies, mouth, plan.confinement, stats())?);
     }
     jail::confine_loop(&plan.confinement).map_err(|error| BuildError::Jail(error.to_string()))?;
     Ok(Machine {
         link: plan.link,
+        bus,
         spawner,
         workers,
         vcpus: handles,
@@ -201,6 +204,7 @@ fn start_vcpu(
     proxies: Vec<Proxy>,
     mouth: Mouth,
     confinement: Confinement,
+    stats: Option<Arc<ExitStats>>,
 ) -> Result<VcpuHandle, BuildError> {
     let (commands, mailbox) = bounded(COMMANDS);
     let (wait_kick, kicks) = cellblock_channel::kick();
@@ -211,6 +215,7 @@ fn start_vcpu(
         entry_kick: vcpu.kick_handle(),
         wait_kick,
         exits: Arc::clone(&exits),
+        stats: stats.clone(),
     };
     let name = format!("vcpu{}", mouth.id);
     let run = move || match vcpu.bind() {
@@ -219,8 +224,17 @@ fn start_vcpu(
             Err(error) => mouth.ended(Ended::Internal(format!("its sandbox cannot be closed: {error}"))),
             Ok(()) => {
                 let ears = mouth.clone();
-                let actor =
-                    VcpuActor { vcpu, bus, proxies, kicks, commands: mailbox, mouth, exits, pause: None };
+                let actor = VcpuActor {
+                    vcpu,
+                    bus,
+                    proxies,
+                    kicks,
+                    commands: mailbox,
+                    mouth,
+                    exits,
+                    stats,
+                    pause: None,
+                };
                 ears.ended(actor.run());
             }
         },

@@ -11,6 +11,7 @@ mod build;
 pub mod death;
 mod deaths;
 mod error;
+mod exit_stats;
 mod exits;
 pub mod link;
 mod machine;

@@ -116,8 +116,39 @@ pub enum Event {
         /// Why, unless the front end has gone by itself.
         reason: Option<String>,
     },
+    /// How often the guest accessed what, a part of it; at the end, if that was asked for.
+    ExitCounts(Vec<ExitCount>),
+    /// The end of that.
+    ExitTotals {
+        /// Times that a vCPU left the guest, for an access or for something else.
+        exits: u64,
+        /// Reads and writes of so many addresses that they were not told apart.
+        elsewhere: (u64, u64),
+    },
     /// The VM has ended; the last message.
     Ended(End),
+}
+
+/// Of an [`Event::ExitCounts`].
+pub const EXIT_COUNTS: usize = 32;
+
+/// How often the guest accessed one address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitCount {
+    /// Whose it is; `None` = nobody's.
+    pub device: Option<String>,
+    /// The device's region.
+    pub region: u32,
+    /// In that region.
+    pub offset: u64,
+    /// A port, not memory.
+    pub port: bool,
+    /// As the guest has it.
+    pub address: u64,
+    /// How often it was read.
+    pub reads: u64,
+    /// How often it was written.
+    pub writes: u64,
 }
 
 /// Why a VM ended.
@@ -367,6 +398,21 @@ mod tests {
             spawner: i32::MAX,
             spawner_lost: true,
         });
+        assert_eq!(decode::<Event>(&encode(&event).unwrap()).unwrap(), event);
+    }
+
+    #[test]
+    fn the_longest_counts_fit_in_a_message() {
+        let count = ExitCount {
+            device: Some("acpi-power-10".to_owned()),
+            region: u32::MAX,
+            offset: u64::MAX,
+            port: true,
+            address: u64::MAX,
+            reads: u64::MAX,
+            writes: u64::MAX,
+        };
+        let event = Event::ExitCounts(vec![count; EXIT_COUNTS]);
         assert_eq!(decode::<Event>(&encode(&event).unwrap()).unwrap(), event);
     }
 

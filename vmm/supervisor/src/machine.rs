@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use cellblock_bus::Bus;
 use cellblock_channel::Kick;
 use cellblock_channel::doorbell::Bell;
 use cellblock_channel::socket::{Control, SocketError};
@@ -27,7 +28,8 @@ mod upgrade;
 pub(crate) use pause::Pause;
 
 use crate::error::BuildError;
-use crate::link::{Command, DeviceState, End, Event, Status, cut};
+use crate::exit_stats::{ExitStats, sum};
+use crate::link::{Command, DeviceState, EXIT_COUNTS, End, Event, Status, cut, device_names};
 use crate::poller::{Poller, Token};
 use crate::vcpu::{self, Ended, Report};
 use crate::worker::{Blame, Worker};
@@ -49,11 +51,13 @@ pub(crate) struct VcpuHandle {
     /// Out of a wait for a worker.
     pub wait_kick: Kick,
     pub exits: Arc<AtomicU64>,
+    pub stats: Option<Arc<ExitStats>>,
 }
 
 /// The machine, built.
 pub(crate) struct Machine {
     pub link: Control,
+    pub bus: Arc<Bus>,
     pub spawner: Client,
     pub workers: Vec<Worker>,
     pub vcpus: Vec<VcpuHandle>,
@@ -105,6 +109,7 @@ impl Machine {
         }
         let end = self.until_the_end()?;
         self.wind_down();
+        self.tell_exits();
         self.say(Event::Ended(end));
         Ok(())
     }
@@ -331,6 +336,21 @@ impl Machine {
             spawner_lost: self.spawner_lost,
             vcpu_exits: self.vcpus.iter().map(|vcpu| vcpu.exits.load(Ordering::Relaxed)).collect(),
         }
+    }
+
+    /// What left the guest, if that was counted; the vCPUs have stopped.
+    fn tell_exits(&self) {
+        let stats: Vec<_> = self.vcpus.iter().filter_map(|vcpu| vcpu.stats.as_deref()).collect();
+        if stats.is_empty() {
+            return;
+        }
+        let kinds: Vec<_> = self.workers.iter().map(Worker::kind).collect();
+        let (counts, elsewhere) = sum(stats.into_iter(), &self.bus, &device_names(&kinds));
+        for part in counts.chunks(EXIT_COUNTS) {
+            self.say(Event::ExitCounts(part.to_vec()));
+        }
+        let exits = self.vcpus.iter().map(|vcpu| vcpu.exits.load(Ordering::Relaxed)).sum();
+        self.say(Event::ExitTotals { exits, elsewhere });
     }
 
     /// Tells the front; a front that does not read loses it, a front that is gone ends the VM by its closed socket.

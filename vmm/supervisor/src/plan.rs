@@ -30,6 +30,8 @@ pub struct Plan {
     pub spares: u32,
     /// The devices; a device's index here is its worker's in the spawner's manifest.
     pub devices: Vec<DevicePlan>,
+    /// Count the guest's accesses register by register, and tell them at the end.
+    pub exit_stats: bool,
     /// Time the host's kernel-mode code before a Linux kernel is started, and refuse if it is emulated.
     pub doubt_host: bool,
     /// The sandbox that the supervisor closes around itself.

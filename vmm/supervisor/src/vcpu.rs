@@ -15,6 +15,7 @@ use cellblock_ring::Access;
 use cellblock_wire::slot::{Action, Op, Reply, Space};
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
 
+use crate::exit_stats::ExitStats;
 use crate::proxy::{Proxy, Successor, Waited};
 use crate::worker::Blame;
 
@@ -100,6 +101,8 @@ pub(crate) struct VcpuActor<V> {
     pub commands: Receiver<Command>,
     pub mouth: Mouth,
     pub exits: Arc<AtomicU64>,
+    /// Where accesses are counted register by register, if anybody wants to know.
+    pub stats: Option<Arc<ExitStats>>,
     /// It is to pause, or does: the number of the order.
     pub pause: Option<u32>,
 }
@@ -176,6 +179,9 @@ impl<V: Vcpu> VcpuActor<V> {
     }
 
     fn access(&mut self, space: Space, addr: u64, write: bool, mut data: ExitData) -> Result<VmEntry, Ended> {
+        if let Some(stats) = &self.stats {
+            stats.count(space, addr, write);
+        }
         let size = data.len();
         let hit = self.bus.find(space, addr, size).filter(|_| matches!(size, 1 | 2 | 4 | 8));
         let Some(hit) = hit.filter(|hit| hit.target.device < self.proxies.len()) else {

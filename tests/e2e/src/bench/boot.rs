@@ -1,7 +1,7 @@
 //! From the program's start to its end, when Debian's kernel boots to its initrd and reboots at once.
 
 use anyhow::{Context, Result, ensure};
-use cellblock_e2e::Places;
+use cellblock_e2e::{Ended, Places};
 
 use crate::Request;
 use crate::exits;
@@ -25,6 +25,7 @@ pub(crate) fn run(request: &Request) -> Result<bool> {
         cpus: request.cpus,
         disk: None,
         tap: None,
+        exit_stats: false,
     };
     let mut programs = Vec::new();
     if places.program().exists() {
@@ -34,15 +35,18 @@ pub(crate) fn run(request: &Request) -> Result<bool> {
     ensure!(!programs.is_empty(), "neither cellblock nor firecracker is here");
 
     for (program, _) in &programs {
-        println!(
-            "{:12} exits to userspace: {}",
-            program.name(),
-            exits::count(|| boot(program, &guest).map(drop))?
-        );
+        let guest = Guest { exit_stats: true, ..guest };
+        let (count, ended) = exits::count(|| boot(program, &guest))?;
+        println!("{:12} exits to userspace: {count}", program.name());
+        ended
+            .messages
+            .lines()
+            .filter(|line| line.starts_with(' ') || line.contains("0x"))
+            .for_each(|line| println!("{line}"));
     }
     for run in 1..=request.runs.max(5) {
         for (program, sample) in &mut programs {
-            let took = boot(program, &guest)?;
+            let took = boot(program, &guest)?.took;
             println!("run {run} {:12} {:.2} s", program.name(), took.as_secs_f64());
             sample.add(took);
         }
@@ -55,7 +59,7 @@ pub(crate) fn run(request: &Request) -> Result<bool> {
     Ok(verdict("boot to reboot against firecracker", ratio, RATIO, "times"))
 }
 
-fn boot(program: &Program, guest: &Guest<'_>) -> Result<std::time::Duration> {
+fn boot(program: &Program, guest: &Guest<'_>) -> Result<Ended> {
     let folder = tempfile::tempdir()?;
     let ended = program.start(guest, "bench-boot", folder.path())?.wait()?;
     ensure!(
@@ -63,5 +67,5 @@ fn boot(program: &Program, guest: &Guest<'_>) -> Result<std::time::Duration> {
         "{} did not boot: {ended}",
         program.name()
     );
-    Ok(ended.took)
+    Ok(ended)
 }

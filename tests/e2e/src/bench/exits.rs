@@ -8,11 +8,11 @@ use anyhow::Result;
 
 const TRACING: &str = "/sys/kernel/tracing";
 
-/// Runs `work` and says how many exits to userspace it made, by reason; `unknown` where the kernel cannot trace.
+/// Runs `work`, and says beside its result how many exits to userspace it made, by reason; `unknown` where the kernel cannot trace.
 ///
 /// # Errors
 /// Those of `work`.
-pub(crate) fn count(work: impl FnOnce() -> Result<()>) -> Result<String> {
+pub(crate) fn count<T>(work: impl FnOnce() -> Result<T>) -> Result<(String, T)> {
     let tracing = Path::new(TRACING);
     let event = tracing.join("events/kvm/kvm_userspace_exit/enable");
     let traced = fs::write(tracing.join("buffer_size_kb"), "16384").is_ok() && fs::write(&event, "1").is_ok();
@@ -20,9 +20,9 @@ pub(crate) fn count(work: impl FnOnce() -> Result<()>) -> Result<String> {
     let _ = fs::write(tracing.join("trace"), "");
     let done = work();
     let _ = fs::write(&event, "0");
-    done?;
+    let done = done?;
     if !traced {
-        return Ok("unknown (no tracefs)".into());
+        return Ok(("unknown (no tracefs)".into(), done));
     }
     let mut reasons = BTreeMap::<String, usize>::new();
     for line in fs::read_to_string(tracing.join("trace"))?.lines() {
@@ -31,5 +31,5 @@ pub(crate) fn count(work: impl FnOnce() -> Result<()>) -> Result<String> {
         }
     }
     let total: usize = reasons.values().sum();
-    Ok(format!("{total} {reasons:?}"))
+    Ok((format!("{total} {reasons:?}"), done))
 }

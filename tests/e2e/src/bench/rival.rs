@@ -20,6 +20,8 @@ pub(crate) struct Guest<'a> {
     pub(crate) disk: Option<&'a Path>,
     /// The tap of a network device.
     pub(crate) tap: Option<&'a str>,
+    /// Ours tells at the end what left the guest.
+    pub(crate) exit_stats: bool,
 }
 
 /// A program that is measured.
@@ -49,6 +51,7 @@ impl Program {
                 arguments.extend(guest.initrd.map(|initrd| format!("--initrd={}", initrd.display())));
                 arguments.extend(guest.disk.map(|disk| format!("--disk=path={}", disk.display())));
                 arguments.extend(guest.tap.map(|tap| format!("--net=tap={tap}")));
+                arguments.extend(guest.exit_stats.then(|| "--exit-stats".to_owned()));
                 Vm::start(&places.program(), &User::Own, arguments)
             }
             Program::Firecracker(program) => {

@@ -48,7 +48,15 @@ pub(crate) fn run(request: &Request) -> Result<bool> {
 
 fn start(program: &Program, kernel: &Path, cpus: u32, id: &str, folder: &Path) -> Result<Vm> {
     program.start(
-        &Guest { kernel, initrd: None, cmdline: "console=ttyS0", cpus, disk: None, tap: None },
+        &Guest {
+            kernel,
+            initrd: None,
+            cmdline: "console=ttyS0",
+            cpus,
+            disk: None,
+            tap: None,
+            exit_stats: false,
+        },
         id,
         folder,
     )

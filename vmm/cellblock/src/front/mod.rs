@@ -1,6 +1,7 @@
 //! What the front process does while its VM runs.
 
 pub(crate) mod control_socket;
+pub(crate) mod exit_table;
 pub(crate) mod files;
 pub(crate) mod paths;
 pub(crate) mod relay;

@@ -12,6 +12,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Signal;
 
 use super::control_socket::{ControlSocket, What};
+use super::exit_table::ExitTable;
 use super::signals::Signals;
 use super::stream::{Side, Stream};
 use super::terminal::{Escape, TerminalSize};
@@ -42,6 +43,7 @@ pub(crate) struct Relay<'a> {
     pub vsock: Option<Vsock<'a>>,
     pub signals: &'a Signals,
     pub control: &'a mut ControlSocket,
+    pub exits: ExitTable,
     pub stop_timeout: Duration,
     /// 0 = only what needs the user, 1 = what happens, 2 = what the workers say.
     pub verbose: u8,
@@ -302,6 +304,8 @@ impl Relay<'_> {
                 self.say(1, "resumed");
                 self.control.answer_resume();
             }
+            Event::ExitCounts(counts) => self.exits.extend(counts),
+            Event::ExitTotals { exits, elsewhere } => self.exits.print(exits, elsewhere),
             // Of `cellblock vhost-user` only.
             Event::FrontEndGone { .. } => {}
             Event::Ended(end) => {

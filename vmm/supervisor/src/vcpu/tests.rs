@@ -95,7 +95,8 @@ fn rig(script: Vec<Step>, answer: Answer, patience: Duration) -> Rig {
         let vcpu = unbound.bind().unwrap();
         let (bus, proxies) = (Arc::new(bus), vec![proxy]);
         let exits = counted;
-        VcpuActor { vcpu, bus, proxies, kicks, commands: mailbox, mouth, exits, pause: None }.run()
+        VcpuActor { vcpu, bus, proxies, kicks, commands: mailbox, mouth, exits, stats: None, pause: None }
+            .run()
     });
     Rig {
         vm,

@@ -26,8 +26,15 @@ pub(super) fn run(request: &Request, programs: &[Program], images: &Images) -> R
         // Written, so that no figure pays for its allocation.
         fs::write(&image, vec![0xa5; IMAGE_BYTES])?;
         let (kernel, initrd) = (&images.kernel, Some(images.initrd.as_path()));
-        let guest =
-            Guest { kernel, initrd, cmdline: CMDLINE, cpus: request.cpus, disk: Some(&image), tap: None };
+        let guest = Guest {
+            kernel,
+            initrd,
+            cmdline: CMDLINE,
+            cpus: request.cpus,
+            disk: Some(&image),
+            tap: None,
+            exit_stats: false,
+        };
         let mut vm = program.start(&guest, "bench-disk", folder.path())?;
         vm.expect("CELLBLOCK-WAITS")?;
         sessions.push(Session { name, vm, host: String::new() });

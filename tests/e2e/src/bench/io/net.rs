@@ -31,8 +31,15 @@ pub(super) fn run(request: &Request, programs: &[Program], images: &Images) -> R
             (program.name(), format!("bench{number}"), format!("192.168.{}", 71 + number));
         make_tap(&tap, &format!("{network}.1/24"))?;
         let (kernel, initrd) = (&images.kernel, Some(images.initrd.as_path()));
-        let guest =
-            Guest { kernel, initrd, cmdline: CMDLINE, cpus: request.cpus, disk: None, tap: Some(&tap) };
+        let guest = Guest {
+            kernel,
+            initrd,
+            cmdline: CMDLINE,
+            cpus: request.cpus,
+            disk: None,
+            tap: Some(&tap),
+            exit_stats: false,
+        };
         let mut vm = program.start(&guest, "bench-net", folder.path())?;
         vm.expect("CELLBLOCK-WAITS")?;
         vm.type_in(&format!("ip link set eth0 up; ip addr add {network}.2/24 dev eth0; tell ADDRESS\n"))?;
