@@ -139,11 +139,13 @@ fn security(vms: Vec<(u32, String)>, json: bool) -> anyhow::Result<()> {
         all.insert(id, processes(&report).into_iter().map(look_at).collect::<Vec<_>>());
     }
     if json {
-        println!("{}", serde_json::to_string_pretty(&all)?);
+        say!("{}", serde_json::to_string_pretty(&all)?)?;
     } else {
         for (id, processes) in &all {
-            println!("VM {id}");
-            processes.iter().for_each(|one| print!("{}", one.finding.lines(&one.process, one.pid)));
+            say!("VM {id}")?;
+            for one in processes {
+                say!("{}", one.finding.lines(&one.process, one.pid).trim_end())?;
+            }
         }
     }
     let differing = all.values().flatten().filter(|one| !one.finding.differences.is_empty()).count();

@@ -39,10 +39,10 @@ impl ExitTable {
     /// That was all: prints it.
     pub(crate) fn print(&mut self, exits: u64, elsewhere: (u64, u64)) {
         match self.form {
-            Some(ExitStats::Text) => eprint!("{}", self.table(exits, elsewhere)),
+            Some(ExitStats::Text) => note!("{}", self.table(exits, elsewhere).trim_end()),
             Some(ExitStats::Json) => match serde_json::to_string(&self.report(exits, elsewhere)) {
-                Ok(line) => eprintln!("{line}"),
-                Err(error) => eprintln!("cellblock: the exit statistics cannot be told: {error}"),
+                Ok(line) => note!("{line}"),
+                Err(error) => note!("cellblock: the exit statistics cannot be told: {error}"),
             },
             None => {}
         }
