@@ -47,6 +47,8 @@ mod dispatch;
 mod parse;
 #[cfg(feature = "compile")]
 pub mod simulate;
+#[cfg(feature = "compile")]
+pub mod used;
 
 #[cfg(feature = "install")]
 pub mod fault;

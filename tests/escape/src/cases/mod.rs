@@ -22,6 +22,7 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
         descriptors::CASES,
         memory::CASES,
         processes::CASES,
+        kernel::LAST,
     ];
     groups.into_iter().flatten()
 }
