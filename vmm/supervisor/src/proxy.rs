@@ -7,6 +7,7 @@ use cellblock_channel::doorbell::Ringer;
 use cellblock_channel::memory::{Mapping, ReadOnly, Writable};
 use cellblock_channel::{KickWatch, RegisterPage, Requester, clock};
 use cellblock_ring::{Access, Deadline, Outcome, Succeeding, Succession, Violation};
+use cellblock_wire::device::DeviceKind;
 use cellblock_wire::slot::{Action, Op, Reply, Request, mask};
 
 use crate::exits::Exits;
@@ -61,6 +62,17 @@ pub(crate) struct Proxy {
     settled: Option<Reply>,
     /// Nobody is asked any more: that counts as this incarnation.
     left: Option<u32>,
+    /// What the device may have the VM do.
+    actions: &'static [Action],
+}
+
+/// What the worker of a device of `kind` may have the VM do.
+pub(crate) const fn actions(kind: DeviceKind) -> &'static [Action] {
+    match kind {
+        DeviceKind::AcpiPower => &[Action::PowerOff, Action::Reset],
+        DeviceKind::I8042 => &[Action::Reset],
+        _ => &[],
+    }
 }
 
 /// The rings of a device's new worker.
@@ -106,7 +118,19 @@ impl Proxy {
             died: 0,
             settled: None,
             left: None,
+            actions: &[],
         }
+    }
+
+    /// Its worker may ask for `actions`.
+    #[must_use]
+    pub(crate) fn allowing(self, actions: &'static [Action]) -> Self {
+        Proxy { actions, ..self }
+    }
+
+    /// Whether its worker may ask for `action`.
+    pub(crate) fn allows(&self, action: Action) -> bool {
+        action == Action::None || self.actions.contains(&action)
     }
 
     /// Notes a virtio driver's writes in `shadow`.

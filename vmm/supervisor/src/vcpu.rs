@@ -214,7 +214,7 @@ impl<V: Vcpu> VcpuActor<V> {
         self.proxies[device].post(access);
         loop {
             match self.proxies[device].wait(&mut self.kicks) {
-                Ok(Waited::Replied(reply)) => return Ok(reply),
+                Ok(Waited::Replied(reply)) => return Ok(self.permitted(device, reply)),
                 Ok(Waited::Kicked) => self.obey()?,
                 Ok(Waited::Late) => {
                     let (vcpu, proxy) = (self.mouth.id, &self.proxies[device]);
@@ -233,6 +233,19 @@ impl<V: Vcpu> VcpuActor<V> {
                 }
             }
         }
+    }
+
+    /// `reply`, without an action that is not its device's to ask for: a worker that does so is to be replaced.
+    fn permitted(&self, device: usize, reply: Reply) -> Reply {
+        if self.proxies[device].allows(reply.action) {
+            return reply;
+        }
+        let Reply { generation, action, .. } = reply;
+        let blame = Blame::Violation(format!(
+            "protocol violation: reply asks for {action:?}, which is not for this device"
+        ));
+        self.mouth.say(Report::Trouble { device, generation, blame });
+        Reply { action: Action::None, ..reply }
     }
 
     /// Does what the VM actor has told it.

@@ -81,7 +81,8 @@ fn rig(script: Vec<Step>, answer: Answer, patience: Duration) -> Rig {
     let (served, exits): (Arc<Exits>, Arc<AtomicU64>) = Default::default();
     let requester = Requester::new(requests.map.clone(), replies.map, 0, 1).unwrap();
     let proxy =
-        Proxy::new(None, requester, Arc::clone(&ringer), Arc::clone(&served), Duration::ZERO, patience);
+        Proxy::new(None, requester, Arc::clone(&ringer), Arc::clone(&served), Duration::ZERO, patience)
+            .allowing(&[Action::Reset]);
     let vm = Mock::new([script]).create_vm(&()).unwrap();
     let unbound = vm.create_vcpu(0).unwrap();
     let entry_kick = unbound.kick_handle();
@@ -183,6 +184,19 @@ fn an_action_takes_effect_before_the_guest_is_entered_again() {
     let reset: Answer = |request| Some(Reply { action: Action::Reset, ..honest(request)? });
     let (ended, vm) = rig(vec![pio(PORT, false, &[0]), off()], reset, LONG).end();
     assert_eq!((ended, vm.replies(0).len()), (Ended::Reset, 0));
+}
+
+#[test]
+fn an_action_that_is_not_the_devices_is_not_done_and_its_worker_blamed() {
+    let off_at_once: Answer = |request| Some(Reply { action: Action::PowerOff, ..honest(request)? });
+    let reset = VmExit::Reset;
+    let rig = rig(vec![pio(PORT, false, &[0]), Step::exit(reset)], off_at_once, LONG);
+    let Report::Trouble { device: 0, generation: 1, blame } = rig.reports.recv_timeout(LONG).unwrap() else {
+        panic!("not told")
+    };
+    assert!(blame.to_string().contains("PowerOff"), "{blame}");
+    let (ended, vm) = rig.end();
+    assert_eq!((ended, vm.replies(0).len()), (Ended::Reset, 1));
 }
 
 #[test]

@@ -26,7 +26,7 @@ use crate::error::BuildError;
 use crate::link::{DeviceState, DeviceStatus};
 use crate::plan::DevicePlan;
 
-use crate::proxy::{CauseAnswers, Proxy, Successor};
+use crate::proxy::{self, CauseAnswers, Proxy, Successor};
 use crate::shadow::Shadow;
 
 /// How long a worker may take to serve.
@@ -289,7 +289,8 @@ impl Worker {
             self.spin,
             self.deadline,
         )
-        .noting(self.shadow.clone()))
+        .noting(self.shadow.clone())
+        .allowing(proxy::actions(self.kind())))
     }
 
     pub(crate) fn control(&self) -> BorrowedFd<'_> {

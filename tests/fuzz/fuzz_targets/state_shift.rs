@@ -1,0 +1,43 @@
+//! A state page that changes while it is read, as a worker does that is not as dead as it should be: what is taken is within its
+//! bounds, and what is torn between the two ends of a copy is found out or whole.
+#![no_main]
+
+use cellblock_fuzz::Script;
+use cellblock_fuzz::memory::{Shift, Shifting};
+use cellblock_ring::LaneId;
+use cellblock_ring::state_page::{Shape, Writer, read};
+use cellblock_wire::slot::{Action, Reply};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    let mut script = Script::new(bytes);
+    let shape = Shape::new(u32::from(script.u8() % 4) + 1, usize::from(script.u8() % 64));
+    let words = Shifting::zeroed(shape.words());
+    let (mut writer, _) = Writer::open(words.clone(), shape, 1).unwrap();
+    for sequence in 1..=u32::from(script.u8() % 4) {
+        let reply = Reply { sequence, generation: 1, action: Action::None, data: sequence.into() };
+        let answered = (LaneId::new(sequence % shape.lanes()), &reply);
+        writer.commit(&vec![sequence as u8; shape.device_bytes()], Some(answered)).unwrap();
+    }
+    let count = script.u8() % 8;
+    let shift =
+        |script: &mut Script<'_>| Shift { after: script.u8(), value: script.value(), stays: script.flag() };
+    words.plan((0..count).map(|_| shift(&mut script)).collect());
+    let bounded = |committed: &cellblock_ring::state_page::Committed| {
+        assert!(committed.device.len() <= shape.device_bytes() && (1..=2).contains(&committed.generation));
+        assert_eq!(committed.replies.len(), shape.lanes() as usize);
+    };
+    if let Ok(Some(committed)) = read(&words, shape, 2) {
+        bounded(&committed);
+    }
+    let Ok((mut writer, committed)) = Writer::open(words.clone(), shape, 2) else { return };
+    committed.iter().for_each(bounded);
+    words.plan(vec![]);
+    for sequence in 1..4 {
+        let reply = Reply { sequence, generation: 2, action: Action::None, data: 7 };
+        let lane = LaneId::new(sequence % shape.lanes());
+        writer.commit(&[], Some((lane, &reply))).unwrap();
+        let read = read(&words, shape, 2).unwrap().unwrap();
+        assert_eq!((read.generation, read.replies[lane.index() as usize]), (2, Some(reply)));
+    }
+});
