@@ -217,3 +217,23 @@ fn what_left_the_guest_is_told_register_by_register() {
     let ended = run("--exit-stats");
     ended.assert(0, "0x3fd    0x5       50        0");
 }
+
+#[test]
+fn a_write_to_nobody_that_every_pc_guest_does_is_no_exit() {
+    let Some(lab) = Lab::with_guests("deaf-ports") else { return };
+    // The delay port, PCI's address register; and a port of which nobody knows.
+    for (port, written) in
+        [("0x80", ""), ("0xcf8", ""), ("0x90", "nobody         port         0x90    0x0        0       50")]
+    {
+        let cmdline = format!("count=50 warm=0 kinds=2 scratch={port}");
+        let options = ["--serial", "null", "--exit-stats", "--cmdline", &cmdline];
+        let ended = lab.guest("exits").with(options).start().wait().unwrap();
+        ended.assert(0, "guest powered off");
+        let found = ended.messages.lines().find(|line| line.starts_with("nobody")).unwrap_or_default();
+        assert_eq!(
+            found.split_whitespace().collect::<Vec<_>>(),
+            written.split_whitespace().collect::<Vec<_>>(),
+            "{ended}"
+        );
+    }
+}

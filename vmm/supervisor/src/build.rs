@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use cellblock_arch::{boot_state, cpuid, msrs};
+use cellblock_arch::{boot_state, cpuid, layout, msrs};
 use cellblock_bus::{Bus, Target};
 use cellblock_channel::doorbell;
 use cellblock_channel::socket::Control;
@@ -20,7 +20,9 @@ use cellblock_jail::supervisor::{self as jail, Confinement};
 use cellblock_loader::Loaded;
 use cellblock_memory::GuestRam;
 use cellblock_spawner::client::Client;
+use cellblock_wire::slot::Space;
 use crossbeam_channel::bounded;
+use rustix::event::{EventfdFlags, eventfd};
 
 use crate::error::BuildError;
 use crate::exit_stats::ExitStats;
@@ -57,6 +59,7 @@ pub(crate) fn build(plan: Plan) -> Result<Machine, BuildError> {
     let vm = vm?;
     let supported = supported.map_err(|_| BuildError::Thread { what: "KVM_GET_SUPPORTED_CPUID" })??;
     connect(&vm, &wires)?;
+    drop_writes_to_nobody(&vm, &bus)?;
     let mut notes = vm.notes();
     let vcpus = create_vcpus(&vm, &supported, plan.cpus, &mut notes)?;
     let loaded = await_loader(&plan.loader, plan.ram.bytes())?;
@@ -149,6 +152,18 @@ fn connect(vm: &KvmVm, wires: &Wires) -> Result<(), BuildError> {
     }
     for (event, kick) in &wires.kicks {
         vm.ioeventfd(IoAddress::Mmio(kick.address), DataMatch::U32(kick.value), event.as_fd())?;
+    }
+    Ok(())
+}
+
+/// Has KVM take the writes that go nowhere, so that they are no exits: into an event that nobody looks at.
+fn drop_writes_to_nobody(vm: &KvmVm, bus: &Bus) -> Result<(), BuildError> {
+    let nowhere = eventfd(0, EventfdFlags::CLOEXEC)
+        .map_err(|errno| system("an eventfd cannot be made")(errno.into()))?;
+    for port in
+        layout::DEAF_PORTS.into_iter().filter(|port| bus.find(Space::Pio, (*port).into(), 1).is_none())
+    {
+        vm.ioeventfd(IoAddress::Pio(port), DataMatch::Any, nowhere.as_fd())?;
     }
     Ok(())
 }

@@ -87,6 +87,10 @@ pub const POWER_EVENT_PORT: u16 = 0x604;
 /// GSI of the generic event device (power button).
 pub const POWER_GSI: u32 = 5;
 
+/// Ports that a guest of a PC writes although this board has nothing there: the delay port, PCI's configuration mechanisms 1 and 2,
+/// the interrupt enable registers of three more serial ports, by which Linux's 8250 driver looks for them.
+pub const DEAF_PORTS: [u16; 7] = [0x80, 0xcf8, 0xcfa, 0xcfb, 0x2f9, 0x3e9, 0x2e9];
+
 /// Registers of virtio-mmio slot 0; slot *n* is *n* × [`VIRTIO_SLOT_BYTES`] further.
 pub const VIRTIO_BASE: u64 = 0xD000_0000;
 /// Bytes of one virtio-mmio slot.
