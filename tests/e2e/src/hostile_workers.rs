@@ -47,7 +47,7 @@ pub fn infiltrate(lab: &Lab, worker: &str, policy: &str) {
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-/// Runs a VM whose `workers`, named with the policy of each, are hostile, and judges what they tell. Returns who got past its policy with what.
+/// Runs a VM whose guest asks nothing of any device, and whose `workers`, named with the policy of each, are hostile, and judges what they tell. Returns who got past its policy with what.
 pub fn judge(
     lab: &Lab,
     user: &User,
@@ -56,7 +56,7 @@ pub fn judge(
 ) -> BTreeMap<&'static str, BTreeSet<String>> {
     let without: &[&str] = if seccomp { &[] } else { &["--without-layer", "seccomp"] };
     let plan =
-        lab.guest("hello").with_every_device().with(["-vv"]).with(without.iter().copied()).as_user(user);
+        lab.guest("idle").with_every_device().with(["-vv"]).with(without.iter().copied()).as_user(user);
     let vm = plan.start().patient(3 * crate::vm::patience());
     for (worker, _) in workers {
         vm.expect_message(&format!("{worker}: {MARK} {END}")).unwrap();

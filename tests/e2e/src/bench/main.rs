@@ -10,6 +10,7 @@ mod io;
 mod restart;
 mod rival;
 mod sample;
+mod sandbox;
 mod start;
 
 use std::path::PathBuf;

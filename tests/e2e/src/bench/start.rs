@@ -11,6 +11,7 @@ use cellblock_e2e::{Places, Vm};
 use crate::Request;
 use crate::rival::{Guest, MEMORY_MIB, Program};
 use crate::sample::{Sample, verdict};
+use crate::sandbox;
 
 const FIRST_BYTE_MS: f64 = 10.0;
 const IDLE_PERCENT: f64 = 0.5;
@@ -24,6 +25,9 @@ pub(crate) fn run(request: &Request) -> Result<bool> {
     let places = Places::find();
     if let Some(why) = places.why_no_guests() {
         anyhow::bail!("{why}");
+    }
+    if request.only.as_deref() == Some("sandbox") {
+        return sandbox::run(request.runs);
     }
     // Its first instructions write a byte; then it halts.
     let guest = places.guest("hello");
@@ -43,6 +47,7 @@ pub(crate) fn run(request: &Request) -> Result<bool> {
     for (program, _) in &programs {
         kept &= idle_cost(program, &guest, request.cpus)?;
     }
+    kept &= sandbox::run(request.runs)?;
     Ok(kept)
 }
 
