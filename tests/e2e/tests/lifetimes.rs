@@ -1,6 +1,9 @@
 //! Starts and ends in a row: whoever is killed, nothing is left behind.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // Tests; clippy knows only #[test] functions as such.
 
+use std::thread;
+use std::time::Duration;
+
 use cellblock_e2e::leftovers::Memfds;
 use cellblock_e2e::vm::patience;
 use cellblock_e2e::{Lab, Vm};
@@ -54,5 +57,27 @@ fn a_guest_that_ends_by_itself_leaves_nothing_either() {
     for guest in ["poweroff", "reset-acpi", "triple-fault"] {
         lab.guest(guest).start().wait().unwrap();
         scope.wait_for(&before, &Memfds::default(), patience()).unwrap();
+    }
+}
+
+/// Signals at every moment of the set-up, as far as a clock finds them: each half-done start goes as a whole one does.
+#[test]
+fn a_start_that_is_cut_short_anywhere_leaves_nothing() {
+    let Some(lab) = Lab::with_guests("cut-short") else { return };
+    let scope = lab.scope();
+    let before = scope.census();
+    for user in lab.users() {
+        for signal in [Signal::KILL, Signal::TERM] {
+            for step in 0..20 {
+                let plan =
+                    lab.guest("hello").with(["--stop-timeout", "0"]).with_every_device().as_user(&user);
+                let vm = plan.start();
+                thread::sleep(Duration::from_micros(1500 * step));
+                vm.signal(signal).unwrap();
+                assert_ne!(vm.wait().unwrap().code(), 0, "{signal:?} after {step} steps");
+                let left = scope.wait_for(&before, &Memfds::default(), patience());
+                assert_eq!(left, Ok(()), "{signal:?} after {step} steps as {user:?}");
+            }
+        }
     }
 }
