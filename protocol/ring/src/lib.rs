@@ -6,8 +6,8 @@
 //!
 //! # Memory
 //! Two memfds with one writer each ([`layout`]). **Requests** (written by the supervisor): per lane a 64-byte slot and
-//! a 64-byte line with the supervisor's *waiting* flag. **Replies** (written by the worker): a 64-byte header with the
-//! worker's *sleeping* flag and what caused its interrupt, then 64 bytes per lane. One lane per vCPU, so each lane has one producer and one consumer.
+//! a 64-byte line with the supervisor's *waiting* flag. **Replies** (written by the worker): a header with the worker's
+//! *sleeping* flag and where it spins, then 64 bytes per lane. One lane per vCPU, so each lane has one producer and one consumer.
 //!
 //! # Supervisor's side
 //! One [`Requester`] per (vCPU, worker), owned by the vCPU's thread. [`Requester::post`] publishes an access and says
@@ -33,6 +33,13 @@
 //! supervisor does not sleep, or the worker wakes it. *Request against sleep:* the same, with the worker's sleeping flag
 //! and the request word; the wake-up there is the doorbell. What happens between the last look and the sleep itself is the
 //! kernel's to compare: `futex_waitv` refuses to sleep if a word has changed, and a doorbell's pipe stays readable.
+//!
+//! # Who spins where
+//! Spinning pays only if the other side runs meanwhile, so each says where it is. With each request goes the CPU that the vCPU is on
+//! ([`Requester::set_home`]): the worker sleeps *there*, where waking it takes no interrupt to another CPU. After several requests
+//! close to each other it goes elsewhere to spin, and says where ([`Responder::spin_on`]); only then does the vCPU spin for its
+//! replies ([`Requester::spinner`]). All of it is hints: a worker that lies makes its own device slow, for no longer than the spin.
+//! How long to spin, and whether sleeping on the vCPU's CPU pays, is learned ([`pacing`]).
 //!
 //! # Example
 //! ```
@@ -67,6 +74,7 @@ compile_error!("the futex word is the low half of a 64-bit word: only little-end
 mod kick;
 pub mod layout;
 pub mod memory;
+pub mod pacing;
 mod requester;
 mod responder;
 pub mod state_page;

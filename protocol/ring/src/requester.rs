@@ -71,6 +71,10 @@ pub struct Requester<Q, R> {
     outstanding: Option<Request>,
     /// Word 0 of the last reply accepted (or of fresh memory): while it is there, the answer is "not yet".
     previous: u64,
+    /// Where the worker is asked to wait for the next request, as the slot says it.
+    home: u32,
+    /// The last wait came to sleep.
+    slept: bool,
 }
 
 impl<Q: WordsMut, R: Wait> Requester<Q, R> {
@@ -80,7 +84,17 @@ impl<Q: WordsMut, R: Wait> Requester<Q, R> {
     /// One of the memories does not hold the lane.
     pub fn new(requests: Q, replies: R, lane: u32, generation: u32) -> Result<Self, TooSmall> {
         check_sizes(&requests, &replies, lane)?;
-        Ok(Requester { requests, replies, lane, generation, sequence: 0, outstanding: None, previous: 0 })
+        Ok(Requester {
+            requests,
+            replies,
+            lane,
+            generation,
+            sequence: 0,
+            outstanding: None,
+            previous: 0,
+            home: 0,
+            slept: false,
+        })
     }
 
     /// Goes on after `sequence`, as a restored VM does. Only before the first post.
@@ -104,6 +118,24 @@ impl<Q: WordsMut, R: Wait> Requester<Q, R> {
     pub fn is_taken(&self) -> bool {
         let mark = self.outstanding.map(|request| layout::taken_mark(self.lane, request.sequence));
         mark == Some(self.replies.load(layout::TAKEN))
+    }
+
+    /// From the next post on the worker is asked to sleep on `cpu`, `None` = wherever. It does, if it may use that CPU.
+    pub const fn set_home(&mut self, cpu: Option<u32>) {
+        self.home = match cpu {
+            Some(cpu) => cpu.saturating_add(1),
+            None => 0,
+        };
+    }
+
+    /// On which CPU the worker says that it spins when it does not sleep; `None` = it does not. It may lie: spin for no longer than is bearable.
+    pub fn spinner(&self) -> Option<u32> {
+        (self.replies.load(layout::SPINNING) as u32).checked_sub(1)
+    }
+
+    /// Whether the last wait came to sleep.
+    pub const fn slept(&self) -> bool {
+        self.slept
     }
 
     /// Publishes `access` to the worker. `true` = the worker sleeps: ring its doorbell.
@@ -163,6 +195,7 @@ impl<Q: WordsMut, R: Wait> Requester<Q, R> {
         spin: Duration,
         deadline: Deadline,
     ) -> Result<Outcome, Violation> {
+        self.slept = false;
         if let Some(outcome) = self.look(kicks)? {
             return Ok(outcome);
         }
@@ -171,6 +204,7 @@ impl<Q: WordsMut, R: Wait> Requester<Q, R> {
         {
             return Ok(outcome);
         }
+        self.slept = true;
         self.requests.store(layout::waiting_flag(self.lane), 1);
         let outcome = self.sleep(kicks, deadline);
         self.requests.store(layout::waiting_flag(self.lane), 0);
@@ -216,7 +250,8 @@ impl<Q: WordsMut, R: Wait> Requester<Q, R> {
 
     fn publish(&mut self, request: Request) -> bool {
         let base = layout::request_slot(self.lane);
-        let words = request.encode();
+        let mut words = request.encode();
+        words[slot::HOME_WORD] = self.home.into();
         for (offset, word) in words.iter().enumerate().skip(1) {
             self.requests.store(base + offset, *word);
         }

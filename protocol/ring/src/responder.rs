@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering::{Acquire, SeqCst};
 
-use cellblock_wire::slot::{Action, REQUEST_WORDS, Reply, Request, SlotError};
+use cellblock_wire::slot::{Action, HOME_WORD, REQUEST_WORDS, Reply, Request, SlotError};
 
 use crate::layout;
 use crate::violation::TooSmall;
@@ -41,6 +41,8 @@ pub struct Responder<Q, R> {
     taken: Vec<u64>,
     /// The lane to look at first, so that no vCPU starves another.
     turn: u32,
+    /// The hint of the last request taken.
+    home: u32,
 }
 
 impl<Q: Words, R: WordsMut + Wake> Responder<Q, R> {
@@ -53,7 +55,8 @@ impl<Q: Words, R: WordsMut + Wake> Responder<Q, R> {
         TooSmall::check("replies", replies.len(), layout::reply_words(lanes))?;
         // A predecessor that died asleep left its flag up.
         replies.store(layout::SLEEPING, 0);
-        Ok(Responder { requests, replies, generation, taken: vec![0; lanes as usize], turn: 0 })
+        replies.store(layout::SPINNING, 0);
+        Ok(Responder { requests, replies, generation, taken: vec![0; lanes as usize], turn: 0, home: 0 })
     }
 
     /// The next request, lanes taking turns; `None` = none is there. Each is returned once.
@@ -93,6 +96,17 @@ impl<Q: Words, R: WordsMut + Wake> Responder<Q, R> {
         if self.requests.load(layout::waiting_flag(lane.0)) != 0 {
             self.replies.wake(base);
         }
+    }
+
+    /// On which CPU the last request taken asked to wait for the next one; `None` = wherever.
+    pub const fn home(&self) -> Option<u32> {
+        self.home.checked_sub(1)
+    }
+
+    /// Announces that the register thread spins on `cpu` for requests, when it does not sleep; `None` = it does so no more. Nothing hangs on when the
+    /// supervisor sees it.
+    pub fn spin_on(&mut self, cpu: Option<u32>) {
+        self.replies.store(layout::SPINNING, cpu.map_or(0, |cpu| u64::from(cpu) + 1));
     }
 
     /// Announces that the register thread is about to sleep on its doorbell. `false` = a request has come: do not sleep
@@ -142,6 +156,7 @@ impl<Q: Words, R: WordsMut + Wake> Responder<Q, R> {
         for (offset, word) in words.iter_mut().enumerate().take(4).skip(1) {
             *word = self.requests.load(base + offset);
         }
+        self.home = self.requests.load(base + HOME_WORD) as u32;
         Some(Request::decode(&words))
     }
 }

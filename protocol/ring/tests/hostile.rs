@@ -249,6 +249,41 @@ fn a_worker_does_not_sleep_while_a_request_waits() {
     assert!(responder.prepare_sleep());
 }
 
+#[test]
+fn each_side_says_where_it_is() {
+    let mut pair = pair();
+    let mut responder = Responder::new(pair.requests.clone(), pair.replies.clone(), LANES, 5).unwrap();
+    assert_eq!((responder.home(), pair.requester.spinner()), (None, None));
+    for cpu in [Some(0), Some(7), Some(u32::MAX - 1), None] {
+        pair.requester.set_home(cpu);
+        assert!(!pair.requester.post(&READ));
+        let (lane, request) = responder.next().unwrap().unwrap();
+        responder.spin_on(cpu);
+        responder.reply(lane, &answer(&request, Action::None, 0));
+        assert_eq!((responder.home(), pair.requester.spinner()), (cpu, cpu));
+        assert!(pair.requester.poll().unwrap().is_some());
+    }
+    // A successor finds nothing of it.
+    responder.spin_on(Some(3));
+    Responder::new(pair.requests.clone(), pair.replies.clone(), LANES, 6).unwrap();
+    assert_eq!(pair.requester.spinner(), None);
+}
+
+#[test]
+fn a_worker_that_lies_of_where_it_spins_is_waited_for_no_longer() {
+    let mut pair = pair();
+    let (_kick, mut kicks) = Kick::new(PlainKick::default());
+    for word in [u64::MAX, 1, 1 << 32, u64::from(u32::MAX)] {
+        pair.replies.store(layout::SPINNING, word);
+        let _ = (pair.requester.spinner(), pair.requester.post(&READ));
+        // Its clock goes on by 1 ms with each look.
+        let spin = Duration::from_millis(3);
+        let outcome = pair.requester.wait(&mut kicks, spin, Deadline::at(u64::MAX)).unwrap();
+        assert_eq!((outcome, pair.requester.slept()), (Outcome::Deadline, true));
+        pair.requester.abandon();
+    }
+}
+
 proptest! {
     #[test]
     fn no_reply_memory_breaks_the_supervisor(

@@ -8,6 +8,7 @@
 //! | 1 | space (8 bits), op (8), size (8), zero (8), region (32) | action (8 bits), zero (56) |
 //! | 2 | offset in the region | data |
 //! | 3 | data | zero |
+//! | 4 | where to wait for the next one: the vCPU's CPU plus one (low 32 bits), 0 = anywhere; a hint | |
 //!
 //! Word 0 is written last, with Release, by either side; its low half is the futex word.
 
@@ -92,6 +93,8 @@ pub struct SlotError {
 
 /// Words in a request.
 pub const REQUEST_WORDS: usize = 8;
+/// The word of a request with the hint where to wait for the next one.
+pub const HOME_WORD: usize = 4;
 /// Words in a reply.
 pub const REPLY_WORDS: usize = 4;
 

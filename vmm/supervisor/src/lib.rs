@@ -15,6 +15,7 @@ mod exit_stats;
 mod exits;
 pub mod link;
 mod machine;
+mod pace;
 mod plan;
 mod poller;
 mod proxy;

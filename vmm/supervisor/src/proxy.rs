@@ -11,6 +11,7 @@ use cellblock_wire::device::DeviceKind;
 use cellblock_wire::slot::{Action, Op, Reply, Request, mask};
 
 use crate::exits::Exits;
+use crate::pace::{Pace, Way};
 use crate::plan::CauseRegisters;
 use crate::shadow::Shadow;
 
@@ -52,7 +53,7 @@ pub(crate) struct Proxy {
     requester: Requester,
     ringer: Arc<Ringer>,
     exits: Arc<Exits>,
-    spin: Duration,
+    pace: Pace,
     /// How long one worker may take for one answer.
     patience: Duration,
     due: Deadline,
@@ -112,7 +113,7 @@ impl Proxy {
             requester,
             ringer,
             exits,
-            spin,
+            pace: Pace::new(spin),
             patience,
             due,
             died: 0,
@@ -163,12 +164,16 @@ impl Proxy {
             self.settled = Some(floating(0, 0, access.size));
             return;
         }
+        self.requester.set_home(self.pace.home());
+        let ring = self.requester.post(access);
+        // A worker that spins is at work already.
         let now = clock::now();
-        self.exits.sent(access, now);
-        self.due = Deadline::at(now.saturating_add(self.patience.as_nanos() as u64));
-        if self.requester.post(access) {
+        self.pace.posted(ring, self.requester.spinner(), now);
+        if ring {
             self.ringer.ring();
         }
+        self.exits.sent(access, now);
+        self.due = Deadline::at(now.saturating_add(self.patience.as_nanos() as u64));
     }
 
     /// Waits for the answer to what was sent.
@@ -179,8 +184,17 @@ impl Proxy {
         if let Some(reply) = self.settled.take() {
             return Ok(Waited::Replied(reply));
         }
-        match self.requester.wait(kicks, self.spin, self.due)? {
+        for _ in 0..self.pace.turns() {
+            self.pace.give_turn();
+            if let Some(reply) = self.requester.poll()? {
+                self.pace.replied(Way::Turns);
+                self.exits.answered(reply.data);
+                return Ok(Waited::Replied(reply));
+            }
+        }
+        match self.requester.wait(kicks, self.pace.spin(), self.due)? {
             Outcome::Replied(reply) => {
+                self.pace.replied(if self.requester.slept() { Way::Sleep } else { Way::Spin });
                 self.exits.answered(reply.data);
                 Ok(Waited::Replied(reply))
             }

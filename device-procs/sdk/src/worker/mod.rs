@@ -18,6 +18,7 @@ use crate::virtio::Transport;
 use crate::virtio::engine::Engine;
 
 mod grant;
+mod pace;
 mod parts;
 mod process_setup;
 mod refusal;

@@ -15,6 +15,7 @@ use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 
 use super::cut;
+use super::pace::Pace;
 use super::refusal::Refusal;
 use super::timer::Timer;
 use crate::device::{Access, Device, Event};
@@ -87,8 +88,7 @@ pub(super) struct Server<D> {
     state: StateBuffer,
     timer: Timer,
     epoll: OwnedFd,
-    /// Spin for so many ns after the last request; 0 = never.
-    spin: u64,
+    pace: Pace,
     /// What the predecessor answered last, until each lane has moved on.
     predecessor: Option<Committed>,
     served: u64,
@@ -117,11 +117,11 @@ impl<D: Device> Server<D> {
         add(Source::Host, wiring.wake.as_fd(), edge)?;
         add(Source::Timer, timer.as_fd(), edge)?;
 
-        let spin = if single_cpu() { 0 } else { u64::from(wiring.poll_max_us) * 1000 };
+        let pace = Pace::new(wiring.poll_max_us);
         let state = StateBuffer::default();
         let rest = if resting { Rest::Now } else { Rest::No };
         let mut server =
-            Server { device, wiring, state, timer, epoll, spin, predecessor, served: 0, reports: 0, rest };
+            Server { device, wiring, state, timer, epoll, pace, predecessor, served: 0, reports: 0, rest };
         server.device.save(&mut server.state.start());
         // At rest the page is the predecessor's, which may go on.
         if !resting {
@@ -144,10 +144,8 @@ impl<D: Device> Server<D> {
     }
 
     fn rounds(&mut self, control: &Control) -> Result<std::convert::Infallible, End> {
-        let mut hot = false;
         loop {
-            hot = self.burst(control, hot) == BURST;
-            if hot {
+            if self.burst(control) == BURST {
                 self.look(control, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
             } else {
                 self.sleep(control)?;
@@ -155,25 +153,31 @@ impl<D: Device> Server<D> {
         }
     }
 
-    /// Answers what is there, up to [`BURST`] requests. Spins for more after each, and at once if it is `hot`. How many.
-    fn burst(&mut self, control: &Control, mut hot: bool) -> u32 {
+    /// Answers what is there, up to [`BURST`] requests; while requests are close to each other, also what comes soon. How many.
+    fn burst(&mut self, control: &Control) -> u32 {
         if self.rest == Rest::Now {
+            self.stop_spinning(false);
             return 0;
         }
         let mut served = 0;
-        while served < BURST && (self.answer_next(control) || (hot && self.spin_for_request(control))) {
+        while served < BURST && (self.answer_next(control) || self.spin_for_request(control)) {
             served += 1;
-            hot = true;
         }
         served
     }
 
-    /// Waits for the next request without sleeping, and answers it. `false` = none came in time.
+    /// Waits for the next request without sleeping, and answers it, if requests come close to each other. `false` = none came in
+    /// time.
     fn spin_for_request(&mut self, control: &Control) -> bool {
-        if self.spin == 0 {
+        if !self.pace.spins() {
             return false;
         }
-        let end = clock::now().saturating_add(self.spin);
+        if !self.pace.give_way(self.wiring.responder.home()) {
+            self.stop_spinning(true);
+            return false;
+        }
+        let mut before = clock::now();
+        let end = before.saturating_add(self.pace.longest());
         let end = self.device.deadline().map_or(end, |deadline| end.min(deadline));
         loop {
             for _ in 0..SPINS_PER_LOOK {
@@ -182,9 +186,35 @@ impl<D: Device> Server<D> {
                 }
                 std::hint::spin_loop();
             }
-            if clock::now() >= end {
+            let now = clock::now();
+            let alone = self.pace.looked(now.saturating_sub(before));
+            if !alone || now >= end {
+                self.stop_spinning(!alone);
                 return false;
             }
+            before = now;
+        }
+    }
+
+    fn stop_spinning(&mut self, wanted: bool) {
+        if self.pace.spins() {
+            // While it stays there the word tells that it is not at home.
+            if !self.pace.stop(wanted) {
+                self.wiring.responder.spin_on(None);
+            }
+        }
+    }
+
+    /// Answers what the doorbell has told of; spins for more from now on, if requests come close to each other.
+    fn answer_ring(&mut self, control: &Control) {
+        if self.rest == Rest::Now || self.pace.spins() {
+            return;
+        }
+        let woken = clock::now();
+        if self.answer_next(control)
+            && let Some(cpu) = self.pace.woken(self.wiring.responder.home(), woken)
+        {
+            self.wiring.responder.spin_on(Some(cpu));
         }
     }
 
@@ -253,6 +283,7 @@ impl<D: Device> Server<D> {
             return self.look(control, None);
         }
         self.timer.arm(self.device.deadline());
+        self.pace.settle(self.wiring.responder.home());
         if !self.wiring.responder.prepare_sleep() {
             return Ok(());
         }
@@ -274,7 +305,7 @@ impl<D: Device> Server<D> {
         for source in events.into_iter().flatten() {
             match source {
                 Source::Bell if !self.wiring.bell.silence() => return Err(End::Orphaned),
-                Source::Bell => {}
+                Source::Bell => self.answer_ring(control),
                 Source::Control => self.messages(control)?,
                 Source::Host => self.event_unless_resting(control, Event::Host),
                 Source::Timer => {
@@ -398,9 +429,4 @@ impl<D: Device> Server<D> {
     fn counters(&self) -> Counters {
         self.wiring.tally.counters(self.served)
     }
-}
-
-/// Whether this process may run on one CPU only: spinning there keeps from running whoever is waited for.
-fn single_cpu() -> bool {
-    rustix::thread::sched_getaffinity(None).is_ok_and(|set| set.count() <= 1)
 }
