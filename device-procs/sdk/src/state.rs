@@ -110,6 +110,14 @@ pub enum StateError {
         /// What it may hold.
         allowed: &'static str,
     },
+    /// A queue that the driver has set up cannot be gone on with.
+    #[error(
+        "queue {index} cannot be gone on with: its rings or its record of requests in flight make no sense"
+    )]
+    Queue {
+        /// Which.
+        index: u16,
+    },
     /// Bytes follow the last field.
     #[error("saved state goes on for {extra} bytes after its last field")]
     Trailing {

@@ -58,12 +58,20 @@ pub fn deny_paths() -> Result<bool, SealError> {
 /// # Errors
 /// The step that failed; the worker must end.
 pub fn close_sandbox(serve_program: &[u8]) -> Result<Closed, SealError> {
-    let landlock = deny_paths()?;
+    Ok(Closed { landlock: deny_paths()?, seccomp: allow_serving(serve_program)? })
+}
+
+/// The second half of [`close_sandbox`], for a process that has called [`deny_paths`] already: whether the serve program is
+/// installed.
+///
+/// # Errors
+/// As there.
+pub fn allow_serving(serve_program: &[u8]) -> Result<bool, SealError> {
     let seccomp = filtered();
     if seccomp {
         install(serve_program, true)?;
     }
-    Ok(Closed { landlock, seccomp })
+    Ok(seccomp)
 }
 
 /// Whether the calling thread runs under a seccomp program.

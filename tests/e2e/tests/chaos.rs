@@ -1,7 +1,8 @@
-//! Workers die, hang and stumble under a Linux guest that checks all that it does (in the emulated host): it notices pauses, and
-//! nothing else.
+//! Workers die, hang, stumble and are upgraded under a Linux guest that checks all that it does (in the emulated host): it
+//! notices pauses, and nothing else.
 //!
-//! `CELLBLOCK_CHAOS_KILLS` says how many deaths there are (40), `CELLBLOCK_CHAOS_SEED` from which seed on.
+//! `CELLBLOCK_CHAOS_KILLS` says how many deaths there are (40), `CELLBLOCK_CHAOS_SEED` from which seed on, and
+//! `CELLBLOCK_CHAOS_UPGRADES=1` that there are upgrades between them.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // Tests; clippy knows only #[test] functions as such.
 
 use std::collections::BTreeMap;
@@ -17,6 +18,7 @@ use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cellblock_e2e::deaths::{Fate, workers};
+use cellblock_e2e::lab::Plan;
 use cellblock_e2e::processes::Process;
 use cellblock_e2e::repeats::repeats;
 use cellblock_e2e::tap::Tap;
@@ -136,12 +138,33 @@ fn holdings(pid: i32) -> (usize, usize, usize) {
     (process.files().unwrap().len(), process.threads().unwrap().len(), memory)
 }
 
+/// Has another process take over from a worker while the guest uses it. One that does not come to rest in time, on a slow host,
+/// goes on.
+fn upgrade(plan: &Plan<'_>, vm: &Vm, pid: i32) -> (String, usize) {
+    let tree = vm.processes(plan.id()).unwrap();
+    let row = tree.processes.into_iter().find(|row| row.pid == pid).expect("it serves");
+    let kind = row.process.split('-').next().unwrap().to_owned();
+    match plan.tell("upgrade", &[&row.process]) {
+        Ok(_) => (format!("{kind} Upgraded"), 0),
+        Err(why) if why.contains("did not come to rest in time") => (format!("{kind} NotUpgraded"), 0),
+        Err(why) => panic!("{}: {why}", row.process),
+    }
+}
+
 /// Has a worker end in some way, and waits until its successor serves; in one of eight cases that is ended on its way there. How many
 /// ended.
-fn strike(lab: &Lab, vm: &mut Vm, id: &str, dice: &mut Dice) -> (String, usize) {
+fn strike(lab: &Lab, vm: &mut Vm, plan: &Plan<'_>, dice: &mut Dice) -> (String, usize) {
     let victims = workers(&lab.scope());
+    assert!(
+        !victims.is_empty(),
+        "no worker lives\n--- output\n{}\n--- messages\n{}",
+        vm.output(),
+        vm.messages()
+    );
     let (name, pid) = victims[dice.roll(victims.len())].clone();
-    let fate = match dice.roll(16) {
+    let upgrades = if setting("CELLBLOCK_CHAOS_UPGRADES") == Some(1) { 2 } else { 0 };
+    let fate = match dice.roll(16 + upgrades) {
+        16 | 17 => return upgrade(plan, vm, pid),
         0..=3 => Fate::Crashed,
         4 | 5 => Fate::Paused(20 + dice.roll(150) as u64),
         6 => Fate::Stopped,
@@ -157,7 +180,7 @@ fn strike(lab: &Lab, vm: &mut Vm, id: &str, dice: &mut Dice) -> (String, usize) 
     }
     if fate == Fate::Crashed {
         // Each worker is asked for its counters, which wakes it.
-        vm.processes(id).unwrap();
+        vm.processes(plan.id()).unwrap();
     }
     if !again {
         vm.next_message("its successor serves").unwrap();
@@ -176,7 +199,7 @@ fn strike(lab: &Lab, vm: &mut Vm, id: &str, dice: &mut Dice) -> (String, usize) 
     for _ in 0..2 {
         vm.next_message("it is replaced").unwrap();
     }
-    vm.processes(id).unwrap();
+    vm.processes(plan.id()).unwrap();
     (format!("{what}, and its successor"), 2)
 }
 
@@ -228,7 +251,7 @@ fn a_guest_that_checks_all_it_does_does_not_notice_that_workers_die() {
     let (mut deaths, mut tally, mut before) = (0, BTreeMap::<String, usize>::new(), None);
     while deaths < kills {
         thread::sleep(Duration::from_millis(dice.roll(120) as u64));
-        let (what, died) = strike(&lab, &mut vm, plan.id(), &mut dice);
+        let (what, died) = strike(&lab, &mut vm, &plan, &mut dice);
         deaths += died;
         *tally.entry(what.split([',', '(']).next().unwrap().to_owned()).or_default() += 1;
         if before.is_none() && deaths >= WARM_UP.min(kills / 2) {

@@ -25,6 +25,8 @@ pub enum Request {
     Settle {
         /// Index in the manifest.
         worker: u32,
+        /// [`Offer::number`].
+        offer: u32,
         /// Whether it is the worker's binary now.
         adopt: bool,
     },
@@ -51,8 +53,11 @@ pub enum Program {
     Own,
     /// The manifest's tombstone.
     Tombstone,
-    /// What the front has offered last ([`Offer`]).
-    Offered,
+    /// What the front has offered ([`Offer`]).
+    Offered {
+        /// [`Offer::number`].
+        offer: u32,
+    },
 }
 
 /// From the front, on a socket of its own: another binary for a worker. With one descriptor, the binary, or two, the binary and
@@ -62,6 +67,8 @@ pub enum Program {
 pub struct Offer {
     /// Index in the manifest.
     pub worker: u32,
+    /// Counted from 1 on, so that what one upgrade is refused is not taken for what another wants.
+    pub number: u32,
 }
 
 /// From the spawner.
@@ -116,7 +123,7 @@ pub enum Event {
         /// What the host's /proc tells, if it does.
         activity: Option<Activity>,
     },
-    /// The worker has ended and is reaped.
+    /// The worker has ended: nothing of it runs any more. It is reaped before another request is looked at.
     Ended {
         /// Index in the manifest.
         worker: u32,
@@ -136,14 +143,18 @@ pub struct StartTime {
     pub sandbox_us: u32,
 }
 
-/// What a process does, by its main thread, which is a worker's register thread (`Documentation/filesystems/proc.rst`, table
-/// 1-4).
+/// What a process' main thread does, which is a worker's register thread (`Documentation/filesystems/proc.rst`, table 1-4;
+/// `Documentation/scheduler/sched-stats.rst`, `/proc/<pid>/schedstat`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Activity {
-    /// The main thread's state: `R` = runs or waits for a CPU, `D` = waits and cannot be woken, `T` = stopped, `S` = sleeps.
+    /// Its state: `R` = runs or waits for a CPU, `D` = waits and cannot be woken, `T` = stopped, `S` = sleeps.
     pub state: u8,
-    /// CPU time that all its threads have had, in ms; the kernel counts it in steps of 10.
-    pub cpu_ms: u64,
+    /// CPU time that it has had, in µs.
+    pub ran_us: u64,
+    /// How long it has waited for a CPU before each time that it had one, in µs; what it waits now is not in it.
+    pub waited_us: u64,
+    /// How often it was given a CPU; 0 = this kernel does not count that, nor the wait.
+    pub turns: u64,
 }
 
 /// Why a request makes no sense.

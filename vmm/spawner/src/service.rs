@@ -75,8 +75,12 @@ struct Service {
     tombstone: Option<slot::Program>,
     /// From the front: other binaries.
     offers: Control,
+    /// The number of the last that was taken.
+    offered: u32,
     /// What the supervisor has not taken yet. While there is something, no request is read, so this stays short.
     outbox: VecDeque<(Event, Option<OwnedFd>)>,
+    /// Those that have ended, as was told, and are still to be reaped.
+    dead: Vec<OwnedFd>,
     /// Keeps the uid range ours.
     lock: Option<OwnedFd>,
 }
@@ -101,7 +105,16 @@ impl Service {
             manifest.tombstone.map(|tombstone| slot::Program::of(tombstone, &ground)).transpose()?;
         let lock = manifest.lock.map(out_of_the_way).transpose().map_err(descriptors)?;
         let offers = out_of_the_way(offers).map(Control::from_fd).map_err(descriptors)?;
-        let service = Service { ground, slots, tombstone, offers, outbox: VecDeque::new(), lock };
+        let service = Service {
+            ground,
+            slots,
+            tombstone,
+            offers,
+            offered: 0,
+            outbox: VecDeque::new(),
+            dead: Vec::new(),
+            lock,
+        };
         service.close_the_rest(socket).map_err(descriptors)?;
         Ok(service)
     }
@@ -142,6 +155,7 @@ impl Service {
     /// Sends, waits, and handles what there is. The error is the exit status.
     fn turn(&mut self, socket: &Control) -> Result<(), i32> {
         self.flush(socket)?;
+        self.bury();
         let (readable, ended) = self.wait(socket)?;
         for (worker, instance) in ended {
             self.reap(worker, instance);
@@ -175,14 +189,15 @@ impl Service {
     fn receive(&mut self, socket: &Control) -> Result<(), i32> {
         match socket.try_recv_message::<Request>(1) {
             Ok((Request::Start { worker, instance, program }, descriptors)) => {
-                if program == Program::Offered {
-                    self.take_offers();
+                if let Program::Offered { offer } = program {
+                    self.take_offers(offer);
                 }
                 self.start(worker, instance, program, descriptors);
             }
-            Ok((Request::Settle { worker, adopt }, _)) => {
+            Ok((Request::Settle { worker, offer, adopt }, _)) => {
+                self.take_offers(offer);
                 if let Some(slot) = self.slots.get_mut(worker as usize) {
-                    slot.settle(adopt);
+                    slot.settle(offer, adopt);
                 }
             }
             Ok((Request::Kill { worker, instance }, _)) => self.kill(worker, instance),
@@ -195,16 +210,20 @@ impl Service {
         Ok(())
     }
 
-    /// Takes what the front has offered until now: the last word counts. One that makes no sense is let fall.
-    fn take_offers(&mut self) {
-        loop {
+    /// Takes what the front has offered up to number `wanted`, unless it was taken before. Those before it were for upgrades that
+    /// did not begin; those behind it are for others.
+    fn take_offers(&mut self, wanted: u32) {
+        while self.offered < wanted {
             match self.offers.try_recv_message::<Offer>(2) {
-                Ok((Offer { worker }, files)) => {
-                    if let Some(slot) = self.slots.get_mut(worker as usize) {
-                        slot.offered(files, &self.ground);
+                Ok((Offer { worker, number }, files)) => {
+                    self.offered = number;
+                    let slot = self.slots.get_mut(worker as usize).filter(|_| number == wanted);
+                    if let Some(slot) = slot {
+                        slot.offered(number, files, &self.ground);
                     }
                 }
                 Err(SocketError::NotReady | SocketError::Closed | SocketError::Call { .. }) => return,
+                // One that makes no sense is let fall.
                 Err(_) => {}
             }
         }
@@ -254,17 +273,26 @@ impl Service {
         let Some(place) = slot.processes.iter().position(|process| process.instance == instance) else {
             return;
         };
-        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+        // It has ended when it can be reaped, which takes a while and can wait until that is told.
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         let Some(Ok(Some(status))) =
             slot.processes.get(place).map(|process| waitid(WaitId::PidFd(process.pidfd.as_fd()), options))
         else {
             return;
         };
-        let event = match slot.processes.swap_remove(place).failure {
+        let process = slot.processes.swap_remove(place);
+        let event = match process.failure {
             Some(error) => Event::Failed { worker, instance, error },
             None => Event::Ended { worker, instance, cause: cause(&status) },
         };
+        self.dead.push(process.pidfd);
         self.say(event);
+    }
+
+    fn bury(&mut self) {
+        for pidfd in self.dead.drain(..) {
+            let _ = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
+        }
     }
 
     fn say(&mut self, event: Event) {

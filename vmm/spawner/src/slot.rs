@@ -69,7 +69,7 @@ pub(crate) struct Slot {
     maps: (CString, CString),
     program: Program,
     /// What the front has offered in its place.
-    offered: Result<Program, Refusal>,
+    offered: Option<(u32, Result<Program, Refusal>)>,
     /// At most [`crate::MAX_PROCESSES`].
     pub processes: Vec<Process>,
 }
@@ -108,7 +108,7 @@ impl Slot {
             id,
             maps: worker::id_map(id),
             program: Program::new(entry.binary, entry.start_filter, ground)?,
-            offered: Err(Refusal::NothingOffered),
+            offered: None,
             processes: Vec::new(),
         })
     }
@@ -132,9 +132,12 @@ impl Slot {
         let program = match program {
             protocol::Program::Own => &self.program,
             protocol::Program::Tombstone => tombstone.ok_or(Unstarted::Refused(Refusal::NoTombstone))?,
-            protocol::Program::Offered => {
-                self.offered.as_ref().map_err(|reason| Unstarted::Refused(*reason))?
-            }
+            protocol::Program::Offered { offer } => match &self.offered {
+                Some((number, program)) if *number == offer => {
+                    program.as_ref().map_err(|reason| Unstarted::Refused(*reason))?
+                }
+                _ => return Err(Unstarted::Refused(Refusal::NothingOffered)),
+            },
         };
         let pidfd = self.clone_process(control, program, ground)?;
         let all = u32::try_from(began.elapsed().as_micros()).unwrap_or(u32::MAX);
@@ -145,15 +148,16 @@ impl Slot {
         Ok((copy.map_err(descriptors)?, StartTime { spawn_us: all.saturating_sub(sandbox_us), sandbox_us }))
     }
 
-    /// The front offers `files`: a binary, and perhaps its start program.
-    pub(crate) fn offered(&mut self, files: Vec<OwnedFd>, ground: &Ground) {
-        self.offered = Program::sealed(files, &self.program.filter, ground);
+    /// The front offers `files`, as its offer `number`: a binary, and perhaps its start program.
+    pub(crate) fn offered(&mut self, number: u32, files: Vec<OwnedFd>, ground: &Ground) {
+        self.offered = Some((number, Program::sealed(files, &self.program.filter, ground)));
     }
 
-    /// What was offered is this worker's program from now on, or is forgotten.
-    pub(crate) fn settle(&mut self, adopt: bool) {
-        let offered = std::mem::replace(&mut self.offered, Err(Refusal::NothingOffered));
-        if let (true, Ok(program)) = (adopt, offered) {
+    /// What was offered under this number is this worker's program from now on, or is forgotten.
+    pub(crate) fn settle(&mut self, offer: u32, adopt: bool) {
+        if let Some((_, Ok(program))) = self.offered.take_if(|(number, _)| *number == offer)
+            && adopt
+        {
             self.program = program;
         }
     }

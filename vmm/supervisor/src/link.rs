@@ -54,6 +54,8 @@ pub enum Command {
         device: u32,
         /// The worker's incarnation.
         generation: u32,
+        /// The number of the offer.
+        offer: u32,
     },
     /// Answer with [`Event::Balloon`], once the guest has told what is new, or has had its time for it.
     Balloon {

@@ -38,7 +38,7 @@ use crate::worker::{Blame, Worker};
 const COUNTERS_PATIENCE: Duration = Duration::from_millis(300);
 /// How long vCPUs may take to stop, and then workers to flush and go.
 const STOP_PATIENCE: Duration = Duration::from_millis(1000);
-/// When a vCPU that takes no commands is tried again.
+/// When a vCPU that takes no commands, or a spawner that reads no requests, is tried again.
 const RETRY: Duration = Duration::from_millis(5);
 
 /// The loop's view of one vCPU.
@@ -79,7 +79,7 @@ pub(crate) struct Machine {
 }
 
 impl VcpuHandle {
-    /// Tells it, out of whatever it does.
+    /// Tells it, out of whatever it does; of a new worker it hears when it next leaves the guest.
     pub(crate) fn tell(&mut self, command: vcpu::Command) {
         self.undelivered.push_back(command);
         self.deliver();
@@ -87,15 +87,23 @@ impl VcpuHandle {
 
     /// Gives it what it has room for. A vCPU that has ended has closed its mailbox, and needs nothing.
     fn deliver(&mut self) {
-        let before = self.undelivered.len();
+        let (mut delivered, mut interrupts) = (false, false);
         while let Some(command) = self.undelivered.pop_front() {
+            let interrupting = command.device().is_none();
             if let Err(TrySendError::Full(command)) = self.commands.try_send(command) {
                 self.undelivered.push_front(command);
+                // It has to make room.
+                interrupts = true;
                 break;
             }
+            (delivered, interrupts) = (true, interrupts || interrupting);
         }
-        if self.undelivered.len() < before {
+        if delivered {
+            // One in the guest finds this in its next wait for an answer. A request that it sends before that is of the old
+            // incarnation, which the new worker does not look at, and is then sent again.
             self.wait_kick.bump();
+        }
+        if interrupts {
             self.entry_kick.kick();
         }
     }
@@ -131,6 +139,8 @@ impl Machine {
                 return Ok(end);
             }
             self.vcpus.iter_mut().for_each(VcpuHandle::deliver);
+            self.spawner.catch_up();
+            self.try_again();
             self.feel_the_pulse();
             self.pause_further();
             self.upgrade_further();
@@ -146,7 +156,7 @@ impl Machine {
     /// When something is to be done although nothing happens.
     fn next_look(&self) -> Option<Instant> {
         let undelivered = self.vcpus.iter().any(|vcpu| !vcpu.undelivered.is_empty());
-        let retry = undelivered.then(|| Instant::now() + RETRY);
+        let retry = (undelivered || self.spawner.is_behind()).then(|| Instant::now() + RETRY);
         self.workers
             .iter()
             .filter_map(Worker::serve_by)
@@ -156,6 +166,7 @@ impl Machine {
             .chain(self.beat_at)
             .chain(self.workers.iter().filter_map(Worker::sign_by))
             .chain(self.workers.iter().filter_map(Worker::hand_over_by))
+            .chain(self.workers.iter().filter_map(Worker::start_at))
             .min()
     }
 
@@ -196,7 +207,7 @@ impl Machine {
             match self.link.try_recv_message::<Command>(0) {
                 Err(SocketError::NotReady) => return None,
                 Ok((Command::Stop, _)) => return Some(End::Stopped),
-                Ok((Command::PowerButton, _)) => self.tell(DeviceKind::AcpiPower, &ToWorker::PowerButton),
+                Ok((Command::PowerButton, _)) => self.workers.iter_mut().for_each(Worker::press_power_button),
                 Ok((Command::ReportStatus, _)) => {
                     self.workers.iter_mut().for_each(Worker::ask_counters);
                     self.status_by.get_or_insert_with(|| Instant::now() + COUNTERS_PATIENCE);
@@ -214,7 +225,9 @@ impl Machine {
                     self.say(Event::Death { device, generation, death });
                 }
                 Ok((Command::Revive { device, generation }, _)) => self.revive(device as usize, generation),
-                Ok((Command::Upgrade { device, generation }, _)) => self.upgrade(device as usize, generation),
+                Ok((Command::Upgrade { device, generation, offer }, _)) => {
+                    self.upgrade(device as usize, generation, offer);
+                }
                 Ok((Command::Pause, _)) => self.pause(),
                 Ok((Command::Resume, _)) => self.resume(),
                 Ok((Command::Balloon { set }, _)) => self.ask_balloon(set),
@@ -322,10 +335,6 @@ impl Machine {
             }
             Token::FrontEnd => {}
         }
-    }
-
-    fn tell(&self, device: DeviceKind, message: &ToWorker) {
-        self.workers.iter().filter(|worker| worker.kind() == device).for_each(|worker| worker.tell(message));
     }
 
     fn status(&self) -> Status {

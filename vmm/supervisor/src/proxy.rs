@@ -13,7 +13,7 @@ use cellblock_wire::slot::{Action, Op, Reply, Request, mask};
 use crate::exits::Exits;
 use crate::pace::{Pace, Way};
 use crate::plan::CauseRegisters;
-use crate::shadow::Shadow;
+use crate::shadow::{Before, Shadow};
 
 /// After the deadline a vCPU says that it still waits so many times in each span as long as the deadline.
 const REMINDERS: u32 = 8;
@@ -59,6 +59,8 @@ pub(crate) struct Proxy {
     due: Deadline,
     /// How many workers have died since they took the outstanding request.
     died: u32,
+    /// What the shadow held before the outstanding request.
+    before: Option<Before>,
     /// The answer, if it came otherwise than by the ring.
     settled: Option<Reply>,
     /// Nobody is asked any more: that counts as this incarnation.
@@ -84,6 +86,8 @@ pub(crate) struct Successor {
     pub generation: u32,
     /// The worker before died, perhaps of what it was asked.
     pub died: bool,
+    /// And nobody killed it.
+    pub fell: bool,
 }
 
 /// What ended a wait.
@@ -117,6 +121,7 @@ impl Proxy {
             patience,
             due,
             died: 0,
+            before: None,
             settled: None,
             left: None,
             actions: &[],
@@ -152,13 +157,13 @@ impl Proxy {
 
     /// Sends `access`.
     pub(crate) fn post(&mut self, access: &Access) {
-        (self.died, self.settled) = (0, None);
+        (self.died, self.before, self.settled) = (0, None, None);
         if let Some(data) = self.causes.as_ref().and_then(|causes| causes.answer(access)) {
             self.settled = Some(Reply { sequence: 0, generation: 0, action: Action::None, data });
             return;
         }
         if let Some(shadow) = &self.shadow {
-            shadow.note(access);
+            self.before = shadow.note(access);
         }
         if self.left.is_some() {
             self.settled = Some(floating(0, 0, access.size));
@@ -210,8 +215,8 @@ impl Proxy {
     /// last moment or is poison: that is told by `true`, and reads as all ones, or is a write that was dropped.
     pub(crate) fn succeed(&mut self, successor: Successor) -> bool {
         self.left = None;
-        let Successor { requests, replies, generation, died } = successor;
-        let poison = died && self.is_poison();
+        let Successor { requests, replies, generation, died, fell } = successor;
+        let poison = died && self.is_poison(fell);
         match self.requester.succeed(requests, replies, generation) {
             Ok(Succession::Answered(reply)) => self.settled = Some(reply),
             Ok(Succession::Idle) => {}
@@ -238,8 +243,12 @@ impl Proxy {
     }
 
     /// Counts a death, if it may be the request's doing; one that caused too many is settled, if it was not answered after all.
-    fn is_poison(&mut self) -> bool {
-        if !self.requester.is_taken() {
+    ///
+    /// A write that the shadow notes is told to a successor before that is asked anything, so one that `fell` right then may have
+    /// ended on it, too.
+    fn is_poison(&mut self, fell: bool) -> bool {
+        let told = fell && self.died > 0 && self.before.is_some();
+        if !self.requester.is_taken() && !told {
             return false;
         }
         self.died += 1;
@@ -253,6 +262,9 @@ impl Proxy {
             }
             Ok(None) | Err(_) => {
                 self.settled = self.requester.abandon().map(|request| dropped(&request));
+                if let (Some(shadow), Some(before)) = (&self.shadow, self.before.take()) {
+                    shadow.take_back(&before);
+                }
                 true
             }
         }
@@ -280,8 +292,41 @@ fn floating(sequence: u32, generation: u32, size: u8) -> Reply {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cellblock_channel::{memory, register_page};
+    use cellblock_channel::{Responder, doorbell, memory, register_page};
+    use cellblock_ring::layout;
     use cellblock_wire::slot::Space;
+
+    /// A write of which every worker dies, first as it takes it, then as it is told of it by the shadow: the second death ends it,
+    /// and those after it are not told any more.
+    #[test]
+    fn a_write_that_no_worker_survives_is_dropped_and_not_told_again() {
+        let requests = memory::create_requests("test", memory::bytes(layout::request_words(1))).unwrap();
+        let replies = || memory::create_replies("test", memory::bytes(layout::reply_words(1))).unwrap();
+        let first = replies();
+        let shadow = Arc::new(Shadow::new(1));
+        let requester = Requester::new(requests.map.clone(), first.map.clone(), 0, 1).unwrap();
+        let (ringer, _bell) = doorbell::pair().unwrap();
+        let proxy =
+            Proxy::new(None, requester, Arc::new(ringer), Arc::default(), Duration::ZERO, Duration::MAX);
+        let mut proxy = proxy.noting(Some(Arc::clone(&shadow)));
+        let access = Access { space: Space::Mmio, op: Op::Write, size: 4, region: 0, offset: 0x70, data: 1 };
+        let succeed = |proxy: &mut Proxy, generation, fell| {
+            let (requests, replies) = (requests.map.clone(), replies().map);
+            proxy.succeed(Successor { requests, replies, generation, died: true, fell })
+        };
+        proxy.post(&access);
+        let there = memory::open_read(&requests.fd, memory::bytes(layout::request_words(1))).unwrap();
+        let back = memory::open_write(&first.fd, memory::bytes(layout::reply_words(1))).unwrap();
+        let mut responder = Responder::new(there, back, 1, 1).unwrap();
+        assert!(responder.next().is_some());
+        assert!(!succeed(&mut proxy, 2, true), "one death");
+        assert!(!succeed(&mut proxy, 3, false), "somebody killed it");
+        assert_eq!(shadow.read().status, 1, "it may have been done");
+        assert!(succeed(&mut proxy, 4, true));
+        assert_eq!(shadow.read().status, 0);
+        let (_kick, mut kicks) = cellblock_channel::kick();
+        assert!(matches!(proxy.wait(&mut kicks), Ok(Waited::Replied(_))));
+    }
 
     #[test]
     fn the_cause_of_an_interrupt_is_told_without_asking_the_worker() {

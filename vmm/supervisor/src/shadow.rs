@@ -6,7 +6,7 @@
 //! the successor again, and such a write does nothing the second time.
 
 use std::sync::atomic::Ordering::{Relaxed, Release};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
 
 use cellblock_ring::Access;
 use cellblock_wire::device::{DriverQueue, DriverRegisters, KEPT_CONFIG_BYTES};
@@ -39,6 +39,15 @@ mod status {
     pub(super) const DEVICE_NEEDS_RESET: u32 = 64;
 }
 
+/// What a write has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Before {
+    /// The register at `offset`, of the queue or the half `select`, held `value`.
+    Register { offset: u64, select: u32, value: u32 },
+    /// Configuration space from `at` on held `bytes`, and of all of it the bytes of `written` had been written.
+    Config { at: usize, size: u8, bytes: [u8; 8], written: u64 },
+}
+
 /// The registers of one device, written by all vCPUs. No field hangs on another: two vCPUs that write at a time are in no order
 /// on a real bus either.
 #[derive(Debug)]
@@ -60,7 +69,8 @@ struct Queue {
     size: AtomicU32,
     /// Descriptor table, driver area, device area: low and high half of each.
     areas: [[AtomicU32; 2]; 3],
-    ready: AtomicBool,
+    /// 1 = it is.
+    ready: AtomicU32,
 }
 
 impl Shadow {
@@ -79,50 +89,97 @@ impl Shadow {
         }
     }
 
-    /// Notes `access`, if it is a write to one of the registers.
-    pub(crate) fn note(&self, access: &Access) {
-        let Access { op: Op::Write, region: 0, offset, size, data, .. } = *access else { return };
-        if let Some(offset) = offset.checked_sub(register::CONFIG) {
-            return self.note_config(offset, size, data);
+    /// Notes `access`, if it is a write to one of the registers. Returns what it has changed, as [`take_back`](Self::take_back)
+    /// wants it, but for a reset: that leaves nothing that could harm anybody.
+    pub(crate) fn note(&self, access: &Access) -> Option<Before> {
+        let Access { op: Op::Write, region: 0, offset, size, data, .. } = *access else { return None };
+        if let Some(at) = offset.checked_sub(register::CONFIG) {
+            return self.note_config(at, size, data);
         }
         // Registers are accessed whole (§4.2.2.2).
         if size != 4 {
-            return;
+            return None;
         }
         let value = data as u32;
         // SYNC POINT: none; see `read`.
-        match offset {
-            register::STATUS if value == 0 => self.reset(),
-            register::STATUS => self.advance(value & 0xff & !status::DEVICE_NEEDS_RESET),
-            register::DEVICE_FEATURES_SEL => self.device_features_sel.store(value, Relaxed),
-            register::DRIVER_FEATURES_SEL => self.driver_features_sel.store(value, Relaxed),
-            register::DRIVER_FEATURES if self.status.load(Relaxed) & status::FEATURES_OK == 0 => {
-                let half = self.driver_features_sel.load(Relaxed) as usize;
-                self.driver_features.get(half).into_iter().for_each(|half| half.store(value, Relaxed));
-            }
-            register::QUEUE_SEL => self.queue_sel.store(value, Relaxed),
-            offset => {
-                let queue = self.queues.get(self.queue_sel.load(Relaxed) as usize);
-                queue.into_iter().for_each(|queue| queue.note(offset, value));
-            }
+        if (offset, value) == (register::STATUS, 0) {
+            self.reset();
+            return None;
         }
+        let select = match offset {
+            register::DRIVER_FEATURES => self.driver_features_sel.load(Relaxed),
+            _ => self.queue_sel.load(Relaxed),
+        };
+        let register = self.register(offset, select)?;
+        let value = match offset {
+            register::STATUS => self.advanced(value & 0xff & !status::DEVICE_NEEDS_RESET)?,
+            register::DRIVER_FEATURES if self.status.load(Relaxed) & status::FEATURES_OK != 0 => return None,
+            register::QUEUE_READY => value & 1,
+            // A queue that is ready stays where it is.
+            _ if self.is_placed(offset, select) => return None,
+            _ => value,
+        };
+        Some(Before::Register { offset, select, value: register.swap(value, Relaxed) })
+    }
+
+    /// The register at `offset`, of the half or the queue `select`.
+    fn register(&self, offset: u64, select: u32) -> Option<&AtomicU32> {
+        let queue = || self.queues.get(select as usize);
+        Some(match offset {
+            register::STATUS => &self.status,
+            register::DEVICE_FEATURES_SEL => &self.device_features_sel,
+            register::DRIVER_FEATURES_SEL => &self.driver_features_sel,
+            register::DRIVER_FEATURES => self.driver_features.get(select as usize)?,
+            register::QUEUE_SEL => &self.queue_sel,
+            register::QUEUE_READY => &queue()?.ready,
+            register::QUEUE_SIZE => &queue()?.size,
+            register::QUEUE_DESC_LOW => &queue()?.areas[0][0],
+            register::QUEUE_DESC_HIGH => &queue()?.areas[0][1],
+            register::QUEUE_DRIVER_LOW => &queue()?.areas[1][0],
+            register::QUEUE_DRIVER_HIGH => &queue()?.areas[1][1],
+            register::QUEUE_DEVICE_LOW => &queue()?.areas[2][0],
+            register::QUEUE_DEVICE_HIGH => &queue()?.areas[2][1],
+            _ => return None,
+        })
+    }
+
+    /// Whether `offset` is where queue `select` lies, which is ready.
+    fn is_placed(&self, offset: u64, select: u32) -> bool {
+        let places = offset == register::QUEUE_SIZE || offset >= register::QUEUE_DESC_LOW;
+        places && self.queues.get(select as usize).is_some_and(|queue| queue.ready.load(Relaxed) != 0)
     }
 
     /// Bits are set one after the other, and only a reset takes one back (§2.1.1): a device ignores other writes. But it may have
     /// refused FEATURES_OK, which a driver then tries again without.
-    fn advance(&self, value: u32) {
+    fn advanced(&self, value: u32) -> Option<u32> {
         let now = self.status.load(Relaxed);
         let taken = if now & status::DRIVER_OK != 0 { now } else { now & !status::FEATURES_OK };
-        if value & taken == taken {
-            self.status.store(value, Relaxed);
-        }
+        (value & taken == taken).then_some(value)
     }
 
-    fn note_config(&self, offset: u64, size: u8, data: u64) {
-        for (at, byte) in (offset..).zip(data.to_le_bytes()).take(size.into()) {
-            let Some(kept) = self.config.get(usize::try_from(at).unwrap_or(usize::MAX)) else { return };
-            kept.store(byte, Relaxed);
+    fn note_config(&self, offset: u64, size: u8, data: u64) -> Option<Before> {
+        let at = usize::try_from(offset).ok().filter(|at| *at < KEPT_CONFIG_BYTES)?;
+        let mut bytes = [0; 8];
+        let written = self.config_written.load(Relaxed);
+        let places = self.config.iter().zip(0u32..).skip(at).take(size.into());
+        for ((kept, at), (byte, before)) in places.zip(data.to_le_bytes().into_iter().zip(&mut bytes)) {
+            *before = kept.swap(byte, Relaxed);
             self.config_written.fetch_or(1 << at, Release);
+        }
+        Some(Before::Config { at, size, bytes, written })
+    }
+
+    /// Takes a write back that no worker has survived, and that none is to be told of any more.
+    pub(crate) fn take_back(&self, before: &Before) {
+        match *before {
+            Before::Register { offset, select, value } => {
+                self.register(offset, select).into_iter().for_each(|register| register.store(value, Relaxed));
+            }
+            Before::Config { at, size, bytes, written } => {
+                let places = self.config.iter().skip(at).take(size.into());
+                places.zip(bytes).for_each(|(kept, byte)| kept.store(byte, Relaxed));
+                self.config_written.store(written, Release);
+            }
         }
     }
 
@@ -132,7 +189,7 @@ impl Shadow {
         let selectors = [&self.device_features_sel, &self.driver_features_sel, &self.queue_sel];
         selectors.into_iter().chain(&self.driver_features).for_each(|register| register.store(0, Relaxed));
         for queue in &self.queues {
-            queue.ready.store(false, Relaxed);
+            queue.ready.store(0, Relaxed);
             queue.size.store(0, Relaxed);
             queue.areas.iter().flatten().for_each(|half| half.store(0, Relaxed));
         }
@@ -164,24 +221,6 @@ impl Shadow {
 }
 
 impl Queue {
-    /// A queue that is ready stays where it is.
-    fn note(&self, offset: u64, value: u32) {
-        let [desc, driver, device] = &self.areas;
-        let register = match offset {
-            register::QUEUE_READY => return self.ready.store(value & 1 != 0, Relaxed),
-            _ if self.ready.load(Relaxed) => return,
-            register::QUEUE_SIZE => &self.size,
-            register::QUEUE_DESC_LOW => &desc[0],
-            register::QUEUE_DESC_HIGH => &desc[1],
-            register::QUEUE_DRIVER_LOW => &driver[0],
-            register::QUEUE_DRIVER_HIGH => &driver[1],
-            register::QUEUE_DEVICE_LOW => &device[0],
-            register::QUEUE_DEVICE_HIGH => &device[1],
-            _ => return,
-        };
-        register.store(value, Relaxed);
-    }
-
     fn read(&self) -> DriverQueue {
         let whole =
             |[low, high]: &[AtomicU32; 2]| u64::from(low.load(Relaxed)) | u64::from(high.load(Relaxed)) << 32;
@@ -191,7 +230,7 @@ impl Queue {
             desc: whole(desc),
             driver: whole(driver),
             device: whole(device),
-            ready: self.ready.load(Relaxed),
+            ready: self.ready.load(Relaxed) != 0,
         }
     }
 }
@@ -203,7 +242,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn write(shadow: &Shadow, offset: u64, size: u8, data: u64) {
-        shadow.note(&Access { space: Space::Mmio, op: Op::Write, size, region: 0, offset, data });
+        let _ = shadow.note(&Access { space: Space::Mmio, op: Op::Write, size, region: 0, offset, data });
     }
 
     /// A driver that sets up queue 1 of two.
@@ -257,6 +296,45 @@ mod tests {
     }
 
     #[test]
+    fn a_write_is_taken_back_without_a_trace() {
+        let shadow = driven();
+        let writes = [
+            (0x14, 4, 1),
+            (0x24, 4, 0),
+            (0x30, 4, 0),
+            (0x44, 4, 0),
+            (0x38, 4, 8),
+            (0x90, 4, 5),
+            (0x120, 8, !0),
+            (0x10c, 2, 3),
+        ];
+        for (offset, size, data) in writes {
+            let (then, access) =
+                (shadow.read(), Access { space: Space::Mmio, op: Op::Write, size, region: 0, offset, data });
+            // A queue that is ready takes no other place.
+            match shadow.note(&access) {
+                Some(before) => {
+                    assert!(offset == 0x120 || shadow.read() != then, "{offset:#x}");
+                    shadow.take_back(&before);
+                }
+                None => assert!(matches!(offset, 0x38 | 0x90), "{offset:#x}"),
+            }
+            assert_eq!(shadow.read(), then, "{offset:#x}");
+        }
+        let fresh = Shadow::new(1);
+        for (offset, data) in [(0x70, 1), (0x20, 9), (0x38, 8), (0xa4, 7), (0x44, 1)] {
+            let (then, access) = (
+                fresh.read(),
+                Access { space: Space::Mmio, op: Op::Write, size: 4, region: 0, offset, data },
+            );
+            let before = fresh.note(&access).unwrap();
+            assert_ne!(fresh.read(), then, "{offset:#x}");
+            fresh.take_back(&before);
+            assert_eq!(fresh.read(), then, "{offset:#x}");
+        }
+    }
+
+    #[test]
     fn features_that_were_refused_may_be_chosen_anew() {
         let shadow = Shadow::new(1);
         for (offset, value) in [(0x70, 3), (0x20, 9), (0x70, 11), (0x20, 8), (0x70, 3), (0x20, 1), (0x70, 11)]
@@ -281,10 +359,10 @@ mod tests {
     fn what_is_no_write_to_a_register_is_not_noted() {
         let (shadow, before) = (driven(), driven().read());
         let access = Access { space: Space::Mmio, op: Op::Write, size: 4, region: 0, offset: 0x70, data: 0 };
-        shadow.note(&Access { op: Op::Read, ..access });
-        shadow.note(&Access { region: 1, ..access });
+        assert_eq!(shadow.note(&Access { op: Op::Read, ..access }), None);
+        assert_eq!(shadow.note(&Access { region: 1, ..access }), None);
         for size in [1, 2, 8] {
-            shadow.note(&Access { size, ..access });
+            assert_eq!(shadow.note(&Access { size, ..access }), None);
         }
         write(&shadow, 0x140, 8, !0);
         write(&shadow, u64::MAX, 8, !0);

@@ -55,6 +55,8 @@ pub struct Transport<E> {
     in_order: bool,
     /// It has begun with a predecessor's state.
     restored: bool,
+    /// Its predecessor may still go on: what cannot be gone on with here is refused, and the driver not told of it.
+    resting: bool,
 }
 
 /// A virtio device that has no registers.
@@ -90,6 +92,7 @@ impl<E: Engine> Transport<E> {
             kept,
             in_order,
             restored: false,
+            resting: false,
         }
     }
 
@@ -226,7 +229,8 @@ impl<E: Engine> Transport<E> {
         }
         if fresh & status::DRIVER_OK != 0 && self.registers.has(status::FEATURES_OK) {
             self.registers.status |= status::DRIVER_OK;
-            self.start_all(Position::Start);
+            // It does not rest, so nothing is refused.
+            let _ = self.start_all(Position::Start);
         }
     }
 
@@ -297,19 +301,21 @@ impl<E: Engine> Transport<E> {
         Virtqueue::recorded(layout, max_size, self.ram.clone(), features, from, record)
     }
 
-    fn start_all(&mut self, from: Position) {
+    fn start_all(&mut self, from: Position) -> Result<(), StateError> {
         for (index, queue) in self.registers.queues.clone().into_iter().enumerate() {
             if !queue.ready || queue.stopping {
                 continue;
             }
             match self.virtqueue(index, &queue.layout, from) {
                 Ok(virtqueue) => self.engine.start(index, virtqueue, self.registers.driver_features),
+                Err(_) if self.resting => return Err(StateError::Queue { index: index as u16 }),
                 Err(error) => self.interrupt.broken(&[index as u16], &error),
             }
             if from != Position::Start {
                 reach(Step::QueueResumed);
             }
         }
+        Ok(())
     }
 
     /// `QueueNotify`, where KVM does not take it to the queue's thread itself.
@@ -439,6 +445,7 @@ impl<E: Engine> Device for Transport<E> {
     }
 
     fn quiesce(&mut self) {
+        self.resting = true;
         self.engine.park(true);
     }
 
@@ -448,6 +455,7 @@ impl<E: Engine> Device for Transport<E> {
 
     fn resume(&mut self) {
         // Another worker that was to take over may have been there meanwhile.
+        self.resting = false;
         self.show();
         self.engine.park(false);
         // Restored at rest, it told of that when its predecessor might still have been asked what for.
@@ -474,7 +482,7 @@ impl<E: Engine> Device for Transport<E> {
         self.settle();
         reach(Step::RegistersRestored);
         if self.registers.has(status::DRIVER_OK) && !needs_reset {
-            self.start_all(self.going_on());
+            self.start_all(self.going_on())?;
             self.interrupt.used_buffer();
             self.restored = true;
             if generation != 0 {

@@ -143,7 +143,8 @@ fn granted(kind: Option<DeviceKind>, control: &Control) -> Result<Granted, Refus
 
 /// Everything is there that serving takes: the sandbox closes.
 fn ready(serve_program: &[u8], control: &Control) -> Result<(), Refusal> {
-    seal::close_sandbox(&with_refusal(serve_program, cellblock_policy::Refusal::Trap))?;
+    // Paths are denied since before the greeting.
+    seal::allow_serving(&with_refusal(serve_program, cellblock_policy::Refusal::Trap))?;
     reach(Step::Sealed);
     control.send_message(&FromWorker::Ready, &[])?;
     reach(Step::Ready);

@@ -250,12 +250,14 @@ impl Relay<'_> {
                 What::Upgrade { device, generation } => {
                     let files = self.control.take_files(what);
                     let files: Vec<_> = files.iter().map(AsFd::as_fd).collect();
-                    if let Err(error) = self.authority.offer(device, &files) {
-                        self.control
-                            .answer_upgrade(device, Err(format!("the spawner takes no binary: {error}")));
-                        continue;
+                    match self.authority.offer(device, &files) {
+                        Ok(offer) => Command::Upgrade { device, generation, offer },
+                        Err(error) => {
+                            let reason = format!("the spawner takes no binary: {error}");
+                            self.control.answer_upgrade(device, Err(reason));
+                            continue;
+                        }
                     }
-                    Command::Upgrade { device, generation }
                 }
                 What::Pause => Command::Pause,
                 What::Resume => Command::Resume,

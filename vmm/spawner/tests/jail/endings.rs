@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
 
 use cellblock_channel::socket;
 use cellblock_jail::{JailError, Layer, Step};
@@ -118,51 +119,81 @@ fn copy(prober: &Prober, file: &str, sealed: bool) -> File {
 }
 
 pub(crate) fn offered(prober: &Prober) {
-    let vm = Vm::start(vec![prober.entry(), prober.entry()], default_layers());
-    let offer = |file, sealed| vm.authority.offer(0, &[copy(prober, file, sealed).as_fd()]).unwrap();
+    let mut vm = Vm::start(vec![prober.entry(), prober.entry()], default_layers());
+    let offer =
+        |vm: &mut Vm, file, sealed| vm.authority.offer(0, &[copy(prober, file, sealed).as_fd()]).unwrap();
     let (control, theirs) = socket::pair().unwrap();
-    let start = |worker| vm.client().start(worker, 1, Program::Offered, theirs.as_fd()).unwrap();
+    let start = |vm: &Vm, worker, offer| {
+        vm.client().start(worker, 1, Program::Offered { offer }, theirs.as_fd()).unwrap();
+    };
     let refused = |reason| Event::Refused { worker: 0, instance: 1, reason };
-    start(0);
+    start(&vm, 0, 1);
     assert_eq!(vm.event(), refused(Refusal::NothingOffered));
-    offer("prober", false);
-    start(0);
+    let number = offer(&mut vm, "prober", false);
+    start(&vm, 0, number);
     assert_eq!(vm.event(), refused(Refusal::NotSealed));
     // Only for the worker that it was offered for, and only as long as it is.
-    offer("prober", true);
-    start(1);
+    let number = offer(&mut vm, "prober", true);
+    start(&vm, 1, number);
     assert!(matches!(vm.event(), Event::Refused { worker: 1, reason: Refusal::NothingOffered, .. }));
-    vm.client().settle(0, false).unwrap();
-    start(0);
+    vm.client().settle(0, number, false).unwrap();
+    start(&vm, 0, number);
     assert_eq!(vm.event(), refused(Refusal::NothingOffered));
 
+    // What one client offers is not started, nor adopted, for another.
     let own = vm.worker(0);
-    offer("prober", true);
-    start(0);
+    let number = offer(&mut vm, "prober", true);
+    let another = offer(&mut vm, "text", true);
+    start(&vm, 0, number);
     assert!(matches!(vm.event(), Event::Started { worker: 0, instance: 1, .. }));
     let mut hello = [0; 16];
     let (length, _) = control.recv(&mut hello, 0).unwrap();
     assert_eq!(&hello[..length], b"hello");
+    vm.client().settle(0, another, false).unwrap();
+    vm.client().settle(0, number, true).unwrap();
+    let adopted = vm.instance(0, 4);
     vm.client().kill(0, 1).unwrap();
     assert!(matches!(vm.event(), Event::Ended { instance: 1, .. }));
 
     // One that cannot be executed: it is not the worker's before it is adopted.
-    offer("text", true);
+    let number = offer(&mut vm, "text", true);
     let exec = |instance| {
         let error = JailError { step: Step::Exec, errno: libc::ENOEXEC };
         Event::Failed { worker: 0, instance, error }
     };
-    start(0);
+    start(&vm, 0, number);
     assert!(matches!(vm.event(), Event::Started { instance: 1, .. }));
     assert_eq!(vm.event(), exec(1));
     let other = vm.instance(0, 2);
-    vm.client().settle(0, true).unwrap();
+    vm.client().settle(0, number, true).unwrap();
     let _ = vm.cloned(0, 3);
     assert_eq!(vm.event(), exec(3));
-    for (worker, instance) in [(own, 0), (other, 2)] {
+    for (worker, instance) in [(own, 0), (other, 2), (adopted, 4)] {
         assert_eq!(worker.try_attempt('e', 7), None);
         assert_eq!(vm.event(), Event::Ended { worker: 0, instance, cause: Cause::Exited(7) });
     }
+}
+
+/// A spawner that does not read for a while does all that it was asked for then, in order.
+pub(crate) fn slow_spawner(prober: &Prober) {
+    let vm = Vm::start(vec![prober.entry()], default_layers());
+    let worker = vm.worker(0);
+    vm.stop_spawner(true);
+    // More than its socket takes.
+    while !vm.client().is_behind() {
+        vm.client().settle(0, 0, false).unwrap();
+    }
+    vm.client().kill(0, 0).unwrap();
+    assert!(vm.client().examine(0, 0).is_err(), "a question is not kept");
+    vm.client().catch_up();
+    assert!(vm.client().is_behind() && !worker.has_ended());
+    vm.stop_spawner(false);
+    let end = Instant::now() + Duration::from_secs(10);
+    while vm.client().is_behind() {
+        assert!(Instant::now() < end, "it does not read");
+        vm.client().catch_up();
+    }
+    assert_eq!(vm.end_of(0), Cause::Signaled { signal: 9, core: false });
 }
 
 fn repeat_end(prober: &Prober, layers: cellblock_jail::LayerSet, end: fn(Vm)) {

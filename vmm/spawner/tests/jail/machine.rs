@@ -179,6 +179,12 @@ impl Vm {
         kill_process(Pid::from_raw(self.pid).unwrap(), Signal::KILL).unwrap();
     }
 
+    /// Keeps the spawner from doing anything, or lets it go on.
+    pub(crate) fn stop_spawner(&self, stop: bool) {
+        let signal = if stop { Signal::STOP } else { Signal::CONT };
+        kill_process(Pid::from_raw(self.spawner.get()).unwrap(), signal).unwrap();
+    }
+
     pub(crate) fn kill_spawner(&self) {
         kill_process(Pid::from_raw(self.spawner.get()).unwrap(), Signal::KILL).unwrap();
     }

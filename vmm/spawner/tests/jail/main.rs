@@ -34,6 +34,7 @@ const CASES: &[Case] = &[
     ("only_what_the_manifest_names_is_started", endings::refused),
     ("a_worker_has_several_processes_but_not_too_many", endings::several),
     ("a_binary_that_is_offered_is_started_in_the_same_jail", endings::offered),
+    ("a_spawner_that_does_not_read_now_does_so_later", endings::slow_spawner),
     ("a_worker_is_started_again_after_its_end", endings::again),
     ("nothing_is_left_when_the_socket_closes", endings::socket_closes),
     ("nothing_is_left_when_init_is_killed", endings::init_killed),

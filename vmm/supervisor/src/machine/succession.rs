@@ -8,9 +8,11 @@
 use std::time::Instant;
 
 use cellblock_channel::socket::SocketError;
+use cellblock_jail::JailError;
 use cellblock_spawner::protocol::Event as SpawnerEvent;
 use cellblock_wire::control::LogLevel;
 use cellblock_wire::device::DeviceKind;
+use rustix::io::Errno;
 
 use super::Machine;
 use crate::deaths::Verdict;
@@ -47,6 +49,9 @@ impl Machine {
                 None
             }
             SpawnerEvent::Failed { worker, instance, error } => {
+                if self.tries_later(worker as usize, instance, &error) {
+                    return None;
+                }
                 self.unstarted(worker as usize, instance, &error.to_string())
             }
             SpawnerEvent::Refused { worker, instance, reason } => {
@@ -83,6 +88,36 @@ impl Machine {
                 None
             }
             _ => None,
+        }
+    }
+
+    /// The spawner could not start it for want of something that comes back: whether it is asked again in a while.
+    fn tries_later(&mut self, index: usize, instance: u32, error: &JailError) -> bool {
+        let passing = [Errno::AGAIN, Errno::NOMEM, Errno::MFILE, Errno::NFILE];
+        let Some(worker) = self.workers.get_mut(index) else { return false };
+        let is_successor = worker.is_process(instance) && worker.generation() > 1;
+        if !is_successor || !passing.iter().any(|errno| errno.raw_os_error() == error.errno) {
+            return false;
+        }
+        let Some((pause, first)) = worker.try_later() else { return false };
+        self.poller.forget(worker.control());
+        if first {
+            let ms = pause.as_millis();
+            self.warn(
+                index,
+                &format!("its successor cannot be started: {error}; that is tried again, in {ms} ms"),
+            );
+        }
+        true
+    }
+
+    /// Starts those whose time has come.
+    pub(super) fn try_again(&mut self) {
+        let now = Instant::now();
+        for index in 0..self.workers.len() {
+            if self.workers.get_mut(index).is_some_and(|worker| worker.is_to_start(now)) {
+                self.replace(index);
+            }
         }
     }
 
@@ -211,8 +246,12 @@ impl Machine {
                 self.fail(index, &text);
             }
             Verdict::Replace => {
+                // The successor goes before the news of it.
+                let replaced = self.put_in_place(index);
                 self.warn(index, &format!("{reason}; it is replaced"));
-                self.replace(index);
+                if let Err(reason) = replaced {
+                    self.abandon(index, &reason);
+                }
             }
         }
         None
@@ -220,16 +259,16 @@ impl Machine {
 
     /// Starts a successor, and gives its rings to the vCPUs.
     pub(super) fn replace(&mut self, index: usize) {
-        match self.try_to_replace(index) {
-            Ok(successor) => {
-                self.tell_of(index, &vcpu::Command::Succeed { device: index, successor });
-                // Only now: it may raise an interrupt at once.
-                if let Some(Err(error)) = self.workers.get(index).map(Worker::grant) {
-                    self.abandon(index, &error.to_string());
-                }
-            }
-            Err(reason) => self.abandon(index, &reason),
+        if let Err(reason) = self.put_in_place(index) {
+            self.abandon(index, &reason);
         }
+    }
+
+    fn put_in_place(&mut self, index: usize) -> Result<(), String> {
+        let successor = self.try_to_replace(index)?;
+        self.tell_of(index, &vcpu::Command::Succeed { device: index, successor });
+        // Only now: it may raise an interrupt at once.
+        self.workers.get(index).map_or(Ok(()), Worker::grant).map_err(|error| error.to_string())
     }
 
     fn try_to_replace(&mut self, index: usize) -> Result<Successor, String> {

@@ -10,14 +10,16 @@ use crate::worker::{Blame, CandidateNews, Ending, Stage};
 
 impl Machine {
     /// The front wants the worker of `index`, if it still is of that `generation`, to be of the binary that it has offered to the
-    /// spawner.
-    pub(super) fn upgrade(&mut self, index: usize, generation: u32) {
-        if let Err(reason) = self.begin_upgrade(index, generation) {
+    /// spawner as number `offer`.
+    pub(super) fn upgrade(&mut self, index: usize, generation: u32, offer: u32) {
+        if let Err(reason) = self.begin_upgrade(index, generation, offer) {
+            // Nobody else asks for it; a spawner that is gone is seen by its socket.
+            let _ = self.spawner.settle(index as u32, offer, false);
             self.say(Event::Upgraded { device: index as u32, result: Err(cut(reason)) });
         }
     }
 
-    fn begin_upgrade(&mut self, index: usize, generation: u32) -> Result<(), String> {
+    fn begin_upgrade(&mut self, index: usize, generation: u32, offer: u32) -> Result<(), String> {
         if !self.pause.is_running() {
             return Err("the VM is paused".to_owned());
         }
@@ -25,7 +27,7 @@ impl Machine {
         if worker.generation() != generation {
             return Err("it has another worker by now".to_owned());
         }
-        worker.begin_hand_over(index, &self.spawner)?;
+        worker.begin_hand_over(index, offer, &self.spawner)?;
         let watched =
             worker.candidate_control().map(|control| self.poller.watch(control, Token::Candidate(index)));
         if let Some(Err(error)) = watched {
@@ -127,6 +129,7 @@ impl Machine {
         let paused = self.pause.holds_workers();
         if let Some(worker) = self.workers.get_mut(index).filter(|_| !paused) {
             worker.resume();
+            worker.tell_host_settings();
         }
     }
 

@@ -130,8 +130,13 @@ impl Rig {
     }
 
     fn hand_over(&mut self, replies: memory::Sealed<memory::ReadOnly>, generation: u32) {
-        let successor =
-            Successor { died: true, requests: self.requests.map.clone(), replies: replies.map, generation };
+        let successor = Successor {
+            died: true,
+            fell: true,
+            requests: self.requests.map.clone(),
+            replies: replies.map,
+            generation,
+        };
         self.commands.send(Command::Succeed { device: 0, successor }).unwrap();
         self.kick.bump();
     }

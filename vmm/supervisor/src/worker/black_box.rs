@@ -18,6 +18,8 @@ use crate::link::cut_to;
 const DEATHS: usize = 8;
 /// `SIGSYS`.
 const REFUSED: i32 = 31;
+/// `SIGKILL`.
+const KILLED: i32 = 9;
 
 /// Why a worker is not to be used any more, before its process has ended.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -69,6 +71,16 @@ impl Ending {
         // It is the worker's own word, which has to go with the kernel's.
         let words = last_words::find(replies).filter(|words| i64::from(words.signal) == i64::from(signal));
         Ending::Reaped(cause, words)
+    }
+
+    /// Whether it was the worker's own doing, which was condemned for `blame`: not somebody's kill.
+    pub(super) fn is_its_own(&self, blame: Option<&Blame>) -> bool {
+        match blame {
+            Some(blame) => *blame != Blame::Asked,
+            None => {
+                !matches!(self, Ending::Reaped(Cause::Signaled { signal: KILLED, .. }, _) | Ending::Unstarted)
+            }
+        }
     }
 
     fn reason(&self) -> Reason {

@@ -34,6 +34,8 @@ const RESTORE_PATIENCE: Duration = Duration::from_secs(2);
 pub(super) struct Candidate {
     pub process: Process,
     control: Control,
+    /// The spawner knows its binary by that.
+    offer: u32,
     replies: Option<Sealed<ReadOnly>>,
     stage: Stage,
     /// When its stage has to be over; without one it ends by itself.
@@ -71,11 +73,16 @@ pub(crate) enum CandidateNews {
 }
 
 impl Worker {
-    /// Has `spawner` start the binary that was offered for device number `device`.
+    /// Has `spawner` start the binary that was offered for device number `device`, as offer number `offer`.
     ///
     /// # Errors
     /// Why there is no hand-over now.
-    pub(crate) fn begin_hand_over(&mut self, device: usize, spawner: &Client) -> Result<(), String> {
+    pub(crate) fn begin_hand_over(
+        &mut self,
+        device: usize,
+        offer: u32,
+        spawner: &Client,
+    ) -> Result<(), String> {
         if self.state() != DeviceState::Serving {
             return Err(format!("its worker is {}", self.state().name()));
         }
@@ -88,11 +95,11 @@ impl Worker {
         let (control, theirs) = self.socket().map_err(|error| error.to_string())?;
         let process = self.next_process();
         spawner
-            .start(device as u32, process.instance(), Program::Offered, theirs.as_fd())
+            .start(device as u32, process.instance(), Program::Offered { offer }, theirs.as_fd())
             .map_err(|error| error.to_string())?;
         let by = Some(Instant::now() + GREETING_PATIENCE);
-        self.candidate =
-            Some(Candidate { process, control, replies: None, stage: Stage::Greeting, by, bereft: None });
+        let (stage, replies, bereft) = (Stage::Greeting, None, None);
+        self.candidate = Some(Candidate { process, control, offer, replies, stage, by, bereft });
         Ok(())
     }
 
@@ -198,8 +205,8 @@ impl Worker {
     /// The candidate is to be killed, by `spawner`. `true` = the worker cannot go on before it is gone.
     pub(crate) fn withdraw(&mut self, device: usize, spawner: &Client) -> bool {
         self.kill_candidate(device, spawner);
-        let _ = spawner.settle(device as u32, false);
         let Some(candidate) = &mut self.candidate else { return false };
+        let _ = spawner.settle(device as u32, candidate.offer, false);
         let granted = candidate.stage == Stage::Restoring;
         if granted {
             (candidate.stage, candidate.by) = (Stage::Withdrawing, None);
@@ -223,14 +230,16 @@ impl Worker {
 
     /// The candidate has ended while the worker is being killed for it.
     pub(crate) fn retire_for_nobody(&mut self, device: usize, spawner: &Client) {
-        self.candidate = None;
+        if let Some(candidate) = self.candidate.take() {
+            let _ = spawner.settle(device as u32, candidate.offer, false);
+        }
         self.verdict = Some(Blame::Asked);
-        let _ = spawner.settle(device as u32, false);
     }
 
     /// The worker is gone, as it was to be: the candidate is the worker, at rest. Its spares are of the old binary, and end.
     pub(crate) fn take_over(&mut self, device: usize, spawner: &Client) {
-        let Some(Candidate { process, control, replies: Some(replies), .. }) = self.candidate.take() else {
+        let Some(Candidate { process, control, offer, replies: Some(replies), .. }) = self.candidate.take()
+        else {
             return;
         };
         (self.process, self.control, self.replies) = (process, control, replies);
@@ -242,7 +251,7 @@ impl Worker {
         (self.serves_since, self.verdict) = (Some(Instant::now()), None);
         (self.watch, self.balloon_asked) = (Watch::default(), false);
         self.rest = Rest::resting();
-        let _ = spawner.settle(device as u32, true);
+        let _ = spawner.settle(device as u32, offer, true);
         for spare in self.spares.drain(..) {
             let _ = spawner.kill(device as u32, spare.instance());
         }
@@ -251,8 +260,8 @@ impl Worker {
     /// It goes on.
     pub(crate) fn go_on(&mut self) {
         self.interruption.handed_over(&self.process);
+        self.resume();
         // What the host has said since it was granted all this went to the one before it.
         self.tell_host_settings();
-        self.resume();
     }
 }

@@ -5,7 +5,7 @@ use cellblock_wire::Version;
 use cellblock_wire::control::{BalloonReport, FromWorker, LogLevel, ToWorker};
 use cellblock_wire::device::{DeviceConfig, DeviceKind};
 
-use super::Worker;
+use super::{Stage, Worker};
 use crate::link::DeviceState;
 
 /// Messages taken from one worker before the loop looks at the others.
@@ -57,8 +57,28 @@ impl Worker {
         }
     }
 
-    /// Tells it once more what the host has set; what it knows already changes nothing.
-    pub(super) fn tell_host_settings(&self) {
+    /// Has the guest's power button pressed, if it is the device that has it: now, or when it can remember that.
+    pub(crate) fn press_power_button(&mut self) {
+        if self.kind() != DeviceKind::AcpiPower {
+            return;
+        }
+        let hears =
+            self.state() == DeviceState::Serving && self.hand_over().is_none_or(|at| at == Stage::Greeting);
+        if hears {
+            self.tell(&ToWorker::PowerButton);
+        } else {
+            self.pressed = true;
+        }
+    }
+
+    /// Tells it what the host has said that its predecessor may not have heard; what it knows already changes nothing.
+    pub(crate) fn tell_host_settings(&mut self) {
+        if std::mem::take(&mut self.pressed) {
+            self.tell(&ToWorker::PowerButton);
+        }
+        if let (Some(pages), DeviceConfig::Balloon(config)) = (self.balloon_pages.take(), &mut self.config) {
+            config.pages = pages;
+        }
         match &self.config {
             DeviceConfig::Balloon(config) => self.tell(&ToWorker::SetBalloon { pages: config.pages }),
             DeviceConfig::Console(config) => {
@@ -72,7 +92,11 @@ impl Worker {
     /// Asks for a balloon's report, after setting its size; a successor will be told the same size.
     pub(crate) fn ask_balloon(&mut self, set: Option<u32>) {
         if let (Some(pages), DeviceConfig::Balloon(config)) = (set, &mut self.config) {
-            config.pages = pages;
+            // A worker that is yet to be granted this would not find it new, and not tell the guest.
+            match self.state {
+                DeviceState::Serving => config.pages = pages,
+                _ => self.balloon_pages = Some(pages),
+            }
             self.tell(&ToWorker::SetBalloon { pages });
         }
         self.balloon_asked = true;
@@ -115,6 +139,7 @@ impl Worker {
             }
             (FromWorker::Ready, DeviceState::Starting) if self.process.greeted => {
                 self.begin_service();
+                self.tell_host_settings();
                 Ok(Some(News::Ready))
             }
             (FromWorker::StateLost { reason }, DeviceState::Starting) => {

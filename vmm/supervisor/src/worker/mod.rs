@@ -32,6 +32,7 @@ use crate::shadow::Shadow;
 /// How long a worker may take to serve.
 const START_PATIENCE: Duration = Duration::from_secs(20);
 
+mod back_off;
 mod black_box;
 mod failure;
 mod grant;
@@ -42,6 +43,7 @@ mod progress;
 mod rest;
 mod watch;
 
+use back_off::BackOff;
 use black_box::{BlackBox, Deceased};
 pub(crate) use black_box::{Blame, Ending};
 use failure::Failure;
@@ -101,6 +103,15 @@ pub(crate) struct Worker {
     watch: Watch,
     /// It was asked for a balloon's report, and has not given one.
     balloon_asked: bool,
+    /// What a balloon was set to while it had no worker that served.
+    balloon_pages: Option<u32>,
+    /// The power button was pressed while nobody could take note of it.
+    pressed: bool,
+    /// Replies of the next incarnation, if they are made already.
+    next_replies: Option<Sealed<ReadOnly>>,
+    back_off: BackOff,
+    /// The last death was the worker's own doing, or that of what it was asked.
+    fell: bool,
     /// Whether it is to rest, and does.
     rest: Rest,
 }
@@ -160,6 +171,11 @@ impl Worker {
             log_lines: 0,
             watch: Watch::default(),
             balloon_asked: false,
+            balloon_pages: None,
+            pressed: false,
+            next_replies: None,
+            back_off: BackOff::default(),
+            fell: false,
             rest: Rest::default(),
         };
         worker.grant()?;
@@ -173,7 +189,10 @@ impl Worker {
     /// [`grant`]: Self::grant
     pub(crate) fn succeed(&mut self, index: usize, spawner: &Client) -> Result<(), BuildError> {
         self.change_process(index, spawner)?;
-        self.replies = self.fresh_replies()?;
+        self.replies = match self.next_replies.take() {
+            Some(replies) => replies,
+            None => self.fresh_replies()?,
+        };
         self.generation += 1;
         self.state = DeviceState::Starting;
         self.balloon_asked = false;
@@ -227,6 +246,7 @@ impl Worker {
     pub(crate) fn successor(&self, died: bool) -> Successor {
         Successor {
             died,
+            fell: died && self.fell,
             requests: self.requests.map.clone(),
             replies: self.replies.map.clone(),
             generation: self.generation,
@@ -309,6 +329,8 @@ impl Worker {
         }
         (self.state, self.serve_by, self.verdict) = (DeviceState::Dying, None, reason);
         self.interruption.begin();
+        // It takes its time to end; what fails now is tried again.
+        self.next_replies = self.fresh_replies().ok();
         true
     }
 
@@ -320,6 +342,7 @@ impl Worker {
     /// The process is gone, as `ending` says: what became of it in one sentence, and what that leads to.
     pub(crate) fn gone(&mut self, ending: &Ending) -> (String, Verdict) {
         let served = self.serves_since.take();
+        self.fell = ending.is_its_own(self.verdict.as_ref());
         let who = Deceased {
             generation: self.generation,
             pid: self.process.pid.unwrap_or(0),

@@ -248,6 +248,7 @@ impl Worker {
     pub(super) fn begin_service(&mut self) {
         self.state = DeviceState::Serving;
         self.failure.note_service();
+        self.back_off.end();
         (self.serve_by, self.serves_since) = (None, Some(Instant::now()));
         self.interruption.end();
         self.interruption.settle(&self.process);

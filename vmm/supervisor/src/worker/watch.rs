@@ -2,8 +2,9 @@
 //!
 //! One that is late with something is looked at, again and again while it stays late, through the spawner, which sees the
 //! host's /proc. It hangs if it is stopped; if it sleeps in several looks in a row; if it has had so much CPU time since the first
-//! look that it could have answered; or if it has waited in the kernel for too long. One that wants to run and does not (a full
-//! machine, a throttled cgroup) is not to blame, and waited for without an end: a successor would have no more CPU.
+//! look that it could have answered; if it has had so much time of its own, in which nothing kept it from running; or if it has
+//! waited in the kernel for too long. One that wants to run and does not (a full machine, a throttled cgroup) is not to blame, and
+//! waited for without an end: a successor would have no more CPU.
 
 use std::time::{Duration, Instant};
 
@@ -18,8 +19,11 @@ const SIGN_PATIENCE: Duration = Duration::from_secs(1);
 const SIGN_LOOKS: Duration = Duration::from_millis(125);
 /// Looks in a row at which a worker slept.
 const SLEEPS: u32 = 3;
-/// CPU time, in ms, that a worker has had since the first look: it loops.
-const LOOPS_MS: u64 = 250;
+/// CPU time that a worker has had since the first look: it loops. Where the host is a guest itself, what that is kept from running
+/// counts as CPU time, too.
+const LOOPS: Duration = Duration::from_secs(1);
+/// Time since the first look in which it neither waited for a CPU nor for the kernel.
+const OWN_TIME: Duration = Duration::from_secs(1);
 /// How long a worker is waited for if the host does not say what it does (`hidepid`).
 const BLIND_PATIENCE: Duration = Duration::from_secs(4);
 /// How long a worker may wait in the kernel without being wakeable: for a disk, or for memory that was swapped out.
@@ -50,12 +54,58 @@ pub(super) struct Watch {
 struct Case {
     debt: Debt,
     what: String,
-    /// When it was first looked at, and what CPU time it had had.
-    first: Option<(Instant, u64)>,
+    looks: Option<Looks>,
     /// Looks in a row at which it slept.
     sleeps: u32,
     /// The log knows that it is starved.
     told: bool,
+}
+
+/// What was seen of a suspect.
+#[derive(Debug, Clone, Copy)]
+struct Looks {
+    first: (Instant, Activity),
+    last: (Instant, Activity),
+    /// The last time that it had a CPU was after that.
+    ran_after: Instant,
+    /// How long it was seen to wait in the kernel.
+    in_kernel: Duration,
+}
+
+impl Looks {
+    fn begin(now: Instant, activity: Activity) -> Self {
+        let look = (now, activity);
+        Looks { first: look, last: look, ran_after: now, in_kernel: Duration::ZERO }
+    }
+
+    fn add(&mut self, now: Instant, activity: Activity) {
+        if activity.turns != self.last.1.turns {
+            self.ran_after = self.last.0;
+        }
+        if activity.state == b'D' {
+            self.in_kernel += now.saturating_duration_since(self.last.0);
+        }
+        self.last = (now, activity);
+    }
+
+    /// CPU time that it has had.
+    fn ran(&self) -> Duration {
+        Duration::from_micros(self.last.1.ran_us.saturating_sub(self.first.1.ran_us))
+    }
+
+    fn late(&self) -> Duration {
+        self.last.0.saturating_duration_since(self.first.0)
+    }
+
+    /// The time in which nothing kept it from running, at least. What it waits for a CPU now is not counted by the kernel yet, and
+    /// may have begun when it last had one.
+    fn own_time(&self) -> Duration {
+        let (now, activity) = self.last;
+        let waited = Duration::from_micros(activity.waited_us.saturating_sub(self.first.1.waited_us));
+        let waits = now.saturating_duration_since(self.ran_after);
+        let waits = if activity.state == b'R' { waits } else { Duration::ZERO };
+        self.late().saturating_sub(waited + waits + self.in_kernel)
+    }
 }
 
 /// What is to be done with a suspect.
@@ -88,21 +138,30 @@ impl Watch {
 impl Case {
     fn judge(&mut self, activity: Option<Activity>, now: Instant) -> Judgement {
         let hangs = |how: &str| Judgement::Hangs(format!("{}: {how}", self.what));
-        let Activity { state, cpu_ms } = activity.unwrap_or(Activity { state: b'?', cpu_ms: 0 });
-        let (since, cpu) = *self.first.get_or_insert((now, cpu_ms));
-        let waited = now.saturating_duration_since(since);
+        let unseen = Activity { state: b'?', ran_us: 0, waited_us: 0, turns: 0 };
+        let activity = activity.unwrap_or(unseen);
+        let looks = self.looks.get_or_insert_with(|| Looks::begin(now, activity));
+        looks.add(now, activity);
+        let late = looks.late();
+        let state = activity.state;
         self.sleeps = if matches!(state, b'R' | b'D' | b'?') { 0 } else { self.sleeps + 1 };
         match state {
-            b'R' if cpu_ms.saturating_sub(cpu) >= LOOPS_MS => hangs("it runs and does not answer"),
-            b'?' if waited >= BLIND_PATIENCE => hangs("and the host does not say what it does"),
-            b'D' if waited >= DISK_PATIENCE => hangs("it waits for the kernel, and nothing can wake it"),
-            b'R' | b'D' if !waited.is_zero() && !std::mem::replace(&mut self.told, true) => {
+            b'?' if late >= BLIND_PATIENCE => hangs("and the host does not say what it does"),
+            b'?' => Judgement::Wait,
+            b'T' | b't' => hangs("it is stopped"),
+            b'Z' | b'X' => hangs("its main thread has ended"),
+            _ if looks.ran() >= LOOPS => hangs("it runs and does not answer"),
+            _ if looks.in_kernel >= DISK_PATIENCE => {
+                hangs("it waits for the kernel, and nothing can wake it")
+            }
+            _ if activity.turns > 0 && looks.own_time() >= OWN_TIME => {
+                hangs("it has had a second in which nothing kept it from answering")
+            }
+            _ if self.sleeps >= SLEEPS => hangs("it sleeps"),
+            b'R' | b'D' if !late.is_zero() && !std::mem::replace(&mut self.told, true) => {
                 let why = if state == b'R' { "a CPU" } else { "the kernel" };
                 Judgement::Starved(format!("{}: it waits for {why}, and is waited for", self.what))
             }
-            b'R' | b'D' | b'?' => Judgement::Wait,
-            b'T' | b't' => hangs("it is stopped"),
-            _ if self.sleeps >= SLEEPS => hangs("it sleeps"),
             _ => Judgement::Wait,
         }
     }
@@ -117,8 +176,8 @@ impl Worker {
             return;
         }
         let open = self.watch.case.take().filter(|case| self.owes(case.debt));
-        let (first, what) = (None, what.to_owned());
-        let case = open.unwrap_or(Case { debt, what, first, sleeps: 0, told: false });
+        let what = what.to_owned();
+        let case = open.unwrap_or(Case { debt, what, looks: None, sleeps: 0, told: false });
         if case.debt == debt {
             // A spawner that is gone is seen by its socket.
             let _ = spawner.examine(device as u32, self.process.instance());
@@ -180,15 +239,18 @@ mod tests {
 
     const LOOKS: Duration = Duration::from_millis(125);
 
-    /// The judgement on so many looks at a row of states, with the CPU time at each.
-    fn judge(looks: impl IntoIterator<Item = (u8, u64)>) -> (usize, Judgement) {
-        let what = "no answer".to_owned();
-        let mut case = Case { debt: Debt::Sign, what, first: None, sleeps: 0, told: true };
+    /// A process in `state` that has run for so many ms and waited for a CPU for so many, in so many turns.
+    fn seen(state: u8, ran_ms: u64, waited_ms: u64, turns: u64) -> Activity {
+        Activity { state, ran_us: ran_ms * 1000, waited_us: waited_ms * 1000, turns }
+    }
+
+    /// The judgement on looks at a row.
+    fn judge(looks: impl IntoIterator<Item = Activity>) -> (usize, Judgement) {
+        let mut case = case(true);
         let start = Instant::now();
         let mut count = 0;
-        for (state, cpu_ms) in looks {
-            let activity = Some(Activity { state, cpu_ms });
-            let judgement = case.judge(activity, start + LOOKS * count as u32);
+        for activity in looks {
+            let judgement = case.judge(Some(activity), start + LOOKS * count as u32);
             count += 1;
             if judgement != Judgement::Wait {
                 return (count, judgement);
@@ -197,45 +259,69 @@ mod tests {
         (count, Judgement::Wait)
     }
 
+    fn case(told: bool) -> Case {
+        Case { debt: Debt::Sign, what: "no answer".to_owned(), looks: None, sleeps: 0, told }
+    }
+
     fn hangs(how: &str) -> Judgement {
         Judgement::Hangs(format!("no answer: {how}"))
     }
 
     #[test]
     fn one_that_waits_for_a_cpu_is_not_to_blame() {
-        // An hour, in which it gets a thousandth of a CPU but for the last look.
-        let hour = (0..3600 * 8).map(|look| (b'R', 5000 + look / 80));
-        assert_eq!(judge(hour).1, hangs("it runs and does not answer"));
-        assert_eq!(judge((0..10_000).map(|_| (b'R', 70))).1, Judgement::Wait);
-        // Now and then it is seen just when it sleeps.
+        // Half an hour, in which it gets a ten-thousandth of a CPU, and is never seen while it has it.
+        let looks = 1800 * 8;
         assert_eq!(
-            judge((0..10_000).map(|look| (if look % 3 == 0 { b'R' } else { b'S' }, 70))).1,
+            judge((0..looks).map(|look| seen(b'R', 5 + look / 80, look * 125, look))).1,
             Judgement::Wait
         );
+        // It waits in one piece: the kernel counts that when it is over.
+        assert_eq!(judge((0..looks).map(|_| seen(b'R', 70, 7, 9))).1, Judgement::Wait);
+        let pieces = (0..looks).map(|look| seen(b'R', 70 + look / 400, look / 400 * 50_000, look / 400));
+        assert_eq!(judge(pieces).1, Judgement::Wait);
+        // Now and then it is seen just when it sleeps.
+        let naps =
+            (0..looks).map(|look| seen(if look % 3 == 0 { b'R' } else { b'S' }, 70, look * 124, look + 1));
+        assert_eq!(judge(naps.take(800)).1, Judgement::Wait);
+        // A kernel that counts neither turns nor waits.
+        assert_eq!(judge((0..looks).map(|_| seen(b'R', 70, 0, 0))).1, Judgement::Wait);
     }
 
     #[test]
     fn one_that_loops_sleeps_or_is_stopped_hangs() {
         assert_eq!(
-            judge((0..).map(|look| (b'R', 1000 + look * 125))),
-            (3, hangs("it runs and does not answer"))
+            judge((0..).map(|look| seen(b'R', 1000 + look * 125, 0, 1))),
+            (9, hangs("it runs and does not answer"))
         );
-        assert_eq!(judge((0..).map(|_| (b'S', 1))), (3, hangs("it sleeps")));
-        assert_eq!(judge((0..).map(|_| (b'T', 1))), (1, hangs("it is stopped")));
+        assert_eq!(judge((0..).map(|_| seen(b'S', 1, 1, 1))), (3, hangs("it sleeps")));
+        assert_eq!(judge((0..).map(|_| seen(b'T', 1, 1, 1))), (1, hangs("it is stopped")));
+    }
+
+    /// One that sleeps and always happens to run when it is looked at would else have as long as its CPU time lasts.
+    #[test]
+    fn one_that_only_looks_busy_has_little_more_than_a_second() {
+        let idle = "it has had a second in which nothing kept it from answering";
+        assert_eq!(judge((0..).map(|look| seen(b'R', 1, 0, 1 + look))), (10, hangs(idle)));
+        let alternating = (0..).map(|look| seen(if look % 3 == 2 { b'R' } else { b'S' }, 1, look, 1 + look));
+        assert_eq!(judge(alternating).1, hangs(idle));
+        // Nor does it help to wait in the kernel, but for so long as any may.
+        let (looks, judgement) =
+            judge((0..).map(|look| seen(if look % 2 == 0 { b'D' } else { b'S' }, 1, 0, 1 + look)));
+        assert_eq!(judgement, hangs(idle));
+        assert!(LOOKS * looks as u32 <= DISK_PATIENCE + 2 * OWN_TIME);
     }
 
     #[test]
     fn one_that_waits_for_a_disk_has_its_time() {
-        let (looks, judgement) = judge((0..).map(|_| (b'D', 1)));
+        let (looks, judgement) = judge((0..).map(|_| seen(b'D', 1, 1, 1)));
         assert_eq!(judgement, hangs("it waits for the kernel, and nothing can wake it"));
         assert_eq!(LOOKS * (looks as u32 - 1), DISK_PATIENCE);
     }
 
     #[test]
     fn people_are_told_once_that_it_is_starved() {
-        let mut case =
-            Case { debt: Debt::Sign, what: "no answer".into(), first: None, sleeps: 0, told: false };
-        let (start, waits) = (Instant::now(), Some(Activity { state: b'R', cpu_ms: 0 }));
+        let mut case = case(false);
+        let (start, waits) = (Instant::now(), Some(seen(b'R', 0, 0, 1)));
         assert_eq!(case.judge(waits, start), Judgement::Wait);
         assert!(matches!(case.judge(waits, start + LOOKS), Judgement::Starved(_)));
         assert_eq!(case.judge(waits, start + 2 * LOOKS), Judgement::Wait);

@@ -6,10 +6,10 @@ use proptest::prelude::*;
 
 use super::rings::{driver, pages, queue};
 use crate::device::Device;
-use crate::testing::Harness;
 use crate::testing::conformance::conforms;
 use crate::testing::holder::{self, Holder};
 use crate::testing::virtio::{DATA, Driver, Edges, Segment, shared_ram};
+use crate::testing::{Harness, Host};
 use crate::virtio::inflight::Pages;
 use crate::virtio::queue::Position;
 use crate::virtio::spec::status;
@@ -112,6 +112,29 @@ fn name(driver: &mut Driver<Harness<Device0>>, head: u16) {
 fn the_device_of_these_tests_conforms() {
     let (ram, (_fd, pages)) = (shared_ram().0, pages(2));
     conforms(&mut Driver::new(Harness::new(device(&ram, &pages)), ram.clone()), &holder::CONFORMS);
+}
+
+/// One that is to relieve another refuses what it cannot go on with: the other can, and the driver is told nothing.
+#[test]
+fn who_is_to_relieve_another_asks_for_no_reset() {
+    let (ram, (fd, pages)) = (shared_ram().0, pages(2));
+    let mut driver = Driver::new(Harness::new(device(&ram, &pages)), ram.clone());
+    driver.begin(u64::MAX, 2, SIZE);
+    let saved = driver.host.saved();
+    poke(&fd, 8, &[2, 0]);
+    let mut candidate = device(&ram, &pages);
+    candidate.quiesce();
+    let refused = candidate.restore(&saved).unwrap_err();
+    assert!(refused.to_string().starts_with("queue 0 cannot be gone on with"), "{refused}");
+    let mut candidate = Harness::new(candidate);
+    let needs_reset = |harness: &mut Harness<Device0>| {
+        harness.read(0, 0x70, 4) & u64::from(status::DEVICE_NEEDS_RESET) != 0
+    };
+    assert!(!needs_reset(&mut candidate));
+    // The successor of one that is dead says what it lacks.
+    let mut successor = device(&ram, &pages);
+    successor.restore(&saved).unwrap();
+    assert!(needs_reset(&mut Harness::new(successor)));
 }
 
 #[test]

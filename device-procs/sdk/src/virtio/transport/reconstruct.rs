@@ -36,7 +36,7 @@ impl<E: Engine> Transport<E> {
             self.interrupt.lost();
             return Ok(());
         }
-        self.start_all(self.going_on());
+        self.start_all(self.going_on())?;
         // Either may have been raised for the last time by a predecessor.
         self.interrupt.used_buffer();
         self.restored = true;
