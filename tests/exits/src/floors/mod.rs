@@ -2,6 +2,7 @@
 //! each on one CPU and on two, at once and after the time for which the guest of the scenario idles.
 
 pub(crate) mod peer;
+mod ring;
 mod signal;
 
 use std::collections::BTreeMap;
@@ -70,6 +71,7 @@ pub(crate) fn measure(scenario: &Scenario) -> Result<Floors> {
                 "ping-pong".to_owned(),
                 round_trip(Way::Spin, first, last, 20 * BATCH, Duration::ZERO)?,
             );
+            floors.insert("ring, both spinning".to_owned(), ring::round_trip(first, last, 20 * BATCH)?);
         }
         for way in Way::SLEEPING {
             let rounds = scenario.floor_rounds();
