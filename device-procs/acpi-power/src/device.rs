@@ -66,7 +66,8 @@ impl<T: Trigger, C: Clock> AcpiPower<T, C> {
 
     fn repeat(&mut self) {
         if self.state.repeat_at.is_some_and(|at| at <= self.clock.monotonic()) {
-            self.state.repeats = self.state.repeats.saturating_add(1);
+            // A state that was taken over may say that there is one more to come after the last.
+            self.state.repeats = self.state.repeats.saturating_add(1).min(REPEATS);
             self.raise();
         }
     }
