@@ -181,8 +181,9 @@ impl Scenario {
             Via::InProcess => "local",
             Via::Json => "json",
             Via::Worker | Via::NeverSpinning => {
+                let id = format!("bench-exits-{}", std::process::id());
                 command.arg(places.program());
-                command.args(["run", "--id", "bench-exits", "--serial", "stdio", "--rng", "--memory", "64M"]);
+                command.args(["run", "--id", &id, "--serial", "stdio", "--rng", "--memory", "64M"]);
                 command.args(["--cpus", vcpus, "--cmdline", &self.cmdline(), "--kernel"]).arg(guest);
                 let most = if via == Via::NeverSpinning { Some(0) } else { poll_max_us };
                 command.args(most.map(|most| format!("--poll-max-us={most}")));
