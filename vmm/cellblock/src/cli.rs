@@ -181,6 +181,9 @@ pub(crate) struct RunArgs {
     spares: Option<u32>,
 
     /// When the VM ends, say how often its guest accessed which register of which device, on standard error; =json as one line.
+    ///
+    /// Only what left the guest to a device counts: not queue notifications of virtio drivers, reads of virtio registers, and writes
+    /// to ports where nobody is and every PC guest writes (0x80 among them), which KVM takes by itself.
     #[arg(long, value_name = "FORM", num_args = 0..=1, require_equals = true, default_missing_value = "text")]
     exit_stats: Option<String>,
 

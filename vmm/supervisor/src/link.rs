@@ -134,6 +134,9 @@ pub enum Event {
 /// Of an [`Event::ExitCounts`].
 pub const EXIT_COUNTS: usize = 32;
 
+/// Of all of them together: they go out one after the other to a front that may not read, and must leave room for the end.
+pub const MOST_EXIT_COUNTS: usize = 256;
+
 /// How often the guest accessed one address.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExitCount {

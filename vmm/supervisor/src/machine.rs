@@ -347,7 +347,7 @@ impl Machine {
         }
     }
 
-    /// What left the guest, if that was counted; the vCPUs have stopped.
+    /// What left the guest, if that was counted. A vCPU that did not stop in time may count on meanwhile.
     fn tell_exits(&self) {
         let stats: Vec<_> = self.vcpus.iter().filter_map(|vcpu| vcpu.stats.as_deref()).collect();
         if stats.is_empty() {

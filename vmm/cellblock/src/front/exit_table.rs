@@ -3,13 +3,18 @@
 use std::fmt::Write as _;
 
 use cellblock_config::ExitStats;
-use cellblock_supervisor::link::ExitCount;
+use cellblock_supervisor::link::{ExitCount, MOST_EXIT_COUNTS};
 use serde::Serialize;
+
+/// The longest name of a device; the supervisor, which sends them, is not trusted with the user's terminal.
+const MAX_NAME: usize = 24;
 
 /// What the supervisor has told so far.
 #[derive(Debug, Default)]
 pub(crate) struct ExitTable {
+    /// `None` = nobody asked, or it has been printed.
     form: Option<ExitStats>,
+    /// At most [`MOST_EXIT_COUNTS`].
     counts: Vec<ExitCount>,
 }
 
@@ -33,12 +38,20 @@ impl ExitTable {
     }
 
     pub(crate) fn extend(&mut self, counts: Vec<ExitCount>) {
-        self.counts.extend(counts);
+        if self.form.is_none() {
+            return;
+        }
+        let room = MOST_EXIT_COUNTS.saturating_sub(self.counts.len());
+        self.counts.extend(counts.into_iter().take(room).map(|count| ExitCount {
+            device:
+                count.device.map(|name| name.chars().filter(char::is_ascii_graphic).take(MAX_NAME).collect()),
+            ..count
+        }));
     }
 
     /// That was all: prints it.
     pub(crate) fn print(&mut self, exits: u64, elsewhere: (u64, u64)) {
-        match self.form {
+        match self.form.take() {
             Some(ExitStats::Text) => note!("{}", self.table(exits, elsewhere).trim_end()),
             Some(ExitStats::Json) => match serde_json::to_string(&self.report(exits, elsewhere)) {
                 Ok(line) => note!("{line}"),
@@ -50,8 +63,8 @@ impl ExitTable {
     }
 
     fn report(&self, exits: u64, elsewhere: (u64, u64)) -> Report<'_> {
-        let reads = self.counts.iter().map(|count| count.reads).sum::<u64>() + elsewhere.0;
-        let writes = self.counts.iter().map(|count| count.writes).sum::<u64>() + elsewhere.1;
+        let reads = self.counts.iter().fold(elsewhere.0, |sum, count| sum.saturating_add(count.reads));
+        let writes = self.counts.iter().fold(elsewhere.1, |sum, count| sum.saturating_add(count.writes));
         let (elsewhere_reads, elsewhere_writes) = elsewhere;
         Report { exits, reads, writes, registers: &self.counts, elsewhere_reads, elsewhere_writes }
     }
@@ -59,7 +72,7 @@ impl ExitTable {
     /// One row for each register, those of one device together.
     fn table(&self, exits: u64, elsewhere: (u64, u64)) -> String {
         let Report { reads, writes, .. } = self.report(exits, elsewhere);
-        let others = exits.saturating_sub(reads + writes);
+        let others = exits.saturating_sub(reads.saturating_add(writes));
         let mut table = format!(
             "cellblock: exits: {exits}: {reads} reads, {writes} writes, {others} others\n\
              {:12} {:>18} {:>6} {:>8} {:>8}\n",
@@ -106,6 +119,25 @@ mod tests {
         assert_eq!(rows[2], ["serial", "port", "0x3fd", "0x5", "2", "0"]);
         assert_eq!(rows[3], ["nobody", "port", "0x80", "0x0", "0", "7"]);
         assert_eq!(rows[4], ["elsewhere", "1", "0"]);
+    }
+
+    #[test]
+    fn a_supervisor_that_lies_fills_neither_memory_nor_the_terminal() {
+        let mut table = ExitTable::new(Some(ExitStats::Text));
+        let name = format!("\u{1b}]0;you\u{7}\nser\u{202e}ial{}", "x".repeat(1000));
+        for _ in 0..100 {
+            table.extend(vec![count(Some(&name), 0, u64::MAX, u64::MAX); 32]);
+        }
+        assert_eq!(table.counts.len(), MOST_EXIT_COUNTS);
+        assert_eq!(table.counts[0].device.as_deref(), Some("]0;youserialxxxxxxxxxxxx"));
+        assert!(table.table(1, (u64::MAX, 1)).contains("0 others"));
+        table.counts.truncate(1);
+        table.print(1, (0, 0));
+        // Nobody asked, or it is said already.
+        for mut table in [table, ExitTable::new(None)] {
+            table.extend(vec![count(None, 0, 1, 0)]);
+            assert!(table.counts.is_empty());
+        }
     }
 
     #[test]
