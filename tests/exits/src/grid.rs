@@ -4,11 +4,10 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use crate::Request;
 use crate::floors;
 use crate::guest::{median, percentile};
-use crate::results::KINDS;
 use crate::scenario::{Load, Scenario, Via, scenarios};
+use crate::{Request, choose};
 
 /// `--poll-max-us`; the first is what the others are compared with.
 const SETTINGS: [u32; 6] = [0, 10, 20, 50, 100, 200];
@@ -21,23 +20,18 @@ const WORSE: f64 = 1.10;
 /// A guest does not end as it should.
 pub(crate) fn run(request: &Request) -> Result<bool> {
     let mut kept = true;
+    let all = loads();
+    let chosen = choose(request, &all)?;
     println!("p50 of an access in µs, and how many times as long as with --poll-max-us 0:");
-    for scenario in loads() {
-        if !(request.only.is_empty() || request.only.iter().any(|name| name == scenario.name))
-            || !scenario.possible()
-        {
-            continue;
-        }
+    for scenario in chosen {
         for cpus in [1, floors::cpus()?.len()] {
             let scenario = Scenario { one_cpu: cpus == 1, ..scenario.clone() };
             let mut times = vec![Vec::new(); SETTINGS.len()];
             for _ in 0..request.runs.max(1) {
                 for (setting, times) in SETTINGS.iter().zip(&mut times) {
                     let measured = scenario.measure(Via::Worker, Some(*setting))?;
-                    let of = |kind: &&str| {
-                        measured.samples.get(*kind).map_or(0.0, |samples| percentile(samples, 50))
-                    };
-                    times.push(median(KINDS.iter().map(of)));
+                    // Every kind has samples, or there was an error.
+                    times.push(median(measured.samples.values().map(|samples| percentile(samples, 50))));
                 }
             }
             let never = median(times.first().cloned().unwrap_or_default());
@@ -64,7 +58,7 @@ pub(crate) fn run(request: &Request) -> Result<bool> {
 }
 
 /// The scenarios, and some that idle for less than 10 ms.
-fn loads() -> Vec<Scenario> {
+pub(crate) fn loads() -> Vec<Scenario> {
     let all = scenarios();
     let hot = all.iter().find(|scenario| scenario.name == "hot").cloned();
     let pauses = [("idle-30us", 30), ("idle-100us", 100), ("idle-1ms", 1000)];

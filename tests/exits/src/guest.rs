@@ -2,22 +2,24 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::results::KINDS;
 
 /// What one run of the guest measured.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Measured {
-    /// For each kind of access its times, in ns, in ascending order.
+    /// For each of the [`KINDS`] of access its times, in ns, in ascending order.
     pub(crate) samples: BTreeMap<String, Vec<f64>>,
     /// What a second CPU did in each ms meanwhile; 0 without one.
     pub(crate) load: f64,
 }
 
-/// Reads the guest's output, in which samples stand between lines of text.
+/// Reads the guest's output, in which `count` samples of each kind stand between lines of text.
 ///
 /// # Errors
-/// It is not what the guest writes; the error says what is missing.
-pub(crate) fn parse(output: &[u8]) -> Result<Measured> {
+/// It is not what the guest writes; the error says what is missing: nothing that was not measured may be taken for fast.
+pub(crate) fn parse(output: &[u8], count: u32) -> Result<Measured> {
     let mut rest = output;
     let mut measured = Measured::default();
     let mut clock = None;
@@ -52,12 +54,16 @@ pub(crate) fn parse(output: &[u8]) -> Result<Measured> {
             Some("load") => {
                 let ms = field("cycles")? as f64 * clock.context("a load before the clock")? / 1e6;
                 measured.load = if ms > 0.0 { field("done")? as f64 / ms } else { 0.0 };
+                for kind in KINDS {
+                    let found = measured.samples.get(kind).map_or(0, Vec::len);
+                    ensure!(found == count as usize && found > 0, "{kind}: {found} samples of {count}");
+                }
                 return Ok(measured);
             }
             _ => {}
         }
     }
-    anyhow::bail!("the guest did not get to its end; it wrote {} bytes", output.len())
+    bail!("the guest did not get to its end; it wrote {} bytes", output.len())
 }
 
 /// The value that `percent` of the ascending `values` do not exceed; 0 of none.
@@ -80,15 +86,26 @@ mod tests {
     #[test]
     fn samples_are_found_between_the_lines() {
         // 2^31 / 2^32 with a shift of 0: half a nanosecond each cycle.
-        let mut output = b"clock multiplier=2147483648 shift_plus_64=64\nsamples read count=2\n".to_vec();
-        output.extend(20u32.to_le_bytes());
-        output.extend(u32::from(b'\n').to_le_bytes());
-        output.extend(b"load done=8 cycles=4000000\n");
-        let measured = parse(&output).unwrap();
+        let said = |kinds: &[&str]| {
+            let mut output = b"clock multiplier=2147483648 shift_plus_64=64\n".to_vec();
+            for kind in kinds {
+                output.extend(format!("samples {kind} count=2\n").bytes());
+                output.extend(20u32.to_le_bytes());
+                output.extend(u32::from(b'\n').to_le_bytes());
+            }
+            output.extend(b"load done=8 cycles=4000000\n");
+            output
+        };
+        let output = said(&KINDS);
+        let measured = parse(&output, 2).unwrap();
         assert_eq!(measured.samples["read"], [5.0, 10.0]);
         assert_eq!(measured.load, 4.0);
-        let short = &output[..output.len() - 30];
-        assert!(parse(short).is_err());
+        assert!(parse(&output[..output.len() - 30], 2).is_err());
+        // What was not measured is not fast.
+        let error = |output: &[u8], count| parse(output, count).unwrap_err().to_string();
+        assert_eq!(error(&output, 3), "read: 2 samples of 3");
+        assert_eq!(error(&said(&["read", "write"]), 2), "virtio: 0 samples of 2");
+        assert_eq!(error(&said(&[]), 0), "read: 0 samples of 0");
     }
 
     #[test]

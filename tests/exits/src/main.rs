@@ -21,7 +21,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use results::Results;
 use scenario::{Scenario, scenarios};
@@ -85,15 +85,25 @@ fn measure() -> Result<bool> {
     if request.grid { grid::run(&request) } else { run(&request) }
 }
 
-fn run(request: &Request) -> Result<bool> {
-    let all = scenarios();
-    let names = || all.iter().map(|scenario| scenario.name).collect::<Vec<_>>().join(", ");
+/// Those of `all` that are wanted and can be had here; never none.
+///
+/// # Errors
+/// A name that is not among them, or a machine that has the CPUs for none.
+fn choose<'a>(request: &Request, all: &'a [Scenario]) -> Result<Vec<&'a Scenario>> {
     if let Some(name) = request.only.iter().find(|name| all.iter().all(|one| one.name != **name)) {
-        bail!("{name} is not a scenario; there are {}", names());
+        let names: Vec<_> = all.iter().map(|scenario| scenario.name).collect();
+        bail!("{name} is not a scenario; there are {}", names.join(", "));
     }
     let wanted =
         |scenario: &&Scenario| request.only.is_empty() || request.only.iter().any(|n| n == scenario.name);
-    let chosen: Vec<&Scenario> = all.iter().filter(wanted).filter(|scenario| scenario.possible()).collect();
+    let chosen: Vec<_> = all.iter().filter(wanted).filter(|scenario| scenario.possible()).collect();
+    ensure!(!chosen.is_empty(), "nothing can be measured on this machine");
+    Ok(chosen)
+}
+
+fn run(request: &Request) -> Result<bool> {
+    let all = scenarios();
+    let chosen = choose(request, &all)?;
     let mut results = Results::default();
     for run in 1..=request.runs.max(1) {
         eprintln!("run {run} of {}", request.runs.max(1));
@@ -115,4 +125,23 @@ fn run(request: &Request) -> Result<bool> {
         fs::write(path, plot::svg(&results, &chosen)).with_context(|| path.display().to_string())?;
     }
     Ok(kept)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_nothing_are_refused() {
+        let only = |names: &[&str]| Request {
+            only: names.iter().map(|name| (*name).to_owned()).collect(),
+            ..Request::default()
+        };
+        for all in [scenarios(), grid::loads()] {
+            assert_eq!(choose(&only(&["idle"]), &all).unwrap()[0].name, "idle");
+            let error = choose(&only(&["idle", "typo"]), &all).unwrap_err().to_string();
+            assert!(error.starts_with("typo is not a scenario; there are "), "{error}");
+        }
+        assert!(choose(&only(&[]), &[]).is_err());
+    }
 }

@@ -3,7 +3,7 @@
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use cellblock_e2e::Places;
 
 use crate::floors;
@@ -167,7 +167,7 @@ impl Scenario {
             output.status,
             String::from_utf8_lossy(&output.stderr)
         );
-        parse(&output.stdout)
+        parse(&output.stdout, self.count).with_context(|| format!("{} {}", self.name, via.name()))
     }
 
     fn command(&self, via: Via, poll_max_us: Option<u32>) -> Result<Command> {

@@ -7,7 +7,8 @@ mod signal;
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd as _;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -94,17 +95,21 @@ fn round_trip(way: Way, ours: usize, theirs: usize, rounds: u32, idle: Duration)
     let (control, stdin) = socket::pair()?;
     let stdin = stdin.as_fd().try_clone_to_owned()?;
     let mut command = Command::new(std::env::current_exe()?);
-    let mut child = command.arg("floor-peer").stdin(Stdio::from(stdin)).spawn()?;
+    let peer = watch(command.arg("floor-peer").stdin(Stdio::from(stdin)).spawn()?);
     let order = Order { way, cpu: theirs, rounds: rounds + 1 };
     control.send_message(&order, &far.descriptors())?;
+    // The other process alone holds that end now, so that its death ends a read here.
+    drop(far);
     bind(&[ours])?;
     // The first finds the other process ready.
-    near.exchange();
+    near.exchange()?;
     let mut samples = Vec::new();
     if way == Way::Spin {
         for _ in 0..rounds / BATCH {
             let start = Instant::now();
-            (0..BATCH).for_each(|_| near.exchange());
+            for _ in 0..BATCH {
+                near.exchange()?;
+            }
             samples.push(start.elapsed().as_nanos() as f64 / f64::from(BATCH));
         }
     } else {
@@ -114,11 +119,23 @@ fn round_trip(way: Way, ours: usize, theirs: usize, rounds: u32, idle: Duration)
                 std::hint::spin_loop();
             }
             let start = Instant::now();
-            near.exchange();
+            near.exchange()?;
             samples.push(start.elapsed().as_nanos() as f64);
         }
     }
-    child.wait()?;
+    let _ = peer.join();
     samples.sort_by(f64::total_cmp);
     Ok(percentile(&samples, 50))
+}
+
+/// Ends this program if `child` ends otherwise than it should: who waits for it on a futex or spins would never know, and a wait
+/// with an end would not be the cheapest. (The child is killed when this program ends.)
+fn watch(mut child: Child) -> JoinHandle<()> {
+    thread::spawn(move || match child.wait() {
+        Ok(status) if status.success() => {}
+        status => {
+            eprintln!("cellblock-exits: the other process of a floor has ended: {status:?}");
+            std::process::exit(2);
+        }
+    })
 }

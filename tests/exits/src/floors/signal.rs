@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering::{Acquire, Release};
 use anyhow::{Context, Result};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
-use rustix::io::{read, write};
+use rustix::io::{Errno, read, write};
 use rustix::mm::{MapFlags, ProtFlags, mmap};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -121,53 +121,84 @@ impl Ends {
     }
 
     /// Asks, and waits for the answer.
-    pub(crate) fn exchange(&mut self) {
+    ///
+    /// # Errors
+    /// The other end is gone (as far as a descriptor shows that), or this kernel lacks the way.
+    pub(crate) fn exchange(&mut self) -> rustix::io::Result<()> {
         self.round = self.round.wrapping_add(1);
-        self.tell(self.asks);
-        self.wait(self.answers);
+        self.tell(self.asks)?;
+        self.wait(self.answers)
     }
 
     /// Waits to be asked, and answers.
-    pub(crate) fn answer(&mut self) {
+    ///
+    /// # Errors
+    /// As of [`exchange`](Self::exchange).
+    pub(crate) fn answer(&mut self) -> rustix::io::Result<()> {
         self.round = self.round.wrapping_add(1);
-        self.wait(self.asks);
-        self.tell(self.answers);
+        self.wait(self.asks)?;
+        self.tell(self.answers)
     }
 
-    // An exchange that fails would show as a round that never ends: whoever runs this has a timeout.
-    fn tell(&self, word: &AtomicU32) {
+    fn tell(&self, word: &AtomicU32) -> rustix::io::Result<()> {
         // SYNC POINT: pairs with the Acquire in `wait`.
         word.store(self.round, Release);
         match (self.way, &self.write) {
-            (Way::Futex | Way::FutexWaitv, _) => drop(futex::wake(word, Flags::empty(), 1)),
-            (Way::Eventfd, Some(fd)) => drop(write(fd, &1u64.to_ne_bytes())),
-            (_, Some(fd)) => drop(write(fd, &[1])),
-            (_, None) => {}
-        }
+            (Way::Futex | Way::FutexWaitv, _) => futex::wake(word, Flags::empty(), 1)?,
+            (Way::Eventfd, Some(fd)) => write(fd, &1u64.to_ne_bytes())?,
+            (_, Some(fd)) => write(fd, &[1])?,
+            (_, None) => 0,
+        };
+        Ok(())
     }
 
-    fn wait(&self, word: &AtomicU32) {
+    fn wait(&self, word: &AtomicU32) -> rustix::io::Result<()> {
         let mut room = [0; 8];
         if let Some(fd) = &self.read {
-            let _ = read(fd, &mut room);
+            // All have gone who could write.
+            if read(fd, &mut room)? == 0 {
+                return Err(Errno::PIPE);
+            }
         }
         loop {
             // SYNC POINT: pairs with the Release in `tell`.
             let seen = word.load(Acquire);
             if seen == self.round {
-                return;
+                return Ok(());
             }
-            match self.way {
-                Way::Futex => drop(futex::wait(word, Flags::empty(), seen, None)),
+            let waited = match self.way {
+                Way::Futex => futex::wait(word, Flags::empty(), seen, None),
                 Way::FutexWaitv => {
                     let mut wait = Wait::new();
                     wait.val = seen.into();
                     wait.uaddr = WaitPtr::new(word.as_ptr().cast());
                     wait.flags = WaitFlags::SIZE_U32;
-                    let _ = futex::waitv(&[wait], WaitvFlags::empty(), None, ClockId::Monotonic);
+                    futex::waitv(&[wait], WaitvFlags::empty(), None, ClockId::Monotonic).map(drop)
                 }
-                _ => std::hint::spin_loop(),
+                _ => {
+                    std::hint::spin_loop();
+                    Ok(())
+                }
+            };
+            match waited {
+                // The word has changed already.
+                Ok(()) | Err(Errno::AGAIN | Errno::INTR) => {}
+                Err(errno) => return Err(errno),
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_that_is_gone_is_an_error_and_no_wait() {
+        for way in [Way::Pipe, Way::UnixSeqpacket, Way::UnixStream] {
+            let (mut near, far) = Ends::pair(way).unwrap();
+            drop(far);
+            assert!(near.answer().is_err(), "{way:?}");
         }
     }
 }
