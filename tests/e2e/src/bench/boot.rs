@@ -41,7 +41,7 @@ pub(crate) fn run(request: &Request) -> Result<bool> {
         ended
             .messages
             .lines()
-            .filter(|line| line.starts_with(' ') || line.contains("0x"))
+            .skip_while(|line| !line.starts_with("cellblock: exits:"))
             .for_each(|line| println!("{line}"));
     }
     for run in 1..=request.runs.max(5) {
