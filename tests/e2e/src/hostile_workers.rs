@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 use cellblock_escape::all;
 use cellblock_escape::program::{PLACE, place};
@@ -35,16 +36,26 @@ fn kernel() -> (u32, u32) {
 /// The hostile worker in the place of `worker`, under the program of `policy`.
 pub fn infiltrate(lab: &Lab, worker: &str, policy: &str) {
     let folder = lab.places().dist.join("libexec/cellblock");
-    let mut program = fs::read(&lab.places().escape).unwrap();
+    let told = if worker == policy { PLACE } else { place(policy) };
     if worker != policy {
-        let at = program.windows(PLACE.len()).position(|bytes| bytes == PLACE).unwrap();
-        program[at..at + PLACE.len()].copy_from_slice(&place(policy));
         fs::copy(folder.join(format!("{policy}.bpf")), folder.join(format!("{worker}.bpf"))).unwrap();
     }
-    let path = folder.join(worker);
-    fs::remove_file(&path).unwrap();
-    fs::write(&path, program).unwrap();
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    install(&lab.places().escape, &PLACE, &told, &folder.join(worker));
+}
+
+/// Puts the program `built` where `to` is, with `text` in the one place in it that reads `place`.
+pub fn install(built: &Path, place: &[u8], text: &[u8], to: &Path) {
+    let mut program = fs::read(built).unwrap();
+    let mut found = program.windows(place.len()).enumerate().filter(|(_, bytes)| *bytes == place);
+    let (at, _) = found.next().expect("the program's place for a text");
+    assert!(found.next().is_none(), "{}: two places for a text", built.display());
+    drop(found);
+    program[at..at + text.len()].copy_from_slice(text);
+    // Beside it first, for what is executed cannot be written.
+    let beside = to.with_extension("new");
+    fs::write(&beside, program).unwrap();
+    fs::set_permissions(&beside, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::rename(beside, to).unwrap();
 }
 
 /// Runs a VM whose guest asks nothing of any device, and whose `workers`, named with the policy of each, are hostile, and judges what they tell. Returns who got past its policy with what.

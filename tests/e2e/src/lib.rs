@@ -10,6 +10,7 @@
 //! | `CELLBLOCK_GUESTS` | the bare-metal guests | `.cache/guests` |
 //! | `CELLBLOCK_FAIL_POINTS` | workers that end where a test wants it (`scripts/test build`) | `.cache/fail-points` |
 //! | `CELLBLOCK_ESCAPE` | the hostile worker of `tests/escape` (`scripts/test build`) | `.cache/escape/escape` |
+//! | `CELLBLOCK_HOSTILE` | the worker of `tests/hostile` that breaks the rules (`scripts/test build`) | `.cache/hostile/hostile` |
 //! | `CELLBLOCK_IMAGES` | Debian's kernel and the initrd | `/boot` in the emulated host, else none (QEMU's guests: `.cache/images/x86_64`) |
 //! | `CELLBLOCK_DEBIAN` | what boots `root.img` of `scripts/debian`, copies of which are `/dev/vda`, `/dev/vdb` | none |
 

@@ -14,8 +14,10 @@ pub struct Places {
     pub images: Option<PathBuf>,
     /// Holds workers that end where a test wants it, static ones.
     pub fail_points: PathBuf,
-    /// A hostile worker, a static one.
+    /// A worker that tries to get out of its jail, a static one.
     pub escape: PathBuf,
+    /// A worker that breaks the rules of the protocol, a static one.
+    pub hostile: PathBuf,
     /// Holds `vmlinuz`, `initrd.img` and `cmdline` of a Debian whose root file systems are this machine's disks.
     pub debian: Option<PathBuf>,
 }
@@ -33,6 +35,7 @@ impl Places {
             fail_points: variable("CELLBLOCK_FAIL_POINTS")
                 .unwrap_or_else(|| checkout.join(".cache/fail-points")),
             escape: variable("CELLBLOCK_ESCAPE").unwrap_or_else(|| checkout.join(".cache/escape/escape")),
+            hostile: variable("CELLBLOCK_HOSTILE").unwrap_or_else(|| checkout.join(".cache/hostile/hostile")),
             images: variable("CELLBLOCK_IMAGES").or_else(|| emulated.then(|| PathBuf::from("/boot"))),
             debian: variable("CELLBLOCK_DEBIAN"),
         }

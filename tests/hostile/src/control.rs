@@ -1,7 +1,6 @@
 //! What can be said on the control socket.
 
 use std::os::fd::BorrowedFd;
-use std::thread;
 
 use cellblock_channel::socket::{Control, MAX_DESCRIPTORS};
 use cellblock_wire::Version;
@@ -10,6 +9,9 @@ use cellblock_wire::device::DeviceKind;
 use rustix::net::{Shutdown, shutdown};
 
 use crate::{Noise, Worker, hello, own, rest};
+
+/// Messages of a flood between two looks for requests.
+const BATCH: u32 = 64;
 
 /// Says what it is, or something else.
 pub(crate) fn greet(control: &Control, case: &str) {
@@ -73,10 +75,7 @@ impl Worker {
             "balloon" => say(&FromWorker::Balloon(BalloonReport::default())),
             "gives-up" => say(&FromWorker::Refused { reason: "\u{1b}]0;owned\u{7}never".to_owned() }),
             "quiesced" => (0..100).for_each(|number| say(&FromWorker::Quiesced { number })),
-            "log-flood" => self.flood(20_000, |number| FromWorker::Log {
-                level: LogLevel::Warn,
-                text: format!("\u{1b}[31mline {number} {}", "x".repeat(400)),
-            }),
+            "log-flood" => self.noise = Noise::Log,
             "counter-flood" => self.noise = Noise::Counters,
             "closed" => {
                 let _ = shutdown(&self.control, Shutdown::Both);
@@ -90,13 +89,14 @@ impl Worker {
         Some(true)
     }
 
-    /// Sends so many messages, as fast as they are taken.
-    fn flood(&self, count: u32, message: impl Fn(u32) -> FromWorker) {
-        for number in 0..count {
-            let bytes = encode(&message(number)).unwrap();
-            while self.control.send(&bytes, &[]).is_err() {
-                thread::yield_now();
+    /// Sends messages as fast as they are taken, but looks for requests in between.
+    pub(crate) fn flood(&mut self, message: &FromWorker) {
+        let bytes = encode(message).unwrap();
+        for _ in 0..BATCH {
+            if self.control.send(&bytes, &[]).is_err() {
+                return;
             }
+            self.sent += 1;
         }
     }
 }

@@ -26,13 +26,18 @@ use cellblock_channel::memory::{self, Mapping, ReadOnly, Writable};
 use cellblock_channel::socket::Control;
 use cellblock_ring::{LaneId, answer, layout};
 use cellblock_wire::Version;
-use cellblock_wire::control::{Counters, FIXED_DESCRIPTORS, FromWorker, Grant, MAX_ROLES, ToWorker};
+use cellblock_wire::control::{
+    Counters, FIXED_DESCRIPTORS, FromWorker, Grant, LogLevel, MAX_ROLES, ToWorker,
+};
 use cellblock_wire::device::{DeviceKind, Role};
 use cellblock_wire::slot::{Action, Op, Request};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// What honest reads give.
 const HONEST: u64 = 0x5a;
+/// What they give once a flood has come to so many messages, which is more than a device's workers may log.
+const FLOODED: u64 = 0x5b;
+const FLOOD: u64 = 3000;
 /// The access on which it strikes.
 const STRIKE: u64 = 3;
 /// What stands before the case's name.
@@ -81,6 +86,8 @@ enum Noise {
     Header,
     /// It tells what it has counted.
     Counters,
+    /// It logs long lines that a terminal would obey.
+    Log,
 }
 
 /// A worker with all that it was granted.
@@ -95,6 +102,8 @@ struct Worker {
     responder: Responder,
     /// What it does all the time beside serving.
     noise: Noise,
+    /// Messages of its flood that were taken.
+    sent: u64,
     random: u64,
     /// It does not listen to the supervisor any more.
     deaf: bool,
@@ -127,6 +136,7 @@ impl Worker {
             replies,
             responder,
             noise: Noise::None,
+            sent: 0,
             random: 0x9e37_79b9_7f4a_7c15,
             deaf: false,
         }
@@ -156,9 +166,10 @@ impl Worker {
         match self.noise {
             Noise::None | Noise::Silent => {}
             Noise::Header => self.scribble(0..layout::reply_slot(0)),
-            Noise::Counters => {
-                let message = FromWorker::Counters(Counters::default());
-                while self.control.send_message(&message, &[]).is_ok() {}
+            Noise::Counters => self.flood(&FromWorker::Counters(Counters::default())),
+            Noise::Log => {
+                let text = format!("\u{1b}[31mline {}", "x".repeat(400));
+                self.flood(&FromWorker::Log { level: LogLevel::Warn, text });
             }
         }
         std::thread::yield_now();
@@ -166,7 +177,11 @@ impl Worker {
 
     /// The honest answer.
     fn answer(&mut self, lane: LaneId, request: &Request) {
-        let data = if request.op == Op::Read { HONEST } else { 0 };
+        let data = match request.op {
+            Op::Write => 0,
+            Op::Read if self.sent < FLOOD => HONEST,
+            Op::Read => FLOODED,
+        };
         self.responder.reply(lane, &answer(request, Action::None, data));
     }
 
