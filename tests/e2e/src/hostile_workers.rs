@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use cellblock_escape::all;
+use cellblock_escape::bait::{Bait, MARK as MARK_OF_BAIT};
 use cellblock_escape::program::{PLACE, place};
 use cellblock_escape::report::{END, MARK, read};
 
@@ -40,7 +41,9 @@ pub fn infiltrate(lab: &Lab, worker: &str, policy: &str) {
     if worker != policy {
         fs::copy(folder.join(format!("{policy}.bpf")), folder.join(format!("{worker}.bpf"))).unwrap();
     }
-    install(&lab.places().escape, &PLACE, &told, &folder.join(worker));
+    let program = folder.join(worker);
+    install(&lab.places().escape, &PLACE, &told, &program);
+    install(&program, &MARK_OF_BAIT, Bait::of(std::process::id()).mark(), &program);
 }
 
 /// Puts the program `built` where `to` is, with `text` in the one place in it that reads `place`.
@@ -58,7 +61,8 @@ pub fn install(built: &Path, place: &[u8], text: &[u8], to: &Path) {
     fs::rename(beside, to).unwrap();
 }
 
-/// Runs a VM whose guest asks nothing of any device, and whose `workers`, named with the policy of each, are hostile, and judges what they tell. Returns who got past its policy with what.
+/// Runs a VM whose `workers`, named with the policy of each, are hostile, and judges what they tell; its guest asks nothing of any of
+/// them, and goes on. Returns who got past its policy with what.
 pub fn judge(
     lab: &Lab,
     user: &User,
@@ -66,9 +70,11 @@ pub fn judge(
     workers: &[(String, String)],
 ) -> BTreeMap<&'static str, BTreeSet<String>> {
     let without: &[&str] = if seccomp { &[] } else { &["--without-layer", "seccomp"] };
-    let plan =
-        lab.guest("idle").with_every_device().with(["-vv"]).with(without.iter().copied()).as_user(user);
-    let vm = plan.start().patient(3 * crate::vm::patience());
+    // A guest that has its serial port can say that it goes on.
+    let talks = workers.iter().all(|(worker, _)| worker != "serial");
+    let guest = lab.guest(if talks { "echo" } else { "idle" });
+    let plan = guest.with_every_device().with(["-vv"]).with(without.iter().copied()).as_user(user);
+    let mut vm = plan.start().patient(3 * crate::vm::patience());
     for (worker, _) in workers {
         vm.expect_message(&format!("{worker}: {MARK} {END}")).unwrap();
     }
@@ -100,6 +106,10 @@ pub fn judge(
     let tree = Tree::of_vm(&lab.places().program(), plan.id()).unwrap();
     for row in &tree.processes {
         assert!(row.restarts.is_none_or(|restarts| restarts == 0), "{row:?}");
+    }
+    if talks {
+        vm.type_in("still there\n").unwrap();
+        vm.expect("still there").unwrap();
     }
     let image = fs::metadata(lab.folder().join(format!("{}.img", plan.id()))).unwrap();
     assert_eq!(image.len(), 4096, "the disk's image");

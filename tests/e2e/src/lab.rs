@@ -1,5 +1,5 @@
 //! What a test works in: a folder of its own with its own copy of the programs.
-#![allow(clippy::expect_used)] // Part of the tests: a lab that cannot be made fails the test.
+#![allow(clippy::expect_used, clippy::unwrap_used)] // Part of the tests: a lab that cannot be made fails the test.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -12,6 +12,7 @@ use tempfile::TempDir;
 
 use crate::leftovers::Scope;
 use crate::network::Network;
+use crate::processes::Tree;
 use crate::user::ORDINARY;
 use crate::{Places, Terminal, User, Vm, skip};
 
@@ -250,6 +251,14 @@ impl Plan<'_> {
     /// Starts it.
     pub fn start(&self) -> Vm {
         Vm::start(&self.lab.places.program(), &self.user, &self.arguments).expect("cellblock is executable")
+    }
+
+    /// Starts the VM, whose guest idles once it has written something, and returns it with its processes.
+    pub fn idle(&self) -> (Vm, Tree) {
+        let vm = self.start();
+        vm.expect_any().unwrap();
+        let tree = vm.processes(self.id()).unwrap();
+        (vm, tree)
     }
 }
 

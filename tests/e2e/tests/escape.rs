@@ -9,7 +9,10 @@ use std::os::unix::net::{SocketAddr, UnixListener};
 
 use cellblock_e2e::hostile_workers::{infiltrate, judge, lab};
 use cellblock_e2e::{User, skip};
-use cellblock_escape::{IPC_KEY, KEY, LISTENER};
+use cellblock_escape::bait;
+
+/// Every device, and the tombstone.
+const EVERYBODY: &[&str] = &[];
 
 /// What policies let pass, for the rest of the jail to hold: each with the devices whose policies do. Whatever else reaches the kernel
 /// is a policy that has become wider.
@@ -33,20 +36,6 @@ const PASSES: &[(&str, &[&str])] = &[
     ("punch_hole_into_requests", &["block"]),
 ];
 
-const EVERYBODY: &[&str] = &[
-    "acpi-power",
-    "balloon",
-    "block",
-    "console",
-    "entropy",
-    "i8042",
-    "net",
-    "rtc",
-    "serial",
-    "tombstone",
-    "vsock",
-];
-
 /// What is on the host for the hostile workers to find.
 struct Bait {
     shared: i32,
@@ -57,21 +46,27 @@ struct Bait {
 
 impl Bait {
     fn lay() -> Bait {
-        let listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(LISTENER).unwrap()).unwrap();
+        let names = bait::Bait::of(std::process::id());
+        let address = SocketAddr::from_abstract_name(names.listener()).unwrap();
+        let listener = UnixListener::bind_addr(&address).unwrap();
         let mode = libc::IPC_CREAT | 0o666;
         // SAFETY: takes numbers.
-        let shared = unsafe { libc::shmget(IPC_KEY, 4096, mode) };
+        let shared = unsafe { libc::shmget(names.ipc_key, 4096, mode) };
         // SAFETY: takes numbers.
-        let queue = unsafe { libc::msgget(IPC_KEY, mode) };
+        let queue = unsafe { libc::msgget(names.ipc_key, mode) };
         // SAFETY: takes numbers.
-        let semaphore = unsafe { libc::semget(IPC_KEY, 1, mode) };
+        let semaphore = unsafe { libc::semget(names.ipc_key, 1, mode) };
         assert!(shared >= 0 && queue >= 0 && semaphore >= 0, "{}", std::io::Error::last_os_error());
+        // In a session keyring that is this thread's and its children's, and ends with them.
+        const JOIN_SESSION_KEYRING: i32 = 1;
         const SESSION_KEYRING: i32 = -3;
-        // SAFETY: reads two texts and a byte.
-        let key = unsafe {
-            let (kind, name, value) = (c"user".as_ptr(), KEY.as_ptr(), c"x".as_ptr());
-            libc::syscall(libc::SYS_add_key, kind, name, value, 1, SESSION_KEYRING)
-        };
+        // SAFETY: takes numbers; without a name.
+        let mut key = unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, 0, 0, 0, 0) };
+        if key >= 0 {
+            let (kind, name, value) = (c"user".as_ptr(), names.key().as_ptr(), c"x".as_ptr());
+            // SAFETY: reads two texts and a byte.
+            key = unsafe { libc::syscall(libc::SYS_add_key, kind, name, value, 1, SESSION_KEYRING) };
+        }
         if key < 0 {
             let error = std::io::Error::last_os_error();
             skip(&format!("no key in the session's keyring to be found: {error}"));
@@ -93,28 +88,33 @@ impl Drop for Bait {
 
 #[test]
 fn a_compromised_worker_gets_nowhere_whichever_layer_must_hold_it() {
-    let Some(lab) = lab("escape") else { return };
-    let workers: Vec<_> = lab.places().workers().into_iter().map(|worker| (worker.clone(), worker)).collect();
+    let Some(whole) = lab("escape") else { return };
+    let workers: Vec<_> =
+        whole.places().workers().into_iter().map(|worker| (worker.clone(), worker)).collect();
     for (worker, policy) in &workers {
-        infiltrate(&lab, worker, policy);
+        infiltrate(&whole, worker, policy);
     }
     let _bait = Bait::lay();
     let mut passed = BTreeMap::<_, BTreeSet<_>>::new();
-    for user in lab.users() {
+    for user in whole.users() {
         for seccomp in [true, false] {
-            let these = judge(&lab, &user, seccomp, &workers);
+            let these = judge(&whole, &user, seccomp, &workers);
             if seccomp {
                 these.into_iter().for_each(|(case, devices)| passed.entry(case).or_default().extend(devices));
             }
         }
     }
     // Who answers in a failed device's place has a policy of its own.
-    infiltrate(&lab, "rtc", "tombstone");
-    let these = judge(&lab, &User::Own, true, &[("rtc".to_owned(), "tombstone".to_owned())]);
+    let Some(other) = lab("tombstone") else { return };
+    infiltrate(&other, "rtc", "tombstone");
+    let these = judge(&other, &User::Own, true, &[("rtc".to_owned(), "tombstone".to_owned())]);
     these.into_iter().for_each(|(case, devices)| passed.entry(case).or_default().extend(devices));
-    let here = |device: &&str| *device == "tombstone" || workers.iter().any(|(worker, _)| worker == device);
-    let names =
-        |devices: &[&str]| devices.iter().copied().filter(here).map(str::to_owned).collect::<BTreeSet<_>>();
+    let mut all: BTreeSet<_> = workers.into_iter().map(|(worker, _)| worker).collect();
+    all.insert("tombstone".to_owned());
+    let names = |devices: &[&str]| match devices {
+        EVERYBODY => all.clone(),
+        some => some.iter().copied().map(str::to_owned).collect(),
+    };
     let expected: BTreeMap<_, _> = PASSES.iter().map(|(case, devices)| (*case, names(devices))).collect();
     assert_eq!(passed, expected, "what the policies let pass");
 }

@@ -3,20 +3,11 @@
 
 use std::collections::BTreeSet;
 
-use cellblock_e2e::lab::Plan;
 use cellblock_e2e::processes::{Process, Tree};
-use cellblock_e2e::{Lab, User, Vm};
+use cellblock_e2e::{Lab, User};
 use rustix::process::{Pid, Signal, kill_process};
 
 const VMM: [&str; 4] = ["front", "supervisor", "init", "spawner"];
-
-/// A VM that idles once it has written something, with its processes.
-fn idle(plan: &Plan<'_>) -> (Vm, Tree) {
-    let vm = plan.start();
-    vm.expect_any().unwrap();
-    let tree = vm.processes(plan.id()).unwrap();
-    (vm, tree)
-}
 
 fn workers(lab: &Lab, tree: &Tree) -> Vec<(String, Process)> {
     let expected = lab.places().workers();
@@ -39,7 +30,7 @@ fn for_each_user(name: &str, check: impl Fn(&Lab, &User, &Tree)) {
     let Some(lab) = Lab::with_guests(name) else { return };
     for user in lab.users() {
         let plan = lab.guest("hello").with_every_device().as_user(&user);
-        let (_vm, tree) = idle(&plan);
+        let (_vm, tree) = plan.idle();
         check(&lab, &user, &tree);
     }
 }
@@ -192,8 +183,8 @@ fn as_root_every_worker_has_a_uid_of_its_own() {
         return cellblock_e2e::skip("not root");
     }
     let Some(lab) = Lab::with_guests("uids") else { return };
-    let (_first, first) = idle(&lab.guest("hello").with_every_device());
-    let (_second, second) = idle(&lab.guest("hello").with_every_device());
+    let (_first, first) = lab.guest("hello").with_every_device().idle();
+    let (_second, second) = lab.guest("hello").with_every_device().idle();
     let mut seen = BTreeSet::from(["0".to_owned()]);
     for (name, process) in workers(&lab, &first).into_iter().chain(workers(&lab, &second)) {
         let uids = process.status("Uid").unwrap();
@@ -207,7 +198,7 @@ fn a_killed_worker_is_replaced_in_the_same_jail_and_the_vm_runs_on() {
     let Some(lab) = Lab::with_guests("killed") else { return };
     for user in lab.users() {
         let plan = lab.guest("echo").with_every_device().as_user(&user);
-        let (mut vm, tree) = idle(&plan);
+        let (mut vm, tree) = plan.idle();
         for name in lab.places().workers() {
             let before = Process(tree.pid(&name).unwrap());
             let bounding = before.status("CapBnd").unwrap();
@@ -228,12 +219,8 @@ fn a_killed_worker_is_replaced_in_the_same_jail_and_the_vm_runs_on() {
 #[test]
 fn a_layer_that_is_left_out_is_gone_and_the_rest_stays() {
     let Some(lab) = Lab::with_guests("layers") else { return };
-    let (_vm, tree) = idle(&lab.guest("hello").with_every_device().with([
-        "--without-layer",
-        "net",
-        "--without-layer",
-        "seccomp",
-    ]));
+    let layers = ["--without-layer", "net", "--without-layer", "seccomp"];
+    let (_vm, tree) = lab.guest("hello").with_every_device().with(layers).idle();
     let host = Process(std::process::id() as i32);
     for (name, process) in workers(&lab, &tree) {
         assert_eq!(process.namespace("net").unwrap(), host.namespace("net").unwrap(), "{name}");
@@ -247,7 +234,7 @@ fn a_layer_that_is_left_out_is_gone_and_the_rest_stays() {
 fn ps_shows_the_tree() {
     let Some(lab) = Lab::with_guests("ps") else { return };
     let plan = lab.guest("hello").with_every_device();
-    let (vm, _) = idle(&plan);
+    let (vm, _) = plan.idle();
     // Its workers may serve before it does anything.
     vm.expect_any().unwrap();
     let tree = vm.processes(plan.id()).unwrap();

@@ -4,24 +4,14 @@
 use std::os::fd::AsRawFd;
 use std::process::Command;
 
-use cellblock_e2e::lab::Plan;
-use cellblock_e2e::processes::Tree;
-use cellblock_e2e::{Lab, Vm};
-
-/// A VM that idles once it has written something, with its processes.
-fn idle(plan: &Plan<'_>) -> (Vm, Tree) {
-    let vm = plan.start();
-    vm.expect_any().unwrap();
-    let tree = vm.processes(plan.id()).unwrap();
-    (vm, tree)
-}
+use cellblock_e2e::Lab;
 
 #[test]
 fn ps_security_finds_every_process_as_declared() {
     let Some(lab) = Lab::with_guests("declared") else { return };
     for user in lab.users() {
         let plan = lab.guest("hello").with_every_device().as_user(&user);
-        let (_vm, tree) = idle(&plan);
+        let (_vm, tree) = plan.idle();
         let mut command = user.command(&lab.places().program());
         let own = command.args(["ps", &tree.id, "--security"]).output().unwrap();
         let output =
@@ -44,7 +34,7 @@ fn ps_security_names_what_differs() {
     }
     let Some(lab) = Lab::with_guests("differs") else { return };
     let plan = lab.guest("hello").with_every_device();
-    let (_vm, tree) = idle(&plan);
+    let (_vm, tree) = plan.idle();
     give_a_mount(tree.pid("rtc").unwrap()).unwrap();
     let output = Command::new(lab.places().program()).args(["ps", plan.id(), "--security"]).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);

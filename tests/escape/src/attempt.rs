@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use libc::{siginfo_t, ucontext_t};
 
+use crate::bait::Bait;
+
 /// What did not let something through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Held {
@@ -31,6 +33,8 @@ pub struct Own {
     pub granted: Vec<i32>,
     /// The disk's image, of a disk.
     pub image: Option<i32>,
+    /// What a test has laid on the host for it to find.
+    pub bait: Bait,
 }
 
 /// Since the last look a seccomp program has refused something.
@@ -94,19 +98,21 @@ fn last_errno() -> i32 {
     std::io::Error::last_os_error().raw_os_error().unwrap_or(0)
 }
 
-/// Of several ways the first that gets through, else what held the last.
+/// Of several ways the first that gets through, else what held the last of those that a seccomp program let pass, else that: a policy
+/// that lets one of them reach the kernel is seen.
 ///
 /// # Errors
 /// As told; `ENOENT` if there is no way.
 pub fn any(ways: impl IntoIterator<Item = Attempt>) -> Attempt {
-    let mut held = Held::Errno(libc::ENOENT);
+    let mut held = None;
     for way in ways {
-        match way {
-            Ok(done) => return Ok(done),
-            Err(by) => held = by,
+        match (way, held) {
+            (Ok(done), _) => return Ok(done),
+            (Err(Held::Seccomp), Some(_)) => {}
+            (Err(by), _) => held = Some(by),
         }
     }
-    Err(held)
+    Err(held.unwrap_or(Held::Errno(libc::ENOENT)))
 }
 
 /// A pointer to something, as an argument.
@@ -132,4 +138,23 @@ pub fn open(path: &CStr, flags: i32) -> Attempt {
 /// Forgets a descriptor that was made on the way.
 pub fn close(fd: i64) {
     let _ = call(libc::SYS_close, [fd as usize]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_way_past_the_policy_is_seen_whichever_it_is() {
+        let (seccomp, errno) = (Err(Held::Seccomp), Err(Held::Errno(libc::EPERM)));
+        for (ways, result) in [
+            (vec![seccomp, errno, seccomp], errno),
+            (vec![errno, seccomp], errno),
+            (vec![seccomp, seccomp], seccomp),
+            (vec![seccomp, Ok(7), errno], Ok(7)),
+            (vec![], Err(Held::Errno(libc::ENOENT))),
+        ] {
+            assert_eq!(any(ways.clone()), result, "{ways:?}");
+        }
+    }
 }

@@ -9,12 +9,13 @@
 //! it must be held by one of the layers that the case names, alone.
 
 pub mod attempt;
+pub mod bait;
 mod cases;
 pub mod program;
 pub mod report;
 
 pub use attempt::{Attempt, Held};
-pub use cases::{IPC_KEY, KEY, LISTENER, all};
+pub use cases::all;
 pub use report::Report;
 
 use attempt::Own;

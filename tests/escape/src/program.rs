@@ -10,6 +10,7 @@ use cellblock_wire::control::{Counters, FIXED_DESCRIPTORS, FromWorker, LogLevel,
 use cellblock_wire::device::Role;
 
 use crate::attempt::{Own, survive_refusals};
+use crate::bait::Bait;
 use crate::report::{Report, lines};
 use crate::{Held, all};
 
@@ -120,5 +121,6 @@ fn own(control: &Control, roles: &[Role], descriptors: &[OwnedFd]) -> Own {
         memories,
         image: of(|role| matches!(role, Role::Image)).first().copied(),
         granted,
+        bait: Bait::laid(),
     }
 }

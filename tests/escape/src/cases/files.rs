@@ -84,7 +84,7 @@ pub(super) const CASES: &[Case] = &[
     ),
     Case::new(
         "change_mode_of_root",
-        |_| call(libc::SYS_fchmodat, [libc::AT_FDCWD as usize, text(c"/"), 0o777]),
+        |_| call(libc::SYS_fchmodat, [libc::AT_FDCWD as usize, text(c"/"), 0o755]),
         &[(EROFS, "mount"), (EPERM, "uid")],
     ),
     Case::new(
@@ -101,7 +101,8 @@ pub(super) const CASES: &[Case] = &[
     Case::new("watch_all_files", |_| call(libc::SYS_fanotify_init, [0, 0]), NO_CAPS),
     Case::new(
         "set_quota",
-        |_| call(libc::SYS_quotactl, [0x800003 << 8 | 1, text(c"/dev/vda"), 0, 0]),
+        // Q_SETINFO, without any.
+        |_| call(libc::SYS_quotactl, [0x80_0006 << 8, text(c"/dev/vda"), 0, 0]),
         &[
             (ENOENT, "mount"),
             (EACCES, "landlock"),

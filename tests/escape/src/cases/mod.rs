@@ -10,8 +10,6 @@ mod sockets;
 
 use crate::Case;
 
-pub use sockets::{IPC_KEY, KEY, LISTENER};
-
 /// Every case, in the order in which they are tried: what makes processes and threads comes last.
 pub fn all() -> impl Iterator<Item = &'static Case> {
     let groups = [

@@ -12,7 +12,8 @@ pub(super) const CASES: &[Case] = &[
     Case::new("mount_proc", |_| mount(c"proc", c"/", c"proc", 0), NO_CAPS),
     Case::new("remount_writable", |_| mount(c"none", c"/", c"tmpfs", libc::MS_REMOUNT), NO_CAPS),
     Case::new("bind_mount", |_| mount(c"/", c"/", c"none", libc::MS_BIND | libc::MS_REC), NO_CAPS),
-    Case::new("unmount_root", |_| call(libc::SYS_umount2, [text(c"/"), libc::MNT_DETACH as usize]), NO_CAPS),
+    // MNT_EXPIRE: never done to one's own root.
+    Case::new("unmount_root", |_| call(libc::SYS_umount2, [text(c"/"), libc::MNT_EXPIRE as usize]), NO_CAPS),
     Case::new("pivot_root", |_| call(libc::SYS_pivot_root, [text(c"."), text(c".")]), NO_CAPS),
     Case::new("open_file_system", |_| call(libc::SYS_fsopen, [text(c"proc"), 0]), NO_CAPS),
     Case::new(
@@ -38,7 +39,8 @@ pub(super) const CASES: &[Case] = &[
         &[(EPERM, "caps"), (EINVAL, "no namespace can be named")],
     ),
     Case::new("network_namespace_of_socket", socket_namespace, &[(EPERM, "caps")]),
-    Case::new("set_host_name", |_| call(libc::SYS_sethostname, [text(c"mine"), 4]), NO_CAPS),
+    // Of a negative length, at which the kernel looks second.
+    Case::new("set_host_name", |_| call(libc::SYS_sethostname, [text(c"mine"), -1i32 as usize]), NO_CAPS),
     Case::new(
         "become_root",
         |_| any([call(libc::SYS_setuid, [0]), call(libc::SYS_setresuid, [0, 0, 0])]),

@@ -1,4 +1,6 @@
 //! Other processes, and more of its own.
+//!
+//! Should there ever be one to be reached, nothing is done to it: the host's own would be among them.
 
 use libc::{EAGAIN, EINVAL, ENOSPC, EPERM, ESRCH};
 
@@ -26,7 +28,8 @@ pub(super) const CASES: &[Case] = &[
         &[(ESRCH, "pid"), (EPERM, "pid")],
     ),
     Case::new("open_process", |_| others(|pid| call(libc::SYS_pidfd_open, [pid, 0])), ALONE),
-    Case::new("trace_others", |_| others(|pid| call(libc::SYS_ptrace, [16, pid, 0, 0])), ALONE),
+    // PTRACE_SEIZE: it is not stopped.
+    Case::new("trace_others", |_| others(|pid| call(libc::SYS_ptrace, [0x4206, pid, 0, 0])), ALONE),
     Case::new("read_memory_of_others", |_| others_memory(libc::SYS_process_vm_readv), ALONE),
     Case::new("write_memory_of_others", |_| others_memory(libc::SYS_process_vm_writev), ALONE),
     Case::new(
@@ -37,15 +40,16 @@ pub(super) const CASES: &[Case] = &[
     Case::new(
         "limit_others",
         |_| {
-            let none = [0u64, 0];
-            others(|pid| call(libc::SYS_prlimit64, [pid, libc::RLIMIT_AS as usize, at(&none), 0]))
+            let old = [0u64, 0];
+            others(|pid| call(libc::SYS_prlimit64, [pid, libc::RLIMIT_AS as usize, 0, at(&old)]))
         },
         ALONE,
     ),
     Case::new(
         "pin_others",
         |_| {
-            let mask = 1u64;
+            // No CPU at all: invalid, once the process is found and may be changed.
+            let mask = 0u64;
             others(|pid| call(libc::SYS_sched_setaffinity, [pid, 8, at(&mask)]))
         },
         ALONE,
@@ -87,8 +91,9 @@ fn others(one: impl Fn(usize) -> Attempt) -> Attempt {
 
 fn others_memory(number: libc::c_long) -> Attempt {
     let byte = [0u8];
-    let piece = [at(&byte), 1];
-    others(|pid| call(number, [pid, at(&piece), 1, at(&piece), 1, 0]))
+    // In the first page, which no process has.
+    let (here, there) = ([at(&byte), 1], [8usize, 1]);
+    others(|pid| call(number, [pid, at(&here), 1, at(&there), 1, 0]))
 }
 
 /// In a child that a case has made: it is over at once. In the parent: nothing.

@@ -5,13 +5,6 @@ use libc::{EACCES, EAFNOSUPPORT, ECONNREFUSED, EHOSTUNREACH, EINVAL, ENETUNREACH
 use crate::attempt::{Attempt, Own, any, at, call, close, text};
 use crate::{Case, Held};
 
-/// An abstract socket of the host that a test listens on, for this to fail.
-pub const LISTENER: &[u8] = b"cellblock-escape";
-/// The number of a shared memory, a queue and a semaphore of the host that a test makes, for this to fail.
-pub const IPC_KEY: i32 = 0x0ce1_1b0c;
-/// A key in the session keyring of whoever starts the VM, for this to fail.
-pub const KEY: &std::ffi::CStr = c"cellblock-escape";
-
 const NO_NETWORK: &[(i32, &str)] = &[
     (ENETUNREACH, "net"),
     (EHOSTUNREACH, "net"),
@@ -56,7 +49,7 @@ pub(super) const CASES: &[Case] = &[
     .unheld("sockets of this family have no namespaces"),
     Case::new(
         "connect_abstract_socket",
-        |_| connect_unix(b"\0", LISTENER),
+        |own| connect_unix(b"\0", own.bait.listener()),
         &[(ECONNREFUSED, "net"), (EPERM, "landlock")],
     ),
     Case::new(
@@ -95,9 +88,9 @@ pub(super) const CASES: &[Case] = &[
         },
         &[(libc::ENODEV, "net"), (EPERM, "caps")],
     ),
-    Case::new("shared_memory_of_host", |_| call(libc::SYS_shmget, [IPC_KEY as usize, 0, 0]), OWN_IPC),
-    Case::new("message_queue_of_host", |_| call(libc::SYS_msgget, [IPC_KEY as usize, 0]), OWN_IPC),
-    Case::new("semaphore_of_host", |_| call(libc::SYS_semget, [IPC_KEY as usize, 0, 0]), OWN_IPC),
+    Case::new("shared_memory_of_host", |own| call(libc::SYS_shmget, [ipc_key(own), 0, 0]), OWN_IPC),
+    Case::new("message_queue_of_host", |own| call(libc::SYS_msgget, [ipc_key(own), 0]), OWN_IPC),
+    Case::new("semaphore_of_host", |own| call(libc::SYS_semget, [ipc_key(own), 0, 0]), OWN_IPC),
     Case::new(
         "posix_queue_of_host",
         |_| call(libc::SYS_mq_open, [text(c"cellblock-escape"), libc::O_RDWR as usize, 0, 0]),
@@ -110,7 +103,7 @@ pub(super) const CASES: &[Case] = &[
     ),
     Case::new(
         "keys_of_uid",
-        |_| any([user_key(-4), user_key(-5)]),
+        |own| any([key(own, -4), key(own, -5)]),
         &[(libc::ENOKEY, "user"), (ENOSYS, "the kernel has none"), (EACCES, "uid")],
     ),
 ];
@@ -237,10 +230,14 @@ fn forge_credentials(own: &Own) -> Attempt {
 const KEYCTL_SEARCH: usize = 10;
 const SESSION: i32 = -3;
 
-fn session_key(_: &Own) -> Attempt {
-    user_key(SESSION)
+fn session_key(own: &Own) -> Attempt {
+    key(own, SESSION)
 }
 
-fn user_key(keyring: i32) -> Attempt {
-    call(libc::SYS_keyctl, [KEYCTL_SEARCH, keyring as usize, text(c"user"), text(KEY), 0])
+fn key(own: &Own, keyring: i32) -> Attempt {
+    call(libc::SYS_keyctl, [KEYCTL_SEARCH, keyring as usize, text(c"user"), text(own.bait.key()), 0])
+}
+
+fn ipc_key(own: &Own) -> usize {
+    own.bait.ipc_key as usize
 }
