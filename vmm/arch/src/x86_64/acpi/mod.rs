@@ -29,8 +29,9 @@ const LOCAL_NMI: [u8; 6] = [4, 6, 0xff, 0, 0, 1];
 /// Tables start at multiples of this.
 const ALIGNMENT: usize = 16;
 
-/// IAPC_BOOT_ARCH (ACPI 6.5 §5.2.9.3): there are devices on the ISA bus, an i8042 among them; no VGA, no PCIe ASPM; a CMOS RTC (bit 5 clear).
-const BOOT_ARCH: u16 = 1 | 1 << 1 | 1 << 2 | 1 << 4;
+/// IAPC_BOOT_ARCH (ACPI 6.5 §5.2.9.3): there are devices on the ISA bus; no i8042 to look for (bit 1 clear: ours only resets); no VGA,
+/// no PCIe ASPM; a CMOS RTC (bit 5 clear).
+const BOOT_ARCH: u16 = 1 | 1 << 2 | 1 << 4;
 
 /// All tables for `config`, to be put at [`layout::ACPI`], where the RSDP begins.
 ///
