@@ -116,6 +116,118 @@ fn an_ioeventfd_takes_the_writes_that_match() {
     vm.remove_ioeventfd(IoAddress::Mmio(mmio), DataMatch::U32(1), queue.as_fd()).unwrap();
 }
 
+/// Guests that write an index and access its register, as they do with an RTC; `None` if this host cannot hold writes back.
+fn start_held(platform: &KvmPlatform, program: &[Op]) -> Option<KvmVcpu> {
+    let vm = platform.load(&assemble(program), false);
+    if !vm.hold_writes(INDEX).unwrap() {
+        eprintln!("SKIP: no KVM_CAP_COALESCED_PIO here");
+        return None;
+    }
+    let second = vm.hold_writes(INDEX + 1).unwrap_err().to_string();
+    assert!(second.contains("a second port"), "{second}");
+    let vcpu = vm.create_vcpu(0).unwrap();
+    let other = vm.create_vcpu(1).map(drop).unwrap_err().to_string();
+    assert!(other.contains("a second vCPU"), "{other}");
+    vcpu.setup().set_boot_state(&boot_state()).unwrap();
+    Some(vcpu.bind().unwrap())
+}
+
+const INDEX: u16 = 0x70;
+const DATA: u16 = 0x71;
+
+fn index(value: u8) -> Op {
+    Op::Write(Space::Pio(INDEX), vec![value])
+}
+
+fn chosen(value: u8) -> VmExit {
+    access(Space::Pio(INDEX), true, &[value])
+}
+
+#[test]
+fn held_writes_come_before_the_exit_that_follows_and_in_order() {
+    let platform = kvm!();
+    let data = Space::Pio(DATA);
+    let program = [
+        index(1),
+        Op::Read(data, 1),
+        Op::Write(data, vec![8]),
+        index(2),
+        index(3),
+        Op::WriteString { port: PORT, elements: vec![vec![4], vec![5]] },
+        // Wider than what is held: the index and the register beside it.
+        Op::Write(Space::Pio(INDEX), vec![6, 7]),
+        Op::Read(data, 1),
+        Op::TripleFault,
+    ];
+    let Some(mut vcpu) = start_held(&platform, &program) else { return };
+    let reads = || VmEntry::Reply(bytes(&[0xa5]));
+    let expected = [
+        (chosen(1), VmEntry::Done),
+        (access(data, false, &[0]), reads()),
+        (access(data, true, &[8]), VmEntry::Done),
+        (chosen(2), VmEntry::Done),
+        (chosen(3), VmEntry::Done),
+        (access(Space::Pio(PORT), true, &[4]), VmEntry::Done),
+        (access(Space::Pio(PORT), true, &[5]), VmEntry::Done),
+        (access(Space::Pio(INDEX), true, &[6, 7]), VmEntry::Done),
+        (access(data, false, &[0]), reads()),
+    ];
+    let mut entry = VmEntry::Resume;
+    for (exit, answer) in expected {
+        assert_eq!(vcpu.run(entry).unwrap(), exit);
+        entry = answer;
+    }
+    assert_eq!(vcpu.run(entry).unwrap(), VmExit::TripleFault);
+}
+
+#[test]
+fn a_held_write_outlives_a_pause_and_is_served_by_finish() {
+    let platform = kvm!();
+    let data = Space::Pio(DATA);
+    let program = [index(1), Op::Read(data, 1), index(2), index(3), Op::Read(data, 1)];
+    let Some(mut vcpu) = start_held(&platform, &program) else { return };
+    assert_eq!(vcpu.run(VmEntry::Resume).unwrap(), chosen(1));
+    // The kick comes while the write is being served: both it and the exit behind stay in order.
+    vcpu.cancel();
+    let wrong = vcpu.run(VmEntry::Resume).unwrap_err();
+    assert!(matches!(wrong, Error::WrongEntry { .. }), "{wrong}");
+    assert_eq!(vcpu.finish(VmEntry::Done).unwrap(), Some(access(data, false, &[0])));
+    assert_eq!(vcpu.finish(VmEntry::Reply(bytes(&[9]))).unwrap(), None);
+    let Regs::X86_64 { gprs, .. } = vcpu.get_regs().unwrap() else { unreachable!() };
+    assert_eq!(gprs[X86Gpr::Rax as usize], 9);
+    assert_eq!(vcpu.run(VmEntry::Resume).unwrap(), VmExit::Kicked);
+    assert_eq!(vcpu.run(VmEntry::Resume).unwrap(), chosen(2));
+    assert_eq!(vcpu.run(VmEntry::Done).unwrap(), chosen(3));
+    assert_eq!(vcpu.run(VmEntry::Done).unwrap(), access(data, false, &[0]));
+}
+
+/// More than KVM's queue of one page has room for: none is lost, and none overtakes another.
+#[test]
+fn more_writes_than_the_queue_holds_are_exits() {
+    let platform = kvm!();
+    let program: Vec<_> = (0..=250).map(index).chain([Op::Read(Space::Pio(DATA), 1)]).collect();
+    let Some(mut vcpu) = start_held(&platform, &program) else { return };
+    let mut entry = VmEntry::Resume;
+    for value in 0..=250 {
+        assert_eq!(vcpu.run(entry).unwrap(), chosen(value));
+        entry = VmEntry::Done;
+    }
+    assert_eq!(vcpu.run(entry).unwrap(), access(Space::Pio(DATA), false, &[0]));
+}
+
+#[test]
+fn a_held_write_is_no_return_from_the_kernel() {
+    let platform = kvm!();
+    let Some(mut vcpu) = start_held(&platform, &[index(1), index(2), Op::Read(Space::Pio(DATA), 1)]) else {
+        return;
+    };
+    assert_eq!(vcpu.run(VmEntry::Resume).unwrap(), chosen(1));
+    let Regs::X86_64 { rip, .. } = vcpu.get_regs().unwrap() else { unreachable!() };
+    let writes = assemble(&[index(1), index(2)]).code.len() - assemble(&[]).code.len();
+    assert!(rip > CODE + writes as u64, "the guest is past both writes, at the read: RIP {rip:#x}");
+    assert_eq!(vcpu.run(VmEntry::Done).unwrap(), chosen(2));
+}
+
 #[test]
 fn a_register_page_is_read_without_an_exit_and_written_by_one() {
     let platform = kvm!();

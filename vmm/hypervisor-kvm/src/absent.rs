@@ -93,6 +93,8 @@ impl KvmVm {
         /// See the x86-64 back end.
         fn remove_ioeventfd(address: IoAddress, matching: DataMatch, event: BorrowedFd<'_>) -> Result<()>;
         /// See the x86-64 back end.
+        fn hold_writes(port: u16) -> Result<bool>;
+        /// See the x86-64 back end.
         fn inject_irq(vcpu: u32, irq: Irq) -> Result<()>;
     }
 }

@@ -23,6 +23,7 @@
 //! - `KVM_EXIT_IO` delivers `count × size` bytes for string instructions: one exit per element is yielded, and the guest
 //!   is not entered before the last was answered.
 //! - An access is complete only after the next `KVM_RUN`: [`finish`](cellblock_hypervisor::Vcpu::finish) does that with `immediate_exit`.
+//! - Writes that KVM was told to hold back (`KVM_CAP_COALESCED_PIO`) are yielded as exits of their own, before the exit that followed.
 //! - `KVM_EXIT_SHUTDOWN` is a triple fault. HLT waits in the kernel where the interrupt controller is.
 //! - `KVM_INTERRUPT` fails with that controller: an edge goes by `KVM_SIGNAL_MSI` (so the local APIC must be
 //!   enabled by the guest), a level is refused with a typed error; a device's line is an irqfd.

@@ -60,6 +60,9 @@ pub(crate) fn build(plan: Plan) -> Result<Machine, BuildError> {
     let supported = supported.map_err(|_| BuildError::Thread { what: "KVM_GET_SUPPORTED_CPUID" })??;
     connect(&vm, &wires)?;
     drop_writes_to_nobody(&vm, &bus)?;
+    if plan.cpus == 1 {
+        vm.hold_writes(layout::HELD_PORT)?;
+    }
     let mut notes = vm.notes();
     let vcpus = create_vcpus(&vm, &supported, plan.cpus, &mut notes)?;
     let loaded = await_loader(&plan.loader, plan.ram.bytes())?;

@@ -91,6 +91,9 @@ pub const POWER_GSI: u32 = 5;
 /// the interrupt enable registers of three more serial ports, by which Linux's 8250 driver looks for them.
 pub const DEAF_PORTS: [u16; 7] = [0x80, 0xcf8, 0xcfa, 0xcfb, 0x2f9, 0x3e9, 0x2e9];
 
+/// A port to which writes may be held back until the guest's next exit: the RTC's index, which does nothing by itself.
+pub const HELD_PORT: u16 = RTC_PORT;
+
 /// Registers of virtio-mmio slot 0; slot *n* is *n* × [`VIRTIO_SLOT_BYTES`] further.
 pub const VIRTIO_BASE: u64 = 0xD000_0000;
 /// Bytes of one virtio-mmio slot.

@@ -4,6 +4,7 @@ use cellblock_hypervisor::{DebugInfo, Error, ExitData, Pending, Result, VmEntry,
 use kvm_bindings::{
     KVM_EXIT_DEBUG, KVM_EXIT_HLT, KVM_EXIT_HYPERCALL, KVM_EXIT_IO, KVM_EXIT_IO_OUT, KVM_EXIT_MMIO,
     KVM_EXIT_SHUTDOWN, KVM_EXIT_SYSTEM_EVENT, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN,
+    kvm_coalesced_mmio,
 };
 
 use super::run_page::RunPage;
@@ -12,9 +13,14 @@ use super::run_page::RunPage;
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Owed {
     Nothing,
-    Mmio { bytes: u8, write: bool },
+    Mmio {
+        bytes: u8,
+        write: bool,
+    },
     Pio(Elements),
     Hypercall,
+    /// A write that KVM held back and asks no answer for.
+    HeldWrite,
 }
 
 /// The elements of one port exit: one for `in` and `out`, up to a page of them for string instructions.
@@ -51,7 +57,9 @@ impl Owed {
     pub(super) fn pending(&self) -> Pending {
         match *self {
             Self::Nothing => Pending::Nothing,
-            Self::Mmio { write: true, .. } | Self::Pio(Elements { write: true, .. }) => Pending::Write,
+            Self::Mmio { write: true, .. } | Self::Pio(Elements { write: true, .. }) | Self::HeldWrite => {
+                Pending::Write
+            }
             Self::Mmio { bytes, .. } | Self::Pio(Elements { size: bytes, .. }) => Pending::Read { bytes },
             Self::Hypercall => Pending::Read { bytes: 8 },
         }
@@ -61,7 +69,7 @@ impl Owed {
     pub(super) fn deliver(&mut self, page: &RunPage, vcpu: u32, entry: &VmEntry) -> Result<Next> {
         let reply: &[u8] = if let VmEntry::Reply(data) = entry { data } else { &[] };
         match self {
-            Self::Nothing => {}
+            Self::Nothing | Self::HeldWrite => {}
             Self::Mmio { write: false, .. } => page.set_mmio_data(reply),
             Self::Mmio { .. } => {}
             Self::Hypercall => {
@@ -135,6 +143,21 @@ pub(super) fn decode(page: &RunPage, vcpu: u32, owed: &mut Owed) -> Result<Decod
     Ok(Decoded::Exit(exit))
 }
 
+/// The exit of a write of one byte to `port` that KVM held back.
+pub(super) fn decode_held(write: &kvm_coalesced_mmio, port: u16, vcpu: u32) -> Result<VmExit> {
+    if write.phys_addr != u64::from(port) {
+        return Err(Error::BadRunPage { vcpu, field: "a held-back write's port", value: write.phys_addr });
+    }
+    if write.len != 1 {
+        return Err(Error::BadRunPage {
+            vcpu,
+            field: "a held-back write's len",
+            value: u64::from(write.len),
+        });
+    }
+    Ok(VmExit::Pio { port, write: true, data: ExitData::from_slice(&write.data[..1]) })
+}
+
 fn decode_mmio(page: &RunPage, vcpu: u32, owed: &mut Owed) -> Result<VmExit> {
     let mmio = page.mmio();
     if !(1..=8).contains(&mmio.len) {
@@ -167,4 +190,25 @@ fn decode_pio(page: &RunPage, vcpu: u32, owed: &mut Owed) -> Result<VmExit> {
     };
     *owed = Owed::Pio(elements);
     elements.exit(page, vcpu)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_held_write_that_makes_no_sense_is_refused_by_field_and_value() {
+        let write = kvm_coalesced_mmio { phys_addr: 0x70, len: 1, data: [7; 8], ..Default::default() };
+        let decoded = decode_held(&write, 0x70, 0).unwrap();
+        assert_eq!(decoded, VmExit::Pio { port: 0x70, write: true, data: ExitData::from_slice(&[7]) });
+        for (phys_addr, len, named) in [
+            (0x71, 1, "port is 113"),
+            (0x1_0070, 1, "port is 65648"),
+            (0x70, 0, "len is 0"),
+            (0x70, 9, "len is 9"),
+        ] {
+            let error = decode_held(&kvm_coalesced_mmio { phys_addr, len, ..write }, 0x70, 3).unwrap_err();
+            assert!(error.to_string().contains(named) && error.to_string().contains("vCPU 3"), "{error}");
+        }
+    }
 }

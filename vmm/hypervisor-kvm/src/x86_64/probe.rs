@@ -26,7 +26,7 @@ const PAGE_TABLES: u64 = 0x2000;
 const LOOP: [u8; 6] = [0x48, 0xff, 0xc9, 0x75, 0xfb, 0xf4];
 
 /// What this program asks of KVM: what it needs first, then what makes it better.
-const WANTED: [(Cap, &str, bool, &str); 18] = [
+const WANTED: [(Cap, &str, bool, &str); 19] = [
     (Cap::UserMemory, "USER_MEMORY", true, "guest memory"),
     (Cap::Irqchip, "IRQCHIP", true, "interrupt controllers in the kernel"),
     (Cap::ImmediateExit, "IMMEDIATE_EXIT", true, "stopping a vCPU without losing the request"),
@@ -48,6 +48,7 @@ const WANTED: [(Cap, &str, bool, &str); 18] = [
         false,
         "without it each read of a virtio device's register is an exit",
     ),
+    (Cap::CoalescedPio, "COALESCED_PIO", false, "without it each index written to the RTC is an exit"),
     (Cap::GetTscKhz, "GET_TSC_KHZ", false, "without it the guest measures its TSC at boot"),
     (Cap::SetTssAddr, "SET_TSS_ADDR", false, "real mode on old Intel processors"),
     (Cap::SetIdentityMapAddr, "SET_IDENTITY_MAP_ADDR", false, "unpaged mode on old Intel processors"),

@@ -12,7 +12,7 @@ use cellblock_hypervisor::{
 use kvm_bindings::{KVM_EXIT_MEMORY_FAULT, kvm_regs};
 use kvm_ioctls::VcpuFd;
 
-use super::exits::{Decoded, Next, Owed, decode};
+use super::exits::{Decoded, Next, Owed, decode, decode_held};
 use super::fatal::Scene;
 use super::kick::Kicker;
 use super::run_page::RunPage;
@@ -27,19 +27,34 @@ pub struct UnboundKvmVcpu {
     fd: VcpuFd,
     page: Arc<RunPage>,
     kicker: Arc<Kicker>,
+    /// Writes to it wait in KVM's queue.
+    held_port: Option<u16>,
     vm: KvmVm,
 }
 
 impl UnboundKvmVcpu {
     pub(super) fn new(vm: &KvmVm, id: u32) -> Result<Self> {
-        let fd = vm.shared.fd.create_vcpu(u64::from(id)).map_err(failed_on(id, "KVM_CREATE_VCPU"))?;
+        let held_port = vm.shared.held_port.get().copied();
+        if held_port.is_some() && id != 0 {
+            return Err(Error::Unsupported {
+                what: "a second vCPU beside a port whose writes are held back",
+                backend: BACKEND,
+                why:
+                    "the queue is all vCPUs' together: one could take another's write along and be overtaken"
+                        .into(),
+            });
+        }
+        let mut fd = vm.shared.fd.create_vcpu(u64::from(id)).map_err(failed_on(id, "KVM_CREATE_VCPU"))?;
+        if held_port.is_some() {
+            fd.map_coalesced_mmio_ring().map_err(failed_on(id, "mmap of the held-back writes"))?;
+        }
         let page = RunPage::map(fd.as_raw_fd(), vm.shared.fd.run_size()).map_err(|source| Error::Call {
             call: "mmap of the run page",
             on: format!("vCPU {id}"),
             source,
         })?;
         let page = Arc::new(page);
-        Ok(Self { id, fd, kicker: Arc::new(Kicker::new(page.clone())), page, vm: vm.clone() })
+        Ok(Self { id, fd, kicker: Arc::new(Kicker::new(page.clone())), page, held_port, vm: vm.clone() })
     }
 
     /// CPUID, MSRs and registers.
@@ -57,7 +72,13 @@ impl UnboundVcpu for UnboundKvmVcpu {
 
     fn bind(self) -> Result<KvmVcpu> {
         self.kicker.bind();
-        Ok(KvmVcpu { vcpu: self, owed: Owed::Nothing, incomplete: false, not_send: PhantomData })
+        Ok(KvmVcpu {
+            vcpu: self,
+            owed: Owed::Nothing,
+            behind: None,
+            incomplete: false,
+            not_send: PhantomData,
+        })
     }
 }
 
@@ -65,6 +86,8 @@ impl UnboundVcpu for UnboundKvmVcpu {
 pub struct KvmVcpu {
     vcpu: UnboundKvmVcpu,
     owed: Owed,
+    /// The exit that KVM returned, and what that is owed, while writes that it held back are yielded.
+    behind: Option<(VmExit, Owed)>,
     /// KVM has not seen the last answer yet.
     incomplete: bool,
     not_send: PhantomData<*const ()>,
@@ -86,6 +109,10 @@ impl KvmVcpu {
     /// Checks an entry and stores its answer; `Some` if the instruction has another element.
     fn answer(&mut self, entry: &VmEntry) -> Result<Option<VmExit>> {
         self.owed.pending().check(self.vcpu.id, entry)?;
+        if let Some((exit, owed)) = self.behind.take() {
+            self.owed = owed;
+            return self.in_order(exit).map(Some);
+        }
         let owed = !matches!(self.owed, Owed::Nothing);
         match self.owed.deliver(&self.vcpu.page, self.vcpu.id, entry)? {
             Next::Yield(exit) => Ok(Some(exit)),
@@ -103,10 +130,24 @@ impl KvmVcpu {
             return self.not_run(io::Error::last_os_error());
         }
         self.incomplete = false;
-        match decode(&self.vcpu.page, self.vcpu.id, &mut self.owed)? {
-            Decoded::Exit(exit) => Ok(Returned::Exit(exit)),
-            Decoded::Fatal(reason) => Ok(Returned::Exit(self.fatal(reason))),
-        }
+        let exit = match decode(&self.vcpu.page, self.vcpu.id, &mut self.owed)? {
+            Decoded::Exit(exit) => exit,
+            Decoded::Fatal(reason) => self.fatal(reason),
+        };
+        self.in_order(exit).map(Returned::Exit)
+    }
+
+    /// `exit`; or, while there are any, the first of the writes that KVM held back and that the guest made before it. What is held
+    /// back when nothing exits (a kick, a pause) stays in KVM's queue, where nothing is lost, until the next exit. The
+    /// queue is bounded, and the guest adds nothing to it before it is entered again.
+    fn in_order(&mut self, exit: VmExit) -> Result<VmExit> {
+        let (vcpu, Some(port)) = (self.vcpu.id, self.vcpu.held_port) else { return Ok(exit) };
+        let write =
+            self.vcpu.fd.coalesced_mmio_read().map_err(failed_on(vcpu, "reading the held-back writes"))?;
+        let Some(write) = write else { return Ok(exit) };
+        let write = decode_held(&write, port, vcpu)?;
+        self.behind = Some((exit, mem::replace(&mut self.owed, Owed::HeldWrite)));
+        Ok(write)
     }
 
     fn not_run(&mut self, error: io::Error) -> Result<Returned> {

@@ -3,7 +3,7 @@
 
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use cellblock_hypervisor::{Error, Irq, Result, Vm};
 use cellblock_memory::GuestRam;
@@ -36,6 +36,8 @@ pub(super) struct Shared {
     /// As the memory.
     _registers: Vec<PagesMapping>,
     notes: Vec<String>,
+    /// See [`KvmVm::hold_writes`].
+    pub(super) held_port: OnceLock<u16>,
 }
 
 impl KvmVm {
@@ -55,7 +57,9 @@ impl KvmVm {
             place_intel_pages(&fd, &mut notes);
             fd.create_irq_chip().map_err(failed("KVM_CREATE_IRQCHIP", "the VM"))?;
         }
-        Ok(Self { shared: Arc::new(Shared { fd, memory, _registers: registers, notes }) })
+        Ok(Self {
+            shared: Arc::new(Shared { fd, memory, _registers: registers, notes, held_port: OnceLock::new() }),
+        })
     }
 
     /// What the host refused or lacks that this VM can do without, a sentence each.
@@ -126,6 +130,27 @@ impl KvmVm {
             DataMatch::U64(value) => fd.unregister_ioevent(&event, &at, value),
         }
         .map_err(|e| failed("KVM_IOEVENTFD (deassign)", format!("{address:x?}"))(e))
+    }
+
+    /// Has KVM hold back writes of one byte to `port` until the VM's only vCPU exits for anything else: they are yielded just before
+    /// that exit, in their order. For one port that does nothing but choose what accesses to others mean. Call it
+    /// before the vCPU is made. False: this host cannot (`KVM_CAP_COALESCED_PIO`), and each write is an exit as ever.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a second port, [`Error::Call`] naming the port.
+    pub fn hold_writes(&self, port: u16) -> Result<bool> {
+        let Shared { fd, held_port, .. } = &*self.shared;
+        if !fd.check_extension(Cap::CoalescedPio) {
+            return Ok(false);
+        }
+        held_port.set(port).map_err(|_| Error::Unsupported {
+            what: "holding back writes to a second port",
+            backend: BACKEND,
+            why: "nothing needs it".into(),
+        })?;
+        fd.register_coalesced_mmio(native(IoAddress::Pio(port)), 1)
+            .map_err(|e| failed("KVM_REGISTER_COALESCED_MMIO", format!("port {port:#x}"))(e))?;
+        Ok(true)
     }
 
     /// Makes `irq` pending on vCPU `vcpu` from any thread, as a message to its local APIC.
