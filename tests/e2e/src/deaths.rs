@@ -9,8 +9,6 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::leftovers::Scope;
-
 /// What befalls a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
@@ -55,14 +53,4 @@ fn crash(pid: i32) -> Result<()> {
     };
     let memory = fs::OpenOptions::new().write(true).open(format!("/proc/{pid}/mem"))?;
     Ok(memory.write_all_at(&[0x31, 0xc0, 0x89, 0x00], place)?)
-}
-
-/// The workers that run now: device, pid.
-pub fn workers(scope: &Scope) -> Vec<(String, i32)> {
-    let worker = |process: String| {
-        let (pid, path) = process.split_once(' ')?;
-        let name = path.split_once("/libexec/cellblock/")?.1;
-        Some((name.to_owned(), pid.parse().ok()?))
-    };
-    scope.processes().into_iter().filter_map(worker).collect()
 }

@@ -17,9 +17,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use cellblock_e2e::deaths::{Fate, workers};
+use cellblock_e2e::deaths::Fate;
 use cellblock_e2e::lab::Plan;
-use cellblock_e2e::processes::Process;
+use cellblock_e2e::processes::{Process, descendants};
 use cellblock_e2e::repeats::repeats;
 use cellblock_e2e::tap::Tap;
 use cellblock_e2e::{Lab, Line, Vm};
@@ -140,21 +140,23 @@ fn holdings(pid: i32) -> (usize, usize, usize) {
 
 /// Has another process take over from a worker while the guest uses it. One that does not come to rest in time, on a slow host,
 /// goes on.
-fn upgrade(plan: &Plan<'_>, vm: &Vm, pid: i32) -> (String, usize) {
-    let tree = vm.processes(plan.id()).unwrap();
-    let row = tree.processes.into_iter().find(|row| row.pid == pid).expect("it serves");
-    let kind = row.process.split('-').next().unwrap().to_owned();
-    match plan.tell("upgrade", &[&row.process]) {
+fn upgrade(plan: &Plan<'_>, name: &str, kind: &str) -> (String, usize) {
+    match plan.tell("upgrade", &[name]) {
         Ok(_) => (format!("{kind} Upgraded"), 0),
         Err(why) if why.contains("did not come to rest in time") => (format!("{kind} NotUpgraded"), 0),
-        Err(why) => panic!("{}: {why}", row.process),
+        Err(why) => panic!("{name}: {why}"),
     }
 }
 
 /// Has a worker end in some way, and waits until its successor serves; in one of eight cases that is ended on its way there. How many
 /// ended.
-fn strike(lab: &Lab, vm: &mut Vm, plan: &Plan<'_>, dice: &mut Dice) -> (String, usize) {
-    let victims = workers(&lab.scope());
+fn strike(vm: &mut Vm, plan: &Plan<'_>, dice: &mut Dice) -> (String, usize) {
+    // One that was upgraded has no file that would tell it as a worker.
+    let tree = vm.processes(plan.id()).unwrap();
+    let spawner = tree.pid("spawner").unwrap();
+    let children = descendants(spawner).unwrap();
+    let rows = tree.processes.into_iter().filter(|row| children.contains(&row.pid));
+    let victims: Vec<_> = rows.map(|row| (row.process, row.pid)).collect();
     assert!(
         !victims.is_empty(),
         "no worker lives\n--- output\n{}\n--- messages\n{}",
@@ -162,9 +164,11 @@ fn strike(lab: &Lab, vm: &mut Vm, plan: &Plan<'_>, dice: &mut Dice) -> (String, 
         vm.messages()
     );
     let (name, pid) = victims[dice.roll(victims.len())].clone();
+    let numbered = name.rsplit_once('-').filter(|(_, number)| number.parse::<u32>().is_ok());
+    let kind = numbered.map_or(&*name, |(kind, _)| kind).to_owned();
     let upgrades = if setting("CELLBLOCK_CHAOS_UPGRADES") == Some(1) { 2 } else { 0 };
     let fate = match dice.roll(16 + upgrades) {
-        16 | 17 => return upgrade(plan, vm, pid),
+        16 | 17 => return upgrade(plan, &name, &kind),
         0..=3 => Fate::Crashed,
         4 | 5 => Fate::Paused(20 + dice.roll(150) as u64),
         6 => Fate::Stopped,
@@ -174,7 +178,7 @@ fn strike(lab: &Lab, vm: &mut Vm, plan: &Plan<'_>, dice: &mut Dice) -> (String, 
     let again = dice.roll(8) == 0 && fate != Fate::Stopped;
     vm.skip_messages();
     fate.befall(pid).unwrap();
-    let what = format!("{name} {fate:?}");
+    let what = format!("{kind} {fate:?}");
     if let Fate::Paused(_) = fate {
         return (what, 0);
     }
@@ -188,9 +192,8 @@ fn strike(lab: &Lab, vm: &mut Vm, plan: &Plan<'_>, dice: &mut Dice) -> (String, 
     }
     let others: Vec<_> = victims.iter().map(|(_, pid)| *pid).collect();
     let successor = loop {
-        let now = workers(&lab.scope());
-        match now.into_iter().find(|(_, pid)| !others.contains(pid)) {
-            Some((_, pid)) => break pid,
+        match descendants(spawner).unwrap().into_iter().find(|pid| !others.contains(pid)) {
+            Some(pid) => break pid,
             None => thread::sleep(Duration::from_micros(500)),
         }
     };
@@ -251,7 +254,7 @@ fn a_guest_that_checks_all_it_does_does_not_notice_that_workers_die() {
     let (mut deaths, mut tally, mut before) = (0, BTreeMap::<String, usize>::new(), None);
     while deaths < kills {
         thread::sleep(Duration::from_millis(dice.roll(120) as u64));
-        let (what, died) = strike(&lab, &mut vm, &plan, &mut dice);
+        let (what, died) = strike(&mut vm, &plan, &mut dice);
         deaths += died;
         *tally.entry(what.split([',', '(']).next().unwrap().to_owned()).or_default() += 1;
         if before.is_none() && deaths >= WARM_UP.min(kills / 2) {
