@@ -18,7 +18,12 @@ fn ps_security_finds_every_process_as_declared() {
             Command::new(lab.places().program()).args(["ps", &tree.id, "--security"]).output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success() && !text.contains("DIFFERS"), "{text}");
-        assert_eq!(text.matches("as declared").count(), tree.processes.len(), "{text}");
+        // The front is outside; each device has a spare.
+        let spares: u32 = tree.processes.iter().filter_map(|row| row.spares).sum();
+        let jailed = tree.processes.len() - 1;
+        assert!(text.matches("as declared").count() >= jailed, "{text}");
+        assert!(text.matches("\n  spare ").count() >= spares as usize, "{text}");
+        assert!(text.contains("not compared"), "{text}");
         let image = format!("{}.img (", lab.folder().join(&tree.id).display());
         assert!(text.contains(&image), "the disk's image is among its worker's descriptors: {text}");
         // Whoever started it may see less, and is told so.
@@ -34,13 +39,19 @@ fn ps_security_names_what_differs() {
     }
     let Some(lab) = Lab::with_guests("differs") else { return };
     let plan = lab.guest("hello").with_every_device();
-    let (_vm, tree) = plan.idle();
+    let (vm, tree) = plan.idle();
     give_a_mount(tree.pid("rtc").unwrap()).unwrap();
     let output = Command::new(lab.places().program()).args(["ps", plan.id(), "--security"]).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     let wanted = "DIFFERS: it sees the mounts / (tmpfs), / (tmpfs), not one empty read-only tmpfs";
     assert!(!output.status.success() && text.contains(wanted), "{text}");
     assert_eq!(text.matches("DIFFERS in").count(), 1, "{text}");
+    // One that does not answer was not checked, which is no success.
+    vm.signal(rustix::process::Signal::STOP).unwrap();
+    let output = Command::new(lab.places().program()).args(["ps", plan.id(), "--security"]).output().unwrap();
+    vm.signal(rustix::process::Signal::CONT).unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(!output.status.success() && text.contains("NOT CHECKED: it does not answer"), "{text}");
 }
 
 /// Mounts something where `pid` sees it.

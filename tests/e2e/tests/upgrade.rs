@@ -103,6 +103,9 @@ fn a_binary_that_cannot_take_over_leaves_the_old_one_serving() {
     }
     let text = lab.image("text", b"not a binary");
     let said = upgrade(&lab, plan.id(), "serial", Some(&text)).unwrap_err();
+    assert!(said.contains("others than root and this user can change it"), "{said}");
+    std::fs::set_permissions(&text, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let said = upgrade(&lab, plan.id(), "serial", Some(&text)).unwrap_err();
     assert!(said.contains("goes on as before"), "{said}");
     let said = upgrade(&lab, plan.id(), "serial", Some(Path::new("/nowhere"))).unwrap_err();
     assert!(said.contains("/nowhere cannot be read"), "{said}");

@@ -284,7 +284,7 @@ pub(crate) struct PsArgs {
     /// One VM's name; without it, all VMs of this user (of all users, for root).
     pub id: Option<String>,
     /// Show what the kernel says of each process' sandbox, and whether that is as declared when the VM was started; fails if
-    /// something differs. Only root may see all of it.
+    /// something differs, or a VM cannot be asked. Only root may see all of it.
     #[arg(long)]
     pub security: bool,
     /// Print JSON.

@@ -110,7 +110,7 @@ pub(crate) fn launch(config: &VmConfig, layers: LayerSet, screen: TerminalSize) 
     let ram = GuestRam::create(config.memory, config.hugepages).map_err(|error| error.to_string())?;
     let Ground { uids, ids, confinement, cgroup } = ground(config.id.as_str(), layers)?;
     let limits = opened.workers.iter().map(|files| &files.limits);
-    let declared = Declaration::new(&confinement, ids, cgroup.is_some(), &devices, limits);
+    let declared = Declaration::new(&confinement, ids, cgroup.as_ref(), &devices, limits)?;
     let manifest =
         manifest(opened.workers, Some(opened.tombstone), &confinement, ids, uids.as_ref(), cgroup.as_ref())?;
     let spawner = cellblock_spawner::start(manifest).map_err(|error| error.to_string())?;

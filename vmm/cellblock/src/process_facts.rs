@@ -46,6 +46,22 @@ impl Facts {
     }
 }
 
+/// The processes that `pid` has started, those among them that have ended and that nobody has asked after, too.
+pub(crate) fn children(pid: i32) -> Vec<i32> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let lists = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+    let pids = |list: String| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>();
+    lists.flat_map(pids).collect()
+}
+
+/// The kernel's name for `pid`, unless it has ended.
+pub(crate) fn name_if_alive(pid: i32) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (start, fields) = stat.rsplit_once(')')?;
+    let (_, name) = start.split_once('(')?;
+    (!fields.trim_start().starts_with(['Z', 'X'])).then(|| name.to_owned())
+}
+
 /// User and system time of `pid`, from fields 14 and 15 of its stat (proc(5)), which count in ticks.
 fn cpu_ms(pid: i32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
@@ -86,6 +102,17 @@ mod tests {
         assert!(facts.memory_kib.is_some_and(|kib| kib > 100));
         assert!(facts.cpu_ms.is_some());
         assert!(!facts.layers.contains(&"user"));
+    }
+
+    #[test]
+    fn children_are_found_while_they_live() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = child.id() as i32;
+        assert!(children(std::process::id() as i32).contains(&pid));
+        assert!(name_if_alive(pid).is_some());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(name_if_alive(pid), None);
     }
 
     #[test]

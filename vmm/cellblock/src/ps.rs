@@ -1,19 +1,18 @@
 //! `cellblock ps`: the running VMs, or one VM's processes and what each did.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io;
+use std::time::Duration;
 
-use anyhow::{Context, bail};
-use cellblock_jail::inspect::look;
+use anyhow::{Context, bail, ensure};
 use cellblock_supervisor::death::Reasons;
-use cellblock_supervisor::link::{DeviceStatus, Pause};
+use cellblock_supervisor::link::{DeviceState, DeviceStatus, Pause};
 use cellblock_wire::control::Counters;
 use serde::Serialize;
 
 use crate::cli::PsArgs;
 use crate::front::control_socket::{Answer, PREFIX, Report, What, ask};
-use crate::process_facts::Facts;
+use crate::process_facts::{Facts, children, name_if_alive};
 use crate::security::{Finding, Who};
 
 /// One line of the process tree.
@@ -101,7 +100,7 @@ struct Vm {
 pub(crate) fn ps(args: &PsArgs) -> anyhow::Result<()> {
     let wanted = running(args.id.as_deref())?;
     if args.security {
-        return security(wanted, args.json);
+        return security(wanted, args.id.is_some(), args.json);
     }
     let vms: Vec<Vm> = wanted.into_iter().filter_map(|(owner, id)| vm(owner, &id)).collect();
     if args.json {
@@ -120,43 +119,104 @@ struct Secured {
     finding: Finding,
 }
 
-/// Prints what the kernel says of each process of the VMs, and what differs from what they were started with.
+/// The processes of one VM, as the kernel sees them.
+#[derive(Debug, Serialize)]
+struct SecuredVm {
+    id: String,
+    uid: u32,
+    /// Why nothing, or not everything, was looked at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    not_checked: Option<String>,
+    processes: Vec<Secured>,
+}
+
+impl SecuredVm {
+    fn differing(&self) -> usize {
+        self.processes.iter().filter(|one| !one.finding.differences.is_empty()).count()
+    }
+}
+
+/// How often a VM is looked at if something differs: a process may have been starting, or ending.
+const LOOKS: u32 = 8;
+/// How long until the next look.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// Prints what the kernel says of each process of the VMs, and what differs from what they were started with. Of VMs that
+/// were not `named` those that have just ended are left out.
 ///
 /// # Errors
-/// Something differs.
-fn security(vms: Vec<(u32, String)>, json: bool) -> anyhow::Result<()> {
-    let own = i32::try_from(std::process::id())?;
-    let (host, _) = look(own).context("this process cannot look at itself")?;
-    let mut all = BTreeMap::new();
+/// Something differs, or cannot be looked at.
+fn security(vms: Vec<(u32, String)>, named: bool, json: bool) -> anyhow::Result<()> {
+    let mut all = Vec::new();
     for (uid, id) in vms {
-        let Ok(Answer::Status(report)) = ask(uid, &id, What::Status) else { continue };
-        let Some(declared) = &report.declared else { continue };
-        let look_at = |(process, who, pid): (String, Who, i32)| Secured {
-            process,
-            pid,
-            finding: declared.check(who, pid, &host),
-        };
-        all.insert(id, processes(&report).into_iter().map(look_at).collect::<Vec<_>>());
+        let mut vm = look_at(uid, &id);
+        for _ in 1..LOOKS {
+            // One that does not answer has been waited for.
+            if vm.processes.is_empty() || (vm.not_checked.is_none() && vm.differing() == 0) {
+                break;
+            }
+            std::thread::sleep(PAUSE);
+            vm = look_at(uid, &id);
+        }
+        let ended = || !names().is_ok_and(|names| names.contains(&(uid, id)));
+        if named || !vm.processes.is_empty() || !ended() {
+            all.push(vm);
+        }
     }
     if json {
         say!("{}", serde_json::to_string_pretty(&all)?)?;
     } else {
-        for (id, processes) in &all {
-            say!("VM {id}")?;
-            for one in processes {
+        for vm in &all {
+            say!("VM {} (uid {})", vm.id, vm.uid)?;
+            for one in &vm.processes {
                 say!("{}", one.finding.lines(&one.process, one.pid).trim_end())?;
+            }
+            if let Some(why) = &vm.not_checked {
+                say!("  NOT CHECKED: {why}")?;
             }
         }
     }
-    let differing = all.values().flatten().filter(|one| !one.finding.differences.is_empty()).count();
-    if differing > 0 { bail!("{differing} processes are not confined as declared") } else { Ok(()) }
+    let unchecked = all.iter().filter(|vm| vm.not_checked.is_some()).count();
+    let differing = all.iter().map(SecuredVm::differing).sum::<usize>();
+    ensure!(
+        unchecked == 0,
+        "{unchecked} VMs could not be checked, and {differing} processes are not confined as declared"
+    );
+    ensure!(differing == 0, "{differing} processes are not confined as declared");
+    Ok(())
+}
+
+fn look_at(uid: u32, id: &str) -> SecuredVm {
+    let unchecked =
+        |why: String| SecuredVm { id: id.to_owned(), uid, not_checked: Some(why), processes: Vec::new() };
+    let report = match ask(uid, id, What::Status) {
+        Ok(Answer::Status(report)) => report,
+        Ok(Answer::Refused(why)) => return unchecked(why),
+        Ok(_) => return unchecked("it answered something else".to_owned()),
+        Err(error) => return unchecked(format!("it does not answer: {error}")),
+    };
+    let Some(declared) = &report.declared else {
+        return unchecked("it does not say what it was started with yet".to_owned());
+    };
+    let found = processes(&report);
+    let spares: usize = report.status.devices.iter().map(|device| usize::from(device.spares)).sum();
+    let seen = found.iter().filter(|(_, who, _)| *who == Who::Spare).count();
+    let findings = declared.check(&found);
+    let secured = |((process, _, pid), finding)| Secured { process, pid, finding };
+    SecuredVm {
+        id: id.to_owned(),
+        uid,
+        not_checked: (seen < spares).then(|| format!("{} of {spares} spares are not found", spares - seen)),
+        processes: found.into_iter().zip(findings).map(secured).collect(),
+    }
 }
 
 /// The processes of a VM that live.
 fn processes(report: &Report) -> Vec<(String, Who, i32)> {
     let status = &report.status;
+    let front = i32::try_from(report.front).unwrap_or(0);
     let mut found = vec![
-        ("front".to_owned(), Who::Front, i32::try_from(report.front).unwrap_or(0)),
+        ("front".to_owned(), Who::Front, front),
         ("supervisor".to_owned(), Who::Supervisor, report.supervisor),
     ];
     if report.init != status.spawner {
@@ -166,8 +226,24 @@ fn processes(report: &Report) -> Vec<(String, Who, i32)> {
         found.push(("spawner".to_owned(), Who::Spawner, status.spawner));
     }
     let workers = status.devices.iter().zip(status.device_names()).enumerate();
-    let workers = workers.map(|(index, (device, name))| (name, Who::Worker(index), device.pid));
+    let workers = workers.map(|(index, (device, name))| {
+        let serves = device.state == DeviceState::Serving;
+        (name, if serves { Who::Worker(index) } else { Who::Starting(index) }, device.pid)
+    });
     found.extend(workers.filter(|(.., pid)| *pid != 0));
+    let others = |of: i32, found: &[(String, Who, i32)]| -> Vec<i32> {
+        let known = |pid: &i32| found.iter().any(|(.., known)| known == pid);
+        children(of).into_iter().filter(|pid| !known(pid)).collect()
+    };
+    if !status.spawner_lost {
+        // What has the spawner's name has not been executed yet.
+        let own = name_if_alive(status.spawner);
+        let spares = others(status.spawner, &found).into_iter();
+        let spares = spares.filter(|pid| name_if_alive(*pid).is_some_and(|name| Some(name) != own));
+        found.extend(spares.map(|pid| ("spare".to_owned(), Who::Spare, pid)));
+    }
+    let helpers = others(front, &found);
+    found.extend(helpers.into_iter().filter_map(|pid| Some((name_if_alive(pid)?, Who::Helper, pid))));
     found
 }
 

@@ -1,10 +1,12 @@
 //! `cellblock ps --security`: what the kernel says of each process' sandbox, held against what the VM was started with.
 //!
-//! What the kernel does not tell of a process is not looked at: its Landlock rules, and what its seccomp programs allow.
+//! What the kernel does not tell of a process is not looked at: its Landlock rules, what its seccomp programs allow, whether its memory
+//! may gain execution, its keyrings.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, AsRawFd};
 
+use cellblock_jail::cgroup::VmGroup;
 use cellblock_jail::inspect::{Inspection, look};
 use cellblock_jail::spawner::{Ids, KEPT};
 use cellblock_jail::supervisor::{Confinement, lost};
@@ -23,8 +25,12 @@ pub(crate) struct Declaration {
     supervisor: Option<u32>,
     /// The same of init and the spawner.
     spawner: Option<u32>,
-    /// The workers have groups of their own.
-    cgroup: bool,
+    /// The name of the VM's cgroup, in which the workers have groups of their own.
+    group: Option<String>,
+    /// How many seccomp programs the front runs under, which all of the VM's processes inherit.
+    inherited_filters: u32,
+    /// The front's namespaces, by the kernel's names.
+    namespaces: BTreeMap<String, String>,
     /// In the order of the devices.
     workers: Vec<DeclaredWorker>,
 }
@@ -50,6 +56,12 @@ pub(crate) enum Who {
     Spawner,
     /// Of device number so many.
     Worker(usize),
+    /// The same, of one that does not serve yet.
+    Starting(usize),
+    /// It waits to take a worker's place.
+    Spare,
+    /// What the front has started besides, outside the sandbox.
+    Helper,
 }
 
 /// What the kernel says of one process, and what of that is not as declared.
@@ -57,6 +69,8 @@ pub(crate) enum Who {
 pub(crate) struct Finding {
     #[serde(skip_serializing_if = "Option::is_none")]
     facts: Option<Inspection>,
+    /// False of what is in no sandbox.
+    compared: bool,
     /// What may not be looked at, and so was not compared.
     unseen: Vec<String>,
     /// Empty = as declared.
@@ -64,14 +78,19 @@ pub(crate) struct Finding {
 }
 
 impl Declaration {
-    /// Of a VM with `devices`, whose workers have `limits`.
+    /// Of a VM with `devices`, whose workers have `limits`, and whose front is this process.
+    ///
+    /// # Errors
+    /// This process cannot look at itself.
     pub(crate) fn new<'a>(
         how: &Confinement,
         ids: Ids,
-        cgroup: bool,
+        cgroup: Option<&VmGroup>,
         devices: &[DevicePlan],
         limits: impl IntoIterator<Item = &'a Limits>,
-    ) -> Declaration {
+    ) -> Result<Declaration, String> {
+        let own = std::process::id().cast_signed();
+        let (front, _) = look(own).map_err(|error| format!("this process cannot look at itself: {error}"))?;
         let layers = how.layers;
         let worker = |(index, (device, limits)): (usize, (&DevicePlan, &Limits))| {
             let inside = ids.worker(layers, index);
@@ -87,41 +106,85 @@ impl Declaration {
                 granted: device.resources.iter().filter_map(|(_, fd)| named(fd)).collect(),
             }
         };
-        Declaration {
+        let group = cgroup.and_then(|group| group.path().file_name());
+        Ok(Declaration {
             layers,
             root: how.privileged,
             supervisor: ids.supervisor(layers),
             spawner: ids.spawner(layers),
-            cgroup,
+            group: group.map(|name| name.to_string_lossy().into_owned()),
+            inherited_filters: front.seccomp_filters,
+            namespaces: front.namespaces,
             workers: devices.iter().zip(limits).enumerate().map(worker).collect(),
-        }
+        })
     }
 
-    /// Looks at process `pid`, which is `who`. `host` is a process outside all sandboxes.
-    pub(crate) fn check(&self, who: Who, pid: i32, host: &Inspection) -> Finding {
+    /// Looks at `processes`, all that the VM has.
+    pub(crate) fn check(&self, processes: &[(String, Who, i32)]) -> Vec<Finding> {
+        let mut findings: Vec<_> = processes.iter().map(|(_, who, pid)| self.check_one(*who, *pid)).collect();
+        // Who is apart from the front may still share with a sibling, or with the spawner.
+        let apart = [(Layer::User, "user"), (Layer::Pid, "pid"), (Layer::Mount, "mnt")];
+        for (_, kind) in apart.into_iter().filter(|(layer, _)| self.layers.has(*layer)) {
+            let mut owners = BTreeMap::<String, &str>::new();
+            let spawner = |who: Who| !matches!(who, Who::Spawner);
+            let mut order: Vec<_> = processes.iter().zip(&mut findings).collect();
+            order.sort_by_key(|((_, who, _), _)| spawner(*who));
+            for ((name, who, _), finding) in order {
+                let jailed = matches!(who, Who::Spawner | Who::Worker(_) | Who::Starting(_) | Who::Spare);
+                let found = finding.facts.as_ref().and_then(|facts| facts.namespaces.get(kind));
+                let (true, Some(found)) = (jailed, found) else { continue };
+                match owners.get(found) {
+                    Some(owner) => {
+                        finding.differences.push(format!("its {kind} namespace is that of {owner}"))
+                    }
+                    None => drop(owners.insert(found.clone(), name)),
+                }
+            }
+        }
+        findings
+    }
+
+    /// Looks at process `pid`, which is `who`.
+    fn check_one(&self, who: Who, pid: i32) -> Finding {
+        let compared = !matches!(who, Who::Front | Who::Helper);
         let (facts, unseen) = match look(pid) {
             Ok((facts, unseen)) => (facts, unseen),
             Err(error) => {
-                return Finding { facts: None, unseen: Vec::new(), differences: vec![error.to_string()] };
+                let differences = vec![error.to_string()];
+                return Finding { facts: None, compared, unseen: Vec::new(), differences };
             }
         };
-        let mut compared = Compared { facts: &facts, host, differences: Vec::new() };
+        let mut to = Compared { facts: &facts, declared: self, differences: Vec::new() };
         match who {
-            Who::Front => {}
-            Who::Supervisor => self.supervisor(&mut compared),
-            Who::Init | Who::Spawner => self.spawner(&mut compared),
-            Who::Worker(index) => match self.workers.get(index) {
-                Some(worker) => self.worker(worker, &mut compared),
-                None => compared.wrong("no such worker was declared"),
+            Who::Front | Who::Helper => {}
+            Who::Supervisor => self.supervisor(&mut to),
+            Who::Init | Who::Spawner => self.spawner(&mut to),
+            Who::Worker(index) | Who::Starting(index) => match self.workers.get(index) {
+                Some(worker) => self.worker(worker, matches!(who, Who::Worker(_)), &mut to),
+                None => to.wrong("no such worker was declared"),
             },
+            Who::Spare => self.below_spawner(START_FILTERS, &BTreeSet::new(), &mut to),
         }
-        let differences = compared.differences;
-        Finding { facts: Some(facts), unseen, differences }
+        let differences = to.differences;
+        Finding { facts: Some(facts), compared, unseen, differences }
     }
 
-    fn worker(&self, declared: &DeclaredWorker, to: &mut Compared<'_>) {
-        self.powers(self.layers, 0, to);
+    fn worker(&self, declared: &DeclaredWorker, serves: bool, to: &mut Compared<'_>) {
+        let filters = if serves { START_FILTERS + 1 } else { START_FILTERS };
+        self.below_spawner(filters, &declared.granted, to);
         to.id(declared.uid);
+        if self.layers.has(Layer::Rlimits) {
+            let both = |value: u64| (Some(value), Some(value));
+            to.limit("Max processes", both(declared.threads.into()));
+            to.limit("Max address space", both(declared.address_space));
+            to.limit("Max open files", both(declared.files.into()));
+            to.limit("Max file size", both(declared.file_size));
+        }
+    }
+
+    /// What holds for workers and for their spares.
+    fn below_spawner(&self, filters: u32, granted: &BTreeSet<String>, to: &mut Compared<'_>) {
+        self.powers(self.layers, 0, filters, to);
         for (layer, name) in NAMESPACES {
             to.namespace(name, self.layers.has(layer));
         }
@@ -129,11 +192,6 @@ impl Declaration {
             to.empty_root();
         }
         if self.layers.has(Layer::Rlimits) {
-            let both = |value: u64| (Some(value), Some(value));
-            to.limit("Max processes", both(declared.threads.into()));
-            to.limit("Max address space", both(declared.address_space));
-            to.limit("Max open files", both(declared.files.into()));
-            to.limit("Max file size", both(declared.file_size));
             to.no_extras();
         }
         if self.layers.has(Layer::User)
@@ -141,8 +199,10 @@ impl Declaration {
         {
             to.wrong(format!("its user namespace maps {:?}, not its own id alone", to.facts.uid_map));
         }
-        if self.cgroup && to.facts.cgroup == to.host.cgroup {
-            to.wrong("it is in no cgroup of its own");
+        if let Some(group) = &self.group
+            && !to.facts.cgroup.contains(&format!("/{group}/"))
+        {
+            to.wrong(format!("it is in no group of its own in the VM's cgroup {group}"));
         }
         const KINDS: [&str; 6] = [
             "socket:",
@@ -153,13 +213,13 @@ impl Declaration {
             "anon_inode:[timerfd]",
         ];
         to.descriptors(|target| {
-            KINDS.iter().any(|kind| target.starts_with(kind)) || declared.granted.contains(target)
+            KINDS.iter().any(|kind| target.starts_with(kind)) || granted.contains(target)
         });
     }
 
     fn spawner(&self, to: &mut Compared<'_>) {
         let has_capabilities = self.root || self.layers.has(Layer::User);
-        self.powers(self.layers, if has_capabilities { KEPT } else { 0 }, to);
+        self.powers(self.layers, if has_capabilities { KEPT } else { 0 }, 1, to);
         to.id(self.spawner);
         for (layer, name) in NAMESPACES {
             to.namespace(name, self.layers.has(layer));
@@ -174,7 +234,7 @@ impl Declaration {
 
     fn supervisor(&self, to: &mut Compared<'_>) {
         let layers = lost(self.layers, self.root).iter().fold(self.layers, LayerSet::without);
-        self.powers(layers, 0, to);
+        self.powers(layers, 0, 1, to);
         to.id(self.supervisor);
         // As root it needs no user namespace to have a mount namespace.
         let rooted = layers.has(Layer::Mount) && (self.root || layers.has(Layer::User));
@@ -188,8 +248,8 @@ impl Declaration {
         }
     }
 
-    /// Capabilities, and what keeps a process from getting more of them.
-    fn powers(&self, layers: LayerSet, kept: u64, to: &mut Compared<'_>) {
+    /// Capabilities, and what keeps a process from getting more of them, with so many seccomp programs of its own.
+    fn powers(&self, layers: LayerSet, kept: u64, filters: u32, to: &mut Compared<'_>) {
         if layers.has(Layer::Caps) && to.facts.capabilities != [0, kept, kept, kept, 0] {
             let sets = to.facts.capabilities.map(|set| format!("{set:#x}")).join(" ");
             to.wrong(format!("its capabilities are {sets} (inheritable, permitted, effective, bounding, ambient), not 0 {kept:#x} {kept:#x} {kept:#x} 0"));
@@ -197,11 +257,13 @@ impl Declaration {
         if to.facts.no_new_privs != layers.has(Layer::NoNewPrivs) && layers.has(Layer::NoNewPrivs) {
             to.wrong("no_new_privs is not set");
         }
-        let unfiltered = to.facts.thread_seccomp.iter().filter(|mode| **mode != 2).count();
-        if layers.has(Layer::Seccomp) && unfiltered > 0 {
-            to.wrong(format!("{unfiltered} of its {} threads have no seccomp program", to.facts.threads));
+        let wanted = self.inherited_filters.saturating_add(filters);
+        let fewer = to.facts.thread_filters.iter().filter(|found| **found < wanted).count();
+        if layers.has(Layer::Seccomp) && fewer > 0 {
+            let threads = to.facts.threads;
+            to.wrong(format!("{fewer} of its {threads} threads have fewer than {wanted} seccomp programs, of which {} are the front's", self.inherited_filters));
         }
-        if !layers.has(Layer::Seccomp) && to.facts.seccomp == 2 {
+        if !layers.has(Layer::Seccomp) && to.facts.seccomp_filters > self.inherited_filters {
             to.wrong("it has a seccomp program, which was to be left out");
         }
         if self.root && !to.facts.groups.is_empty() {
@@ -209,6 +271,9 @@ impl Declaration {
         }
     }
 }
+
+/// The seccomp programs of a worker that does not serve yet: the spawner's and its own for the start.
+const START_FILTERS: u32 = 2;
 
 /// The layers that are namespaces, with the kernel's names.
 const NAMESPACES: [(Layer, &str); 6] = [
@@ -223,7 +288,7 @@ const NAMESPACES: [(Layer, &str); 6] = [
 /// What is said of one process.
 struct Compared<'a> {
     facts: &'a Inspection,
-    host: &'a Inspection,
+    declared: &'a Declaration,
     differences: Vec<String>,
 }
 
@@ -243,9 +308,9 @@ impl Compared<'_> {
     fn namespace(&mut self, name: &str, own: bool) {
         // Where it may not be looked at, that is told beside.
         let Some(found) = self.facts.namespaces.get(name) else { return };
-        match (Some(found) != self.host.namespaces.get(name), own) {
-            (false, true) => self.wrong(format!("its {name} namespace is the host's")),
-            (true, false) => self.wrong(format!("its {name} namespace, {found}, is not the host's")),
+        match (Some(found) != self.declared.namespaces.get(name), own) {
+            (false, true) => self.wrong(format!("its {name} namespace is the front's")),
+            (true, false) => self.wrong(format!("its {name} namespace, {found}, is not the front's")),
             _ => {}
         }
     }
@@ -293,6 +358,7 @@ impl Finding {
     /// The process called `name` in a few lines.
     pub(crate) fn lines(&self, name: &str, pid: i32) -> String {
         let verdict = match (self.differences.len(), self.unseen.is_empty()) {
+            (0, _) if !self.compared => "not compared: it is outside the sandbox".to_owned(),
             (0, true) => "as declared".to_owned(),
             (0, false) => format!("as declared, as far as it may be seen (not {})", self.unseen.join(", ")),
             (1, _) => "DIFFERS in 1 point".to_owned(),
@@ -365,28 +431,28 @@ mod tests {
     use super::*;
     use cellblock_jail::Refusal;
 
+    fn declared(layers: LayerSet) -> Declaration {
+        let how = Confinement { layers, privileged: true, id: None, refusal: Refusal::Kill };
+        let mut declaration = Declaration::new(&how, Ids::Own, None, &[], &[Limits::SMALL]).unwrap();
+        declaration.workers.push(DeclaredWorker {
+            uid: Some(1),
+            threads: 1,
+            address_space: 1,
+            files: 1,
+            file_size: 1,
+            granted: BTreeSet::new(),
+        });
+        declaration.root = false;
+        declaration
+    }
+
     /// This process is in no sandbox, which every layer that is declared must show.
     #[test]
     fn a_process_outside_the_sandbox_differs_in_every_layer() {
         let own = std::process::id() as i32;
-        let host = look(own).unwrap().0;
-        let how = Confinement { layers: LayerSet::all(), privileged: true, id: None, refusal: Refusal::Kill };
-        let limits = [Limits::SMALL];
-        let declared = |layers: LayerSet| {
-            let mut declaration =
-                Declaration::new(&Confinement { layers, ..how }, Ids::Own, false, &[], &limits);
-            declaration.workers.push(DeclaredWorker {
-                uid: Some(1),
-                threads: 1,
-                address_space: 1,
-                files: 1,
-                file_size: 1,
-                granted: BTreeSet::new(),
-            });
-            declaration.root = false;
-            declaration
-        };
-        let found = declared(LayerSet::all()).check(Who::Worker(0), own, &host).differences;
+        let mut all = declared(LayerSet::all());
+        all.group = Some("vm".to_owned());
+        let found = all.check_one(Who::Worker(0), own).differences;
         for part in [
             "user namespace",
             "pid namespace",
@@ -399,16 +465,43 @@ mod tests {
             "Max open files",
             "mounts",
             "no_new_privs",
+            "the VM's cgroup vm",
         ] {
             assert!(found.iter().any(|difference| difference.contains(part)), "{part}: {found:#?}");
         }
-        let found = declared(LayerSet::none()).check(Who::Supervisor, own, &host).differences;
+        let none = declared(LayerSet::none());
+        let found = none.check_one(Who::Supervisor, own).differences;
         assert!(found.is_empty(), "{found:#?}");
-        let gone = declared(LayerSet::none()).check(Who::Spawner, i32::MAX, &host);
+        let gone = none.check_one(Who::Spawner, i32::MAX);
         assert!(gone.lines("spawner", 1).contains("DIFFERS"), "{gone:?}");
-        assert!(
-            declared(LayerSet::none()).check(Who::Worker(9), own, &host).differences[0]
-                .contains("no such worker")
-        );
+        assert!(none.check_one(Who::Worker(9), own).differences[0].contains("no such worker"));
+        assert!(none.check_one(Who::Front, own).lines("front", 1).contains("not compared"));
+    }
+
+    #[test]
+    fn programs_that_were_inherited_do_not_count() {
+        let own = std::process::id() as i32;
+        let (facts, _) = look(own).unwrap();
+        let mut wanted = declared(LayerSet::all());
+        let about = |wanted: &Declaration, filters| {
+            let mut to = Compared { facts: &facts, declared: wanted, differences: Vec::new() };
+            wanted.powers(wanted.layers, 0, filters, &mut to);
+            to.differences.iter().any(|difference| difference.contains("seccomp programs"))
+        };
+        assert!(!about(&wanted, 0) && about(&wanted, 1));
+        wanted.inherited_filters += 1;
+        assert!(about(&wanted, 0));
+    }
+
+    #[test]
+    fn siblings_that_share_a_namespace_differ() {
+        let own = std::process::id() as i32;
+        let worker = |name: &str, who| (name.to_owned(), who, own);
+        let processes = [worker("rtc", Who::Worker(0)), worker("spawner", Who::Spawner)];
+        let found = declared(LayerSet::all()).check(&processes);
+        let shared = |finding: &Finding| {
+            finding.differences.iter().filter(|text| text.contains("namespace is that of spawner")).count()
+        };
+        assert_eq!(found.iter().map(shared).collect::<Vec<_>>(), [3, 0], "{found:#?}");
     }
 }

@@ -14,6 +14,7 @@ use rustix::io::Errno;
 
 use crate::cli::UpgradeArgs;
 use crate::front::control_socket::{Answer, What, ask_with};
+use crate::front::paths;
 use crate::{launch, ps, restart};
 
 /// The largest binary, in bytes.
@@ -63,8 +64,7 @@ fn files(path: &Path) -> anyhow::Result<Vec<OwnedFd>> {
 /// A copy of the file at `path` that nobody can change.
 fn sealed(path: &Path) -> anyhow::Result<OwnedFd> {
     let failed = || format!("{} cannot be read", path.display());
-    let source = File::open(path).with_context(failed)?;
-    ensure!(source.metadata().with_context(failed)?.is_file(), "{} is not a file", path.display());
+    let source = paths::open_program(path).with_context(failed)?;
     let mut copy = File::from(memfd().context("no memory for the binary")?);
     let length = io::copy(&mut source.take(MAX_BINARY + 1), &mut copy).with_context(failed)?;
     ensure!(length <= MAX_BINARY, "{} has more than {} MiB", path.display(), MAX_BINARY >> 20);

@@ -32,8 +32,8 @@ pub struct Inspection {
     pub seccomp_filters: u32,
     /// Threads.
     pub threads: u32,
-    /// Of each thread: as `seccomp`.
-    pub thread_seccomp: Vec<u32>,
+    /// Of each thread: as `seccomp_filters`.
+    pub thread_filters: Vec<u32>,
     /// The identity of each namespace, by its name: user, pid, mnt, net, ipc, uts, cgroup.
     pub namespaces: BTreeMap<String, String>,
     /// Open descriptors and what they refer to.
@@ -106,7 +106,7 @@ pub fn look(pid: i32) -> io::Result<(Inspection, Vec<String>)> {
         seccomp: status.number("Seccomp"),
         seccomp_filters: status.number("Seccomp_filters"),
         threads: status.number("Threads"),
-        thread_seccomp: thread_seccomp(&folder)?,
+        thread_filters: thread_filters(&folder)?,
         namespaces: namespaces.into_iter().filter(|(name, _)| !name.ends_with("_for_children")).collect(),
         descriptors: descriptors
             .into_iter()
@@ -121,10 +121,10 @@ pub fn look(pid: i32) -> io::Result<(Inspection, Vec<String>)> {
 }
 
 /// Of each thread that has not ended meanwhile.
-fn thread_seccomp(folder: &Path) -> io::Result<Vec<u32>> {
+fn thread_filters(folder: &Path) -> io::Result<Vec<u32>> {
     let threads = named(folder, fs::read_dir(folder.join("task")))?;
     let texts = threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("status")).ok());
-    Ok(texts.map(|text| Status::parse(&text).number("Seccomp")).collect())
+    Ok(texts.map(|text| Status::parse(&text).number("Seccomp_filters")).collect())
 }
 
 /// `/proc/pid/status` by key.

@@ -73,10 +73,10 @@ pub(crate) fn back_end(config: &config::BackEnd, layers: LayerSet) -> Result<Bac
     let declared = Declaration::new(
         &confinement,
         ids,
-        cgroup.is_some(),
+        cgroup.as_ref(),
         std::slice::from_ref(&device),
         [&worker.limits],
-    );
+    )?;
     let manifest = manifest(vec![worker], None, &confinement, ids, uids.as_ref(), cgroup.as_ref())?;
     let spawner = cellblock_spawner::start(manifest).map_err(|error| error.to_string())?;
     let (link, supervisor_link) =
