@@ -6,8 +6,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use cellblock_channel::socket::{Control, SocketError};
 
-use rustix::io::Errno;
-
 use crate::MAX_WORKERS;
 use crate::protocol::{Event, Offer, Program, Request};
 
@@ -19,7 +17,7 @@ const BACKLOG: usize = 8 * MAX_WORKERS;
 pub struct Client {
     socket: Control,
     /// What a spawner that does not read was to be sent, in its order.
-    backlog: RefCell<VecDeque<(Request, Option<OwnedFd>)>>,
+    backlog: RefCell<VecDeque<(Request, Option<Control>)>>,
 }
 
 impl Client {
@@ -29,7 +27,7 @@ impl Client {
     }
 
     /// Asks to start a process, `instance`, of worker number `worker` of the manifest, which executes `program` and gets `control`
-    /// as its only descriptor. Never blocks.
+    /// as its only descriptor. Never blocks. It takes `control` as it is: a caller in a jail may make no copy to keep.
     ///
     /// # Errors
     /// The spawner is gone, or does not read.
@@ -38,7 +36,7 @@ impl Client {
         worker: u32,
         instance: u32,
         program: Program,
-        control: BorrowedFd,
+        control: Control,
     ) -> Result<(), SocketError> {
         self.send(Request::Start { worker, instance, program }, Some(control))
     }
@@ -73,22 +71,28 @@ impl Client {
     }
 
     /// Sends `request`, or keeps it for a spawner that does not read now.
-    fn send(&self, request: Request, control: Option<BorrowedFd>) -> Result<(), SocketError> {
+    fn send(&self, request: Request, control: Option<Control>) -> Result<(), SocketError> {
         let mut backlog = self.backlog.borrow_mut();
+        let kills = matches!(request, Request::Kill { .. });
         if backlog.is_empty() {
-            let descriptors: Vec<_> = control.into_iter().collect();
-            match self.socket.send_message(&request, &descriptors) {
+            match self.post(&request, control.as_ref()) {
                 Err(SocketError::NotReady) => {}
+                // Nobody would kill it otherwise.
+                Err(SocketError::Call { .. }) if kills => {}
                 sent => return sent,
             }
         }
-        if backlog.len() >= BACKLOG {
+        // There is always room for an end.
+        if backlog.len() >= if kills { 2 * BACKLOG } else { BACKLOG } {
             return Err(SocketError::NotReady);
         }
-        let kept = control.map(|control| control.try_clone_to_owned()).transpose();
-        let kept = kept.map_err(|error| SocketError::Call { call: "dup", errno: errno_of(&error) })?;
-        backlog.push_back((request, kept));
+        backlog.push_back((request, control));
         Ok(())
+    }
+
+    fn post(&self, request: &Request, control: Option<&Control>) -> Result<(), SocketError> {
+        let descriptors: Vec<_> = control.into_iter().map(AsFd::as_fd).collect();
+        self.socket.send_message(request, &descriptors)
     }
 
     /// Whether requests wait for the spawner to read: then [`catch_up`](Self::catch_up) now and then.
@@ -100,11 +104,12 @@ impl Client {
     pub fn catch_up(&self) {
         let mut backlog = self.backlog.borrow_mut();
         while let Some((request, control)) = backlog.front() {
-            let descriptors: Vec<_> = control.iter().map(AsFd::as_fd).collect();
-            if let Err(SocketError::NotReady) = self.socket.send_message(request, &descriptors) {
-                return;
+            match self.post(request, control.as_ref()) {
+                // One that is gone is seen by its socket.
+                Ok(()) | Err(SocketError::Closed) => {}
+                // What the kernel cannot do now (memory, descriptors in flight) it can do later.
+                Err(_) => return,
             }
-            // One that is gone is seen by its socket.
             backlog.pop_front();
         }
     }
@@ -157,12 +162,62 @@ impl Authority {
     }
 }
 
-fn errno_of(error: &std::io::Error) -> Errno {
-    Errno::from_io_error(error).unwrap_or(Errno::IO)
-}
-
 impl AsFd for Client {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cellblock_channel::socket;
+    use std::os::fd::AsRawFd;
+
+    /// A client whose spawner does not read, and how many requests that was sent.
+    fn behind() -> (Client, Control, usize) {
+        let (ours, theirs) = socket::pair().unwrap();
+        let client = Client::new(ours);
+        let mut sent = 0;
+        while !client.is_behind() {
+            client.settle(0, 1, false).unwrap();
+            sent += 1;
+        }
+        (client, theirs, sent)
+    }
+
+    #[test]
+    fn a_start_that_waits_keeps_the_very_socket_that_it_was_given() {
+        let (client, spawner, sent) = behind();
+        let (_ours, control) = socket::pair().unwrap();
+        let number = control.as_fd().as_raw_fd();
+        client.start(3, 7, Program::Own, control).unwrap();
+        let kept = client
+            .backlog
+            .borrow()
+            .back()
+            .and_then(|(_, control)| Some(control.as_ref()?.as_fd().as_raw_fd()));
+        assert_eq!(kept, Some(number));
+        let mut got = Vec::new();
+        for _ in 0..2 * sent {
+            client.catch_up();
+            while let Ok(message) = spawner.try_recv_message::<Request>(1) {
+                got.push(message);
+            }
+        }
+        assert_eq!((got.len(), client.is_behind()), (sent + 1, false));
+        let (last, descriptors) = got.pop().unwrap();
+        assert_eq!(last, Request::Start { worker: 3, instance: 7, program: Program::Own });
+        assert_eq!(descriptors.len(), 1);
+    }
+
+    #[test]
+    fn a_full_backlog_still_takes_kills() {
+        let (client, _spawner, _) = behind();
+        while client.settle(0, 1, false).is_ok() {}
+        assert_eq!(client.backlog.borrow().len(), BACKLOG);
+        client.kill(0, 7).unwrap();
+        while client.kill(0, 7).is_ok() {}
+        assert_eq!(client.backlog.borrow().len(), 2 * BACKLOG);
     }
 }

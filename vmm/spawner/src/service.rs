@@ -190,12 +190,13 @@ impl Service {
         match socket.try_recv_message::<Request>(1) {
             Ok((Request::Start { worker, instance, program }, descriptors)) => {
                 if let Program::Offered { offer } = program {
-                    self.take_offers(offer);
+                    self.take_offers(offer, true);
                 }
                 self.start(worker, instance, program, descriptors);
             }
             Ok((Request::Settle { worker, offer, adopt }, _)) => {
-                self.take_offers(offer);
+                // One that was never started is let fall as it is, and another that is being tried stays.
+                self.take_offers(offer, false);
                 if let Some(slot) = self.slots.get_mut(worker as usize) {
                     slot.settle(offer, adopt);
                 }
@@ -211,13 +212,13 @@ impl Service {
     }
 
     /// Takes what the front has offered up to number `wanted`, unless it was taken before. Those before it were for upgrades that
-    /// did not begin; those behind it are for others.
-    fn take_offers(&mut self, wanted: u32) {
+    /// did not begin; those behind it are for others. Unless that is to be started, it is let fall, too.
+    fn take_offers(&mut self, wanted: u32, start: bool) {
         while self.offered < wanted {
             match self.offers.try_recv_message::<Offer>(2) {
                 Ok((Offer { worker, number }, files)) => {
                     self.offered = number;
-                    let slot = self.slots.get_mut(worker as usize).filter(|_| number == wanted);
+                    let slot = self.slots.get_mut(worker as usize).filter(|_| start && number == wanted);
                     if let Some(slot) = slot {
                         slot.offered(number, files, &self.ground);
                     }

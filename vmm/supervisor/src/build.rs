@@ -142,7 +142,7 @@ fn start_devices(
         }
         let (worker, wires, theirs) = Worker::new(plan, lanes, Some(ram), spin)?;
         board.wires.append(wires);
-        worker.start(device, &theirs, spawner)?;
+        worker.start(device, theirs, spawner)?;
         board.workers.push(worker);
     }
     Ok(board)

@@ -39,13 +39,19 @@ mod status {
     pub(super) const DEVICE_NEEDS_RESET: u32 = 64;
 }
 
-/// What a write has changed.
+/// What a write has changed, after so many `resets`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Before {
-    /// The register at `offset`, of the queue or the half `select`, held `value`.
-    Register { offset: u64, select: u32, value: u32 },
-    /// Configuration space from `at` on held `bytes`, and of all of it the bytes of `written` had been written.
-    Config { at: usize, size: u8, bytes: [u8; 8], written: u64 },
+pub(crate) struct Before {
+    resets: u32,
+    place: Place,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// The register at `offset`, of the queue or the half `select`, held `old` and was given `new`.
+    Register { offset: u64, select: u32, old: u32, new: u32 },
+    /// So with configuration space from `at` on, and of all of it the bytes of `written` had been written.
+    Config { at: usize, size: u8, old: [u8; 8], new: [u8; 8], written: u64 },
 }
 
 /// The registers of one device, written by all vCPUs. No field hangs on another: two vCPUs that write at a time are in no order
@@ -100,7 +106,7 @@ impl Shadow {
         if size != 4 {
             return None;
         }
-        let value = data as u32;
+        let (value, resets) = (data as u32, self.resets());
         // SYNC POINT: none; see `read`.
         if (offset, value) == (register::STATUS, 0) {
             self.reset();
@@ -119,7 +125,8 @@ impl Shadow {
             _ if self.is_placed(offset, select) => return None,
             _ => value,
         };
-        Some(Before::Register { offset, select, value: register.swap(value, Relaxed) })
+        let place = Place::Register { offset, select, old: register.swap(value, Relaxed), new: value };
+        Some(Before { resets, place })
     }
 
     /// The register at `offset`, of the half or the queue `select`.
@@ -159,26 +166,37 @@ impl Shadow {
 
     fn note_config(&self, offset: u64, size: u8, data: u64) -> Option<Before> {
         let at = usize::try_from(offset).ok().filter(|at| *at < KEPT_CONFIG_BYTES)?;
-        let mut bytes = [0; 8];
+        let (mut old, new, resets) = ([0; 8], data.to_le_bytes(), self.resets());
         let written = self.config_written.load(Relaxed);
         let places = self.config.iter().zip(0u32..).skip(at).take(size.into());
-        for ((kept, at), (byte, before)) in places.zip(data.to_le_bytes().into_iter().zip(&mut bytes)) {
+        for ((kept, at), (byte, before)) in places.zip(new.into_iter().zip(&mut old)) {
             *before = kept.swap(byte, Relaxed);
             self.config_written.fetch_or(1 << at, Release);
         }
-        Some(Before::Config { at, size, bytes, written })
+        Some(Before { resets, place: Place::Config { at, size, old, new, written } })
     }
 
-    /// Takes a write back that no worker has survived, and that none is to be told of any more.
+    /// Takes a write back that no worker has survived, and that none is to be told of any more. What another vCPU has written there
+    /// meanwhile stays.
     pub(crate) fn take_back(&self, before: &Before) {
-        match *before {
-            Before::Register { offset, select, value } => {
-                self.register(offset, select).into_iter().for_each(|register| register.store(value, Relaxed));
+        if before.resets != self.resets() {
+            return;
+        }
+        match before.place {
+            Place::Register { offset, select, old, new } => {
+                if let Some(register) = self.register(offset, select) {
+                    // It holds something else: that stays.
+                    let _ = register.compare_exchange(new, old, Relaxed, Relaxed);
+                }
             }
-            Before::Config { at, size, bytes, written } => {
-                let places = self.config.iter().skip(at).take(size.into());
-                places.zip(bytes).for_each(|(kept, byte)| kept.store(byte, Relaxed));
-                self.config_written.store(written, Release);
+            Place::Config { at, size, old, new, written } => {
+                let places = self.config.iter().zip(0u32..).skip(at).take(size.into());
+                for ((kept, at), (old, new)) in places.zip(old.into_iter().zip(new)) {
+                    let ours = kept.compare_exchange(new, old, Relaxed, Relaxed).is_ok();
+                    if ours && written & 1 << at == 0 {
+                        self.config_written.fetch_and(!(1 << at), Release);
+                    }
+                }
             }
         }
     }
@@ -243,6 +261,27 @@ mod tests {
 
     fn write(shadow: &Shadow, offset: u64, size: u8, data: u64) {
         let _ = shadow.note(&Access { space: Space::Mmio, op: Op::Write, size, region: 0, offset, data });
+    }
+
+    #[test]
+    fn what_another_vcpu_wrote_meanwhile_is_not_taken_back() {
+        let shadow = Shadow::new(2);
+        let note = |offset, size, data| {
+            shadow.note(&Access { space: Space::Mmio, op: Op::Write, size, region: 0, offset, data }).unwrap()
+        };
+        let (status, config) = (note(0x70, 4, 1), note(0x100, 2, 0x0201));
+        write(&shadow, 0x70, 4, 3);
+        write(&shadow, 0x101, 2, 0x0403);
+        shadow.take_back(&status);
+        shadow.take_back(&config);
+        assert_eq!(shadow.read().status, 3);
+        assert_eq!(shadow.read().config, [(1, 3), (2, 4)]);
+        // Nor does one from before a reset bring anything back.
+        write(&shadow, 0x30, 4, 1);
+        let before = note(0x30, 4, 0);
+        write(&shadow, 0x70, 4, 0);
+        shadow.take_back(&before);
+        assert_eq!(shadow.read().queue_sel, 0);
     }
 
     /// A driver that sets up queue 1 of two.

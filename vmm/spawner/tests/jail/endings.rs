@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use cellblock_channel::socket;
+use cellblock_channel::socket::{self, Control};
 use cellblock_jail::{JailError, Layer, Step};
 use cellblock_spawner::MAX_PROCESSES;
 use cellblock_spawner::protocol::{Cause, Event, Program, Refusal};
@@ -57,17 +57,22 @@ pub(crate) fn cannot_enter(prober: &Prober) {
     }
 }
 
+/// Another descriptor of `socket`.
+fn another(socket: &Control) -> Control {
+    Control::from_fd(socket.as_fd().try_clone_to_owned().unwrap())
+}
+
 pub(crate) fn refused(prober: &Prober) {
     let vm = Vm::start(vec![prober.entry()], default_layers());
     let (_ours, theirs) = socket::pair().unwrap();
-    vm.client().start(1, 0, Program::Own, theirs.as_fd()).unwrap();
+    vm.client().start(1, 0, Program::Own, another(&theirs)).unwrap();
     assert_eq!(vm.event(), Event::Refused { worker: 1, instance: 0, reason: Refusal::NoSuchWorker });
     vm.client().kill(u32::MAX, 0).unwrap();
     assert_eq!(vm.event(), Event::Refused { worker: u32::MAX, instance: 0, reason: Refusal::NoSuchWorker });
-    vm.client().start(0, 0, Program::Tombstone, theirs.as_fd()).unwrap();
+    vm.client().start(0, 0, Program::Tombstone, another(&theirs)).unwrap();
     assert_eq!(vm.event(), Event::Refused { worker: 0, instance: 0, reason: Refusal::NoTombstone });
     let _worker = vm.worker(0);
-    vm.client().start(0, 0, Program::Own, theirs.as_fd()).unwrap();
+    vm.client().start(0, 0, Program::Own, theirs).unwrap();
     assert_eq!(vm.event(), Event::Refused { worker: 0, instance: 0, reason: Refusal::Running });
 }
 
@@ -90,7 +95,7 @@ pub(crate) fn several(prober: &Prober) {
     let mut processes: Vec<Worker> = (0..most).map(|instance| vm.instance(0, instance)).collect();
     let other = vm.worker(1);
     let (_ours, theirs) = socket::pair().unwrap();
-    vm.client().start(0, most, Program::Own, theirs.as_fd()).unwrap();
+    vm.client().start(0, most, Program::Own, theirs).unwrap();
     assert_eq!(vm.event(), Event::Refused { worker: 0, instance: most, reason: Refusal::Running });
     // One that is not there is not killed, and nobody in its place; one that is dies alone.
     vm.client().kill(0, most).unwrap();
@@ -124,7 +129,7 @@ pub(crate) fn offered(prober: &Prober) {
         |vm: &mut Vm, file, sealed| vm.authority.offer(0, &[copy(prober, file, sealed).as_fd()]).unwrap();
     let (control, theirs) = socket::pair().unwrap();
     let start = |vm: &Vm, worker, offer| {
-        vm.client().start(worker, 1, Program::Offered { offer }, theirs.as_fd()).unwrap();
+        vm.client().start(worker, 1, Program::Offered { offer }, another(&theirs)).unwrap();
     };
     let refused = |reason| Event::Refused { worker: 0, instance: 1, reason };
     start(&vm, 0, 1);
@@ -143,13 +148,13 @@ pub(crate) fn offered(prober: &Prober) {
     // What one client offers is not started, nor adopted, for another.
     let own = vm.worker(0);
     let number = offer(&mut vm, "prober", true);
-    let another = offer(&mut vm, "text", true);
+    let other = offer(&mut vm, "text", true);
     start(&vm, 0, number);
     assert!(matches!(vm.event(), Event::Started { worker: 0, instance: 1, .. }));
     let mut hello = [0; 16];
     let (length, _) = control.recv(&mut hello, 0).unwrap();
     assert_eq!(&hello[..length], b"hello");
-    vm.client().settle(0, another, false).unwrap();
+    vm.client().settle(0, other, false).unwrap();
     vm.client().settle(0, number, true).unwrap();
     let adopted = vm.instance(0, 4);
     vm.client().kill(0, 1).unwrap();
@@ -165,6 +170,9 @@ pub(crate) fn offered(prober: &Prober) {
     assert!(matches!(vm.event(), Event::Started { instance: 1, .. }));
     assert_eq!(vm.event(), exec(1));
     let other = vm.instance(0, 2);
+    // One that is refused meanwhile does not take its place.
+    let refused = offer(&mut vm, "prober", true);
+    vm.client().settle(0, refused, false).unwrap();
     vm.client().settle(0, number, true).unwrap();
     let _ = vm.cloned(0, 3);
     assert_eq!(vm.event(), exec(3));
@@ -229,7 +237,7 @@ pub(crate) fn spawner_killed(prober: &Prober) {
         assert_eq!(workers[0].try_attempt('e', 7), None);
         assert!(workers[0].ends() && is_readable(&workers[0]));
         let (_ours, theirs) = socket::pair().unwrap();
-        vm.client().start(0, 1, Program::Own, theirs.as_fd()).unwrap();
+        vm.client().start(0, 1, Program::Own, theirs).unwrap();
         assert_eq!(vm.event(), Event::Refused { worker: 0, instance: 1, reason: Refusal::Lost });
         assert!(!workers[1].has_ended());
         drop(vm);

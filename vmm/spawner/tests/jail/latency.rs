@@ -1,6 +1,5 @@
 //! How long a start takes, and what each layer costs. Printed, not asserted.
 
-use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use cellblock_channel::socket;
@@ -82,7 +81,7 @@ fn four(prober: &Prober, layers: LayerSet) -> Vec<Duration> {
 
 fn request(vm: &Vm, number: u32) -> socket::Control {
     let (ours, theirs) = socket::pair().unwrap();
-    vm.client().start(number, 0, Program::Own, theirs.as_fd()).unwrap();
+    vm.client().start(number, 0, Program::Own, theirs).unwrap();
     ours
 }
 

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::fs::{self, File};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -152,8 +152,7 @@ impl Vm {
     /// Asks for worker `number`, which may not get as far as to say hello.
     pub(crate) fn cloned(&self, number: u32, instance: u32) -> Worker {
         let (control, theirs) = socket::pair().unwrap();
-        self.client().start(number, instance, Program::Own, theirs.as_fd()).unwrap();
-        drop(theirs);
+        self.client().start(number, instance, Program::Own, theirs).unwrap();
         match self.client().wait().unwrap() {
             (Event::Started { worker, instance: which, host_pid, took: _ }, Some(pidfd)) => {
                 assert_eq!((worker, which), (number, instance));

@@ -125,7 +125,8 @@ impl Machine {
         let Stage::Begun { vcpus, by } = &self.pause.stage else { return };
         let running = vcpus.iter().position(|paused| !paused);
         let busy =
-            self.workers.iter().position(|worker| !worker.is_quiet() && worker.state() != DeviceState::Gone);
+            // One that is gone is one whose start is tried again: nobody has committed its state yet.
+            self.workers.iter().position(|worker| !worker.is_quiet());
         if running.is_none() && busy.is_none() {
             self.pause.stage = Stage::Complete;
             return self.say(Event::Paused(Ok(())));

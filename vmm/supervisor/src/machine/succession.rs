@@ -264,6 +264,8 @@ impl Machine {
         }
     }
 
+    /// What a write has done to the shadow is taken back when a vCPU finds it to be poison, which it may do only after the grant:
+    /// then this successor is told of it once more, and the one after it is not.
     fn put_in_place(&mut self, index: usize) -> Result<(), String> {
         let successor = self.try_to_replace(index)?;
         self.tell_of(index, &vcpu::Command::Succeed { device: index, successor });
@@ -275,7 +277,7 @@ impl Machine {
         let worker = self.workers.get_mut(index).ok_or("there is no such device")?;
         worker.succeed(index, &self.spawner).map_err(|error| error.to_string())?;
         self.poller.watch(worker.control(), Token::Control(index)).map_err(|error| error.to_string())?;
-        Ok(worker.successor(true))
+        Ok(worker.successor())
     }
 
     /// While ending, only the workers' ends count.

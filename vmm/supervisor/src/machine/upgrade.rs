@@ -193,7 +193,7 @@ impl Machine {
                 Some(Blame::Unstarted(format!("it cannot be watched: {error}"))),
             );
         }
-        let successor = worker.successor(false);
+        let successor = worker.successor();
         worker.go_on();
         let pause = worker.last_pause();
         let (generation, ms) = (worker.generation(), worker.pause().as_secs_f64() * 1e3);

@@ -31,7 +31,12 @@ impl BackOff {
         Some(pause)
     }
 
-    /// One has begun.
+    /// One has been asked for. Whether it comes that far is not known yet, so those that failed still count.
+    pub(super) fn begin(&mut self) {
+        self.at = None;
+    }
+
+    /// One serves.
     pub(super) fn end(&mut self) {
         *self = BackOff::default();
     }
@@ -52,15 +57,75 @@ impl Worker {
         self.back_off.at
     }
 
-    /// Whether that time has come, which it does once.
+    /// Whether that time has come, which it does once. One that has a process already needs no other.
     pub(crate) fn is_to_start(&mut self, now: Instant) -> bool {
-        self.back_off.at.take_if(|at| *at <= now).is_some() && !self.is_absent()
+        let due = self.back_off.at.take_if(|at| *at <= now).is_some();
+        due && !self.is_absent() && self.state == DeviceState::Gone
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::DevicePlan;
+    use crate::worker::Ending;
+    use cellblock_channel::socket;
+    use cellblock_spawner::client::Client;
+    use cellblock_spawner::protocol::Cause;
+    use cellblock_wire::device::DeviceConfig;
+
+    /// A worker that served and has crashed, and a spawner that does nothing.
+    fn crashed() -> (Worker, Client, socket::Control) {
+        let (ours, spawner) = socket::pair().unwrap();
+        let plan = DevicePlan {
+            config: DeviceConfig::Rtc,
+            regions: Vec::new(),
+            gsis: Vec::new(),
+            resources: Vec::new(),
+            kicks: Vec::new(),
+            causes: None,
+            memory: false,
+            deadline: Duration::MAX,
+        };
+        let (mut worker, _, _theirs) = Worker::new(plan, 1, None, Duration::ZERO).unwrap();
+        worker.begin_service();
+        let _ = worker.gone(&Ending::Reaped(Cause::Signaled { signal: 11, core: false }, None));
+        (worker, Client::new(ours), spawner)
+    }
+
+    #[test]
+    fn a_death_is_told_once_however_often_the_start_is_tried() {
+        let (mut worker, client, _spawner) = crashed();
+        worker.succeed(0, &client).unwrap();
+        let first = worker.successor();
+        assert!(first.died && first.fell);
+        for _ in 0..3 {
+            worker.try_later().unwrap();
+            worker.succeed(0, &client).unwrap();
+            let next = worker.successor();
+            assert!(!next.died && !next.fell, "generation {}", next.generation);
+        }
+        // That it could not be started is nothing that it was told.
+        let _ = worker.gone(&Ending::Unstarted);
+        assert!(!worker.successor().fell);
+    }
+
+    #[test]
+    fn a_start_for_another_reason_is_the_only_one() {
+        let (mut worker, client, _spawner) = crashed();
+        worker.succeed(0, &client).unwrap();
+        worker.try_later().unwrap();
+        assert!(worker.start_at().is_some());
+        // A revival.
+        worker.succeed(0, &client).unwrap();
+        assert_eq!(worker.start_at(), None);
+        assert!(!worker.is_to_start(Instant::now() + LONGEST));
+        assert_eq!(worker.back_off.tries, 1, "those that failed still count");
+        // One that is due nevertheless is let fall.
+        worker.back_off.at = Some(Instant::now());
+        assert!(!worker.is_to_start(Instant::now() + LONGEST));
+        assert_eq!(worker.start_at(), None);
+    }
 
     #[test]
     fn tries_become_rarer_and_come_to_an_end() {

@@ -76,10 +76,10 @@ impl Ending {
     /// Whether it was the worker's own doing, which was condemned for `blame`: not somebody's kill.
     pub(super) fn is_its_own(&self, blame: Option<&Blame>) -> bool {
         match blame {
+            // It had no process that could have been told anything.
+            _ if *self == Ending::Unstarted => false,
             Some(blame) => *blame != Blame::Asked,
-            None => {
-                !matches!(self, Ending::Reaped(Cause::Signaled { signal: KILLED, .. }, _) | Ending::Unstarted)
-            }
+            None => !matches!(self, Ending::Reaped(Cause::Signaled { signal: KILLED, .. }, _)),
         }
     }
 
@@ -214,6 +214,14 @@ mod tests {
         assert!(ending.to_string().contains("41), by the instruction at 0x99"), "{ending}");
         assert_eq!(Ending::reaped(signaled(9), &replies.map), Ending::Reaped(signaled(9), None));
         assert_eq!(Ending::reaped(Cause::Exited(0), &replies.map).reason(), Reason::Exited);
+    }
+
+    #[test]
+    fn one_that_never_started_ended_on_nothing_that_it_was_told() {
+        let blame = Blame::Unstarted("full".to_owned());
+        assert!(!Ending::Unstarted.is_its_own(Some(&blame)) && !Ending::Unstarted.is_its_own(None));
+        assert!(Ending::Reaped(signaled(11), None).is_its_own(None));
+        assert!(!Ending::Reaped(signaled(9), None).is_its_own(None));
     }
 
     #[test]

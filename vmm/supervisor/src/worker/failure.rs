@@ -75,6 +75,9 @@ impl Worker {
     pub(crate) fn abandon(&mut self) -> u32 {
         (self.failure.failed, self.failure.absent) = (true, true);
         (self.state, self.serve_by) = (DeviceState::Gone, None);
+        // Nobody is asked again what it may have died of, and nobody is to be started but by a revival.
+        self.fell = None;
+        self.back_off.end();
         if let Some(causes) = &self.causes {
             causes.page.float();
         }

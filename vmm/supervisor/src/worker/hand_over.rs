@@ -95,7 +95,7 @@ impl Worker {
         let (control, theirs) = self.socket().map_err(|error| error.to_string())?;
         let process = self.next_process();
         spawner
-            .start(device as u32, process.instance(), Program::Offered { offer }, theirs.as_fd())
+            .start(device as u32, process.instance(), Program::Offered { offer }, theirs)
             .map_err(|error| error.to_string())?;
         let by = Some(Instant::now() + GREETING_PATIENCE);
         let (stage, replies, bereft) = (Stage::Greeting, None, None);

@@ -110,8 +110,8 @@ pub(crate) struct Worker {
     /// Replies of the next incarnation, if they are made already.
     next_replies: Option<Sealed<ReadOnly>>,
     back_off: BackOff,
-    /// The last death was the worker's own doing, or that of what it was asked.
-    fell: bool,
+    /// A worker has died since the vCPUs were last told of a successor; `true`: of its own doing, or of what it was asked.
+    fell: Option<bool>,
     /// Whether it is to rest, and does.
     rest: Rest,
 }
@@ -175,7 +175,7 @@ impl Worker {
             pressed: false,
             next_replies: None,
             back_off: BackOff::default(),
-            fell: false,
+            fell: None,
             rest: Rest::default(),
         };
         worker.grant()?;
@@ -188,6 +188,7 @@ impl Worker {
     ///
     /// [`grant`]: Self::grant
     pub(crate) fn succeed(&mut self, index: usize, spawner: &Client) -> Result<(), BuildError> {
+        self.back_off.begin();
         self.change_process(index, spawner)?;
         self.replies = match self.next_replies.take() {
             Some(replies) => replies,
@@ -242,11 +243,12 @@ impl Worker {
 
     /// Its rings, as the vCPUs are told of them.
     ///
-    /// `died`: the worker before did, perhaps of what it was asked.
-    pub(crate) fn successor(&self, died: bool) -> Successor {
+    /// Each death is told with one successor only: one whose start has to be tried again follows no other death.
+    pub(crate) fn successor(&mut self) -> Successor {
+        let fell = self.fell.take();
         Successor {
-            died,
-            fell: died && self.fell,
+            died: fell.is_some(),
+            fell: fell == Some(true),
             requests: self.requests.map.clone(),
             replies: self.replies.map.clone(),
             generation: self.generation,
@@ -342,7 +344,7 @@ impl Worker {
     /// The process is gone, as `ending` says: what became of it in one sentence, and what that leads to.
     pub(crate) fn gone(&mut self, ending: &Ending) -> (String, Verdict) {
         let served = self.serves_since.take();
-        self.fell = ending.is_its_own(self.verdict.as_ref());
+        self.fell = Some(ending.is_its_own(self.verdict.as_ref()));
         let who = Deceased {
             generation: self.generation,
             pid: self.process.pid.unwrap_or(0),

@@ -3,7 +3,6 @@
 //! A spare has the device's uid, program and sandbox, and its control socket, but nothing of the device: no memory, no
 //! ring, no resource. So it may wait beside the worker that serves, and becomes its successor by being granted what that had.
 
-use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use cellblock_channel::clock;
@@ -137,9 +136,9 @@ fn micros(ns: u64) -> u32 {
 
 impl Worker {
     /// Asks `spawner` for the first process of device number `device`, which has `theirs`.
-    pub(crate) fn start(&self, device: usize, theirs: &Control, spawner: &Client) -> Result<(), BuildError> {
+    pub(crate) fn start(&self, device: usize, theirs: Control, spawner: &Client) -> Result<(), BuildError> {
         spawner
-            .start(device as u32, self.process.instance, self.program(), theirs.as_fd())
+            .start(device as u32, self.process.instance, self.program(), theirs)
             .map_err(|error| BuildError::Start { device: self.kind(), reason: error.to_string() })
     }
 
@@ -159,7 +158,7 @@ impl Worker {
         let (control, theirs) = self.socket()?;
         let process = self.next_process();
         spawner
-            .start(device as u32, process.instance, Program::Own, theirs.as_fd())
+            .start(device as u32, process.instance, Program::Own, theirs)
             .map_err(|error| BuildError::Start { device: self.kind(), reason: error.to_string() })?;
         self.spares.push_back(Spare { process, control });
         Ok(())
@@ -178,7 +177,7 @@ impl Worker {
             None => {
                 let (control, theirs) = self.socket()?;
                 (self.process, self.control) = (self.next_process(), control);
-                self.start(device, &theirs, spawner)?;
+                self.start(device, theirs, spawner)?;
             }
         }
         Ok(())

@@ -55,6 +55,8 @@ struct Case {
     debt: Debt,
     what: String,
     looks: Option<Looks>,
+    /// Since when the host has not said what it does.
+    unseen_since: Option<Instant>,
     /// Looks in a row at which it slept.
     sleeps: u32,
     /// The log knows that it is starved.
@@ -138,16 +140,22 @@ impl Watch {
 impl Case {
     fn judge(&mut self, activity: Option<Activity>, now: Instant) -> Judgement {
         let hangs = |how: &str| Judgement::Hangs(format!("{}: {how}", self.what));
-        let unseen = Activity { state: b'?', ran_us: 0, waited_us: 0, turns: 0 };
-        let activity = activity.unwrap_or(unseen);
+        let Some(activity) = activity else {
+            // It says nothing of the worker; what others say of it goes together without.
+            self.sleeps = 0;
+            let late = now.saturating_duration_since(*self.unseen_since.get_or_insert(now));
+            return match late >= BLIND_PATIENCE {
+                true => hangs("and the host does not say what it does"),
+                false => Judgement::Wait,
+            };
+        };
+        self.unseen_since = None;
         let looks = self.looks.get_or_insert_with(|| Looks::begin(now, activity));
         looks.add(now, activity);
         let late = looks.late();
         let state = activity.state;
-        self.sleeps = if matches!(state, b'R' | b'D' | b'?') { 0 } else { self.sleeps + 1 };
+        self.sleeps = if matches!(state, b'R' | b'D') { 0 } else { self.sleeps + 1 };
         match state {
-            b'?' if late >= BLIND_PATIENCE => hangs("and the host does not say what it does"),
-            b'?' => Judgement::Wait,
             b'T' | b't' => hangs("it is stopped"),
             b'Z' | b'X' => hangs("its main thread has ended"),
             _ if looks.ran() >= LOOPS => hangs("it runs and does not answer"),
@@ -177,7 +185,8 @@ impl Worker {
         }
         let open = self.watch.case.take().filter(|case| self.owes(case.debt));
         let what = what.to_owned();
-        let case = open.unwrap_or(Case { debt, what, looks: None, sleeps: 0, told: false });
+        let case =
+            open.unwrap_or(Case { debt, what, looks: None, unseen_since: None, sleeps: 0, told: false });
         if case.debt == debt {
             // A spawner that is gone is seen by its socket.
             let _ = spawner.examine(device as u32, self.process.instance());
@@ -260,7 +269,14 @@ mod tests {
     }
 
     fn case(told: bool) -> Case {
-        Case { debt: Debt::Sign, what: "no answer".to_owned(), looks: None, sleeps: 0, told }
+        Case {
+            debt: Debt::Sign,
+            what: "no answer".to_owned(),
+            looks: None,
+            unseen_since: None,
+            sleeps: 0,
+            told,
+        }
     }
 
     fn hangs(how: &str) -> Judgement {
@@ -325,7 +341,17 @@ mod tests {
         assert_eq!(case.judge(waits, start), Judgement::Wait);
         assert!(matches!(case.judge(waits, start + LOOKS), Judgement::Starved(_)));
         assert_eq!(case.judge(waits, start + 2 * LOOKS), Judgement::Wait);
-        assert_eq!(case.judge(None, start + 3 * LOOKS), Judgement::Wait);
-        assert!(matches!(case.judge(None, start + BLIND_PATIENCE), Judgement::Hangs(_)));
+    }
+
+    #[test]
+    fn a_look_that_sees_nothing_is_no_look_and_many_of_them_are_a_hang() {
+        let mut case = case(true);
+        let (start, runs) = (Instant::now(), Some(seen(b'R', 5000, 0, 9)));
+        assert_eq!(case.judge(None, start), Judgement::Wait);
+        assert_eq!(case.judge(runs, start + LOOKS), Judgement::Wait, "all that before was not seen");
+        let blind = start + 2 * LOOKS;
+        assert_eq!(case.judge(None, blind), Judgement::Wait);
+        assert_eq!(case.judge(None, blind + BLIND_PATIENCE - LOOKS), Judgement::Wait);
+        assert!(matches!(case.judge(None, blind + BLIND_PATIENCE), Judgement::Hangs(_)));
     }
 }
