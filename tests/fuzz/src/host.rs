@@ -34,9 +34,9 @@ pub fn fresh() -> Ram {
     ram
 }
 
-/// The clock goes on.
+/// The clock goes on, for 292 years at most: it is the host's, and no stranger's word.
 pub fn advance(ns: u64) {
-    NOW.set(NOW.get().saturating_add(ns));
+    NOW.set(NOW.get().saturating_add(ns).min(i64::MAX as u64));
 }
 
 /// The next time that the device looks at its clock or raises its interrupt, which it does between requests and in the midst of

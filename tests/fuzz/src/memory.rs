@@ -38,11 +38,6 @@ impl Shifting {
         *self.planned.borrow_mut() = shifts;
     }
 
-    /// What is there, untouched.
-    pub fn peek(&self, index: usize) -> u64 {
-        self.words.load(index)
-    }
-
     /// Loads since the last call: each word of a message may be read once.
     pub fn take_loads(&self) -> u32 {
         self.loads.replace(0)

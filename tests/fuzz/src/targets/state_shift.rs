@@ -1,15 +1,14 @@
 //! A state page that changes while it is read, as a worker does that is not as dead as it should be: what is taken is within its
 //! bounds, and what is torn between the two ends of a copy is found out or whole.
-#![no_main]
 
-use cellblock_fuzz::Script;
-use cellblock_fuzz::memory::{Shift, Shifting};
+use crate::Script;
+use crate::memory::{Shift, Shifting};
 use cellblock_ring::LaneId;
 use cellblock_ring::state_page::{Shape, Writer, read};
 use cellblock_wire::slot::{Action, Reply};
-use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|bytes: &[u8]| {
+/// Looks at one input.
+pub(crate) fn run(bytes: &[u8]) {
     let mut script = Script::new(bytes);
     let shape = Shape::new(u32::from(script.u8() % 4) + 1, usize::from(script.u8() % 64));
     let words = Shifting::zeroed(shape.words());
@@ -41,4 +40,4 @@ fuzz_target!(|bytes: &[u8]| {
         let Ok(Some(found)) = read(&words, shape, 2) else { return };
         assert_eq!((found.generation, found.replies[lane.index() as usize]), (2, Some(reply)));
     }
-});
+}

@@ -1,15 +1,14 @@
 //! A balloon with every queue that it can have.
-#![no_main]
 
 use cellblock_balloon::{Balloon, Desk, Front, Pages, identity, space};
-use cellblock_fuzz::Script;
-use cellblock_fuzz::guest::Guest;
-use cellblock_fuzz::host::{Line, Ticks, fresh};
+use crate::Script;
+use crate::guest::Guest;
+use crate::host::{Line, Ticks, fresh};
 use cellblock_sdk::virtio::{Inline, Interrupt, Kicker, Transport};
 use cellblock_wire::device::BalloonConfig;
-use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|bytes: &[u8]| {
+/// Looks at one input.
+pub(crate) fn run(bytes: &[u8]) {
     let (ram, mut script) = (fresh(), Script::new(bytes));
     let how = script.u8();
     let config = BalloonConfig {
@@ -35,4 +34,4 @@ fuzz_target!(|bytes: &[u8]| {
     };
     let queues = config.queues();
     Guest::new(ram, queues, make).run(&mut script, |_| ());
-});
+}

@@ -1,16 +1,14 @@
 //! What stands in the place of each virtio device that has failed.
-#![no_main]
 
-use cellblock_fuzz::Script;
-use cellblock_fuzz::guest::Guest;
-use cellblock_fuzz::host::{Line, fresh};
+use crate::Script;
+use crate::guest::Guest;
+use crate::host::{Line, fresh};
 use cellblock_sdk::virtio::{Inline, Interrupt, Transport};
 use cellblock_tombstone::{Refusing, identity};
 use cellblock_wire::device::{
     BalloonConfig, BlockConfig, CacheMode, ConsoleConfig, DeviceConfig, DriverQueue, DriverRegisters,
     EntropyConfig, Format, Limits, NetConfig, VsockConfig,
 };
-use libfuzzer_sys::fuzz_target;
 
 fn device(number: u8) -> DeviceConfig {
     let limits = Limits::default();
@@ -45,7 +43,8 @@ fn device(number: u8) -> DeviceConfig {
     }
 }
 
-fuzz_target!(|bytes: &[u8]| {
+/// Looks at one input.
+pub(crate) fn run(bytes: &[u8]) {
     let (ram, mut script) = (fresh(), Script::new(bytes));
     let config = device(script.u8());
     let queue = DriverQueue { size: script.value() as u32 | 8, ..DriverQueue::default() };
@@ -62,4 +61,4 @@ fuzz_target!(|bytes: &[u8]| {
         Transport::new(identity, engine, memory.clone(), interrupt).in_order()
     };
     Guest::new(ram, config.queues(), make).run(&mut script, |_| ());
-});
+}

@@ -1,14 +1,13 @@
 //! The serial port, with a slow sink or not.
-#![no_main]
 
-use cellblock_fuzz::host::{Line, Ticks, fresh};
-use cellblock_fuzz::{Script, registers};
+use crate::host::{Line, Ticks, fresh};
+use crate::{Script, registers};
 use cellblock_sdk::testing::Desk;
 use cellblock_serial::Serial;
 use cellblock_wire::device::Bucket;
-use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|bytes: &[u8]| {
+/// Looks at one input.
+pub(crate) fn run(bytes: &[u8]) {
     fresh();
     let mut script = Script::new(bytes);
     let desk = Desk::default();
@@ -23,4 +22,4 @@ fuzz_target!(|bytes: &[u8]| {
             input.input.borrow_mut().extend(script.bytes(count));
         },
     );
-});
+}

@@ -1,5 +1,4 @@
 //! The socket device: a guest, a front and host programs that do what they like.
-#![no_main]
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -7,18 +6,18 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
 use cellblock_channel::socket;
-use cellblock_fuzz::Script;
-use cellblock_fuzz::guest::Guest;
-use cellblock_fuzz::host::{Line, Ticks, fresh};
+use crate::Script;
+use crate::guest::Guest;
+use crate::host::{Line, Ticks, fresh};
 use cellblock_sdk::virtio::{Inline, Interrupt, Transport};
 use cellblock_vsock::{Host, Vsock, identity};
 use cellblock_wire::device::VsockConfig;
 use cellblock_wire::vsock::Stream;
-use libfuzzer_sys::fuzz_target;
 
 const CONFIG: VsockConfig = VsockConfig { cid: 17 };
 
-fuzz_target!(|bytes: &[u8]| {
+/// Looks at one input.
+pub(crate) fn run(bytes: &[u8]) {
     let (ram, mut script) = (fresh(), Script::new(bytes));
     let (front, worker) = socket::pair().unwrap();
     let memory = ram.clone();
@@ -68,4 +67,4 @@ fuzz_target!(|bytes: &[u8]| {
             }
         }
     });
-});
+}

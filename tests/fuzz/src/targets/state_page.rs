@@ -1,15 +1,15 @@
 //! A state page that a stranger altered: it is read within its bounds or refused, and a successor that takes it over can
 //! commit and be read.
-#![no_main]
 
 use cellblock_ring::LaneId;
 use cellblock_ring::memory::Plain;
 use cellblock_ring::state_page::{Shape, Writer, read};
 use cellblock_ring::words::WordsMut;
 use cellblock_wire::slot::{Action, Reply};
-use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|input: (u8, u8, bool, Vec<(u16, u64)>)| {
+/// Looks at one input.
+pub(crate) fn run(bytes: &[u8]) {
+    let Some(input) = crate::typed::<(u8, u8, bool, Vec<(u16, u64)>)>(bytes) else { return };
     let (lanes, room, honest, stores) = input;
     let shape = Shape::new(u32::from(lanes % 33).max(1), room.into());
     let words = Plain::zeroed(shape.words());
@@ -34,4 +34,4 @@ fuzz_target!(|input: (u8, u8, bool, Vec<(u16, u64)>)| {
         let read = read(&words, shape, 2).unwrap().unwrap();
         assert_eq!((read.generation, read.replies[lane.index() as usize]), (2, Some(reply)));
     }
-});
+}

@@ -1,5 +1,4 @@
 //! What front, supervisor, spawner and loader say to each other: any bytes decode, or are refused; what decodes crosses again.
-#![no_main]
 
 use std::fmt::Debug;
 
@@ -7,7 +6,6 @@ use cellblock_loader::Loaded;
 use cellblock_spawner::protocol::{Event as SpawnerEvent, Offer, Request};
 use cellblock_supervisor::link::{Command, Event, LoaderReport};
 use cellblock_wire::control::{Checked, decode, encode};
-use libfuzzer_sys::fuzz_target;
 use serde::{Deserialize, Serialize};
 
 const RAM: u64 = 64 << 20;
@@ -21,7 +19,8 @@ fn crosses<T: Checked + Serialize + for<'de> Deserialize<'de> + Debug>(bytes: &[
     Some(message)
 }
 
-fuzz_target!(|bytes: &[u8]| {
+/// Looks at one input.
+pub(crate) fn run(bytes: &[u8]) {
     let Some((which, bytes)) = bytes.split_first() else { return };
     match which % 6 {
         0 => drop(crosses::<Command>(bytes)),
@@ -38,4 +37,4 @@ fuzz_target!(|bytes: &[u8]| {
             }
         }
     }
-});
+}

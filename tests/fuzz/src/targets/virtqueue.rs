@@ -1,27 +1,26 @@
 //! A split queue whose driver writes what it likes into descriptors, rings, registers and the record of requests in flight, and
 //! whose device keeps requests for as long as the driver says. The device works again after a reset, and a
 //! successor takes over whatever it finds: it goes on, or needs a reset, after which it works.
-#![no_main]
 
 use cellblock_channel::memory;
-use cellblock_fuzz::Script;
-use cellblock_fuzz::guest::Guest;
-use cellblock_fuzz::host::{Line, fresh};
+use crate::Script;
+use crate::guest::Guest;
+use crate::host::{Line, fresh};
 use cellblock_sdk::testing::holder::{self, Holder};
 use cellblock_sdk::virtio::inflight::Pages;
 use cellblock_sdk::virtio::{Inline, Interrupt};
 use cellblock_wire::device::IN_FLIGHT_BYTES;
-use libfuzzer_sys::fuzz_target;
 use std::os::fd::OwnedFd;
 
 /// What of each queue's record is as new for each input: its head, and the entries of the queues that there are.
-const RECORD: usize = 16 + 16 * cellblock_fuzz::guest::SIZE as usize;
+const RECORD: usize = 16 + 16 * crate::guest::SIZE as usize;
 
 thread_local! {
     static RECORDS: OwnedFd = memory::create_replies("in flight", 2 * IN_FLIGHT_BYTES).unwrap().fd;
 }
 
-fuzz_target!(|bytes: &[u8]| {
+/// Looks at one input.
+pub(crate) fn run(bytes: &[u8]) {
     let (ram, mut script) = (fresh(), Script::new(bytes));
     RECORDS.with(|record| {
         for queue in 0..2 {
@@ -40,4 +39,4 @@ fuzz_target!(|bytes: &[u8]| {
             let _ = rustix::io::pwrite(record, script.bytes(count), at);
         });
     });
-});
+}

@@ -1,11 +1,10 @@
 //! Control messages, as either side receives them: any bytes decode to a message within its bounds, or are refused; what
 //! decodes survives another crossing.
-#![no_main]
 
 use cellblock_wire::control::{Checked, FromWorker, ToWorker, decode, encode};
-use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|bytes: &[u8]| {
+/// Looks at one input.
+pub(crate) fn run(bytes: &[u8]) {
     if let Ok(message) = decode::<FromWorker>(bytes) {
         assert!(message.check().is_ok());
         assert_eq!(decode::<FromWorker>(&encode(&message).unwrap()).unwrap(), message);
@@ -14,4 +13,4 @@ fuzz_target!(|bytes: &[u8]| {
         assert!(message.check().is_ok());
         assert_eq!(decode::<ToWorker>(&encode(&message).unwrap()).unwrap(), message);
     }
-});
+}

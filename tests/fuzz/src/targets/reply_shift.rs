@@ -1,21 +1,20 @@
 //! The supervisor against a worker whose memory is another with each look: whatever a reply is made of, each of its words was read
 //! once, so that what was checked is what is used; every wait ends.
-#![no_main]
 
 use std::time::Duration;
 
-use cellblock_fuzz::Script;
-use cellblock_fuzz::memory::{Shift, Shifting};
+use crate::Script;
+use crate::memory::{Shift, Shifting};
 use cellblock_ring::memory::{Plain, PlainKick};
 use cellblock_ring::words::WordsMut;
 use cellblock_ring::{Access, Deadline, Kick, Outcome, Requester, layout};
 use cellblock_wire::slot::{Op, Reply, Request, Space, mask, stamp};
-use libfuzzer_sys::fuzz_target;
 
 /// Words of a reply that the supervisor reads.
 const READ: u32 = 3;
 
-fuzz_target!(|bytes: &[u8]| {
+/// Looks at one input.
+pub(crate) fn run(bytes: &[u8]) {
     let mut script = Script::new(bytes);
     let requests = Plain::zeroed(layout::request_words(1));
     let replies = Shifting::zeroed(layout::reply_words(1));
@@ -73,7 +72,7 @@ fuzz_target!(|bytes: &[u8]| {
             _ => drop(requester.is_taken()),
         }
     }
-});
+}
 
 /// The stamp that is waited for, one time in two.
 fn right_or_other(requester: &Requester<Plain, Shifting>, script: &mut Script<'_>) -> u64 {

@@ -1,15 +1,13 @@
 //! The entropy device, over a source that runs dry.
-#![no_main]
 
 use std::io;
 
 use cellblock_entropy::{Random, Requests, identity};
-use cellblock_fuzz::Script;
-use cellblock_fuzz::guest::Guest;
-use cellblock_fuzz::host::{Line, Ticks, fresh};
+use crate::Script;
+use crate::guest::Guest;
+use crate::host::{Line, Ticks, fresh};
 use cellblock_sdk::virtio::{Inline, Interrupt, Transport};
 use cellblock_wire::device::{Bucket, Limits};
-use libfuzzer_sys::fuzz_target;
 
 struct Source(u64);
 
@@ -21,7 +19,8 @@ impl Random for Source {
     }
 }
 
-fuzz_target!(|bytes: &[u8]| {
+/// Looks at one input.
+pub(crate) fn run(bytes: &[u8]) {
     let (ram, mut script) = (fresh(), Script::new(bytes));
     let (dry, limited) = (script.value() << 8, script.flag());
     let limits =
@@ -33,4 +32,4 @@ fuzz_target!(|bytes: &[u8]| {
         Transport::new(identity(), engine, memory.clone(), interrupt)
     };
     Guest::new(ram, 1, make).run(&mut script, |_| ());
-});
+}

@@ -1,20 +1,19 @@
 //! A network device, over a tap's queue or passt's stream, whose far ends send what they like.
-#![no_main]
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use cellblock_fuzz::Script;
-use cellblock_fuzz::guest::Guest;
-use cellblock_fuzz::host::{Line, Ticks, fresh};
+use crate::Script;
+use crate::guest::Guest;
+use crate::host::{Line, Ticks, fresh};
 use cellblock_net::backend::{Backend, OnePair, Passt, Tap};
 use cellblock_net::{identity, pairs};
 use cellblock_sdk::virtio::{Inline, Interrupt, Ram, Transport};
 use cellblock_wire::device::{Bucket, Limits, NetConfig};
-use libfuzzer_sys::fuzz_target;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
 
-fuzz_target!(|bytes: &[u8]| {
+/// Looks at one input.
+pub(crate) fn run(bytes: &[u8]) {
     let (ram, mut script) = (fresh(), Script::new(bytes));
     let how = script.u8();
     let limits = Limits {
@@ -39,7 +38,7 @@ fuzz_target!(|bytes: &[u8]| {
     } else {
         drive(ram, &mut script, &config, || Tap::new(Arc::clone(&near), config.mtu), far);
     }
-});
+}
 
 fn drive<B: Backend>(
     ram: Ram,

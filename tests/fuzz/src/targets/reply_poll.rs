@@ -1,6 +1,5 @@
 //! The supervisor against a worker that writes what it likes, when it likes: a script of stores, posts, waits, kicks and
 //! successions. It accepts only the reply to its outstanding request, and every wait ends.
-#![no_main]
 
 use std::time::Duration;
 
@@ -8,7 +7,6 @@ use cellblock_ring::memory::{Plain, PlainKick};
 use cellblock_ring::words::{Words, WordsMut};
 use cellblock_ring::{Access, Deadline, Kick, Outcome, Requester, Succession, layout};
 use cellblock_wire::slot::{Op, Reply, Space, mask, stamp};
-use libfuzzer_sys::fuzz_target;
 
 enum Step {
     Store {
@@ -58,7 +56,9 @@ struct Lane {
     requester: Requester<Plain, Plain>,
 }
 
-fuzz_target!(|input: (u32, Vec<(u8, u8, u64)>)| {
+/// Looks at one input.
+pub(crate) fn run(bytes: &[u8]) {
+    let Some(input) = crate::typed::<(u32, Vec<(u8, u8, u64)>)>(bytes) else { return };
     let (start, steps) = input;
     let requests = Plain::zeroed(layout::request_words(1));
     let replies = Plain::zeroed(layout::reply_words(1));
@@ -91,7 +91,7 @@ fuzz_target!(|input: (u32, Vec<(u8, u8, u64)>)| {
             Step::Abandon => drop(lane.requester.abandon()),
         }
     }
-});
+}
 
 impl Lane {
     fn stamp(&self, sequence: i8, generation: i8) {

@@ -4,16 +4,14 @@
 //! What this does not look at: writes to an image whose reference counts make no sense. There imago 0.2.6 looks for a free cluster by
 //! looking for a free cluster, until its stack is full: the worker ends by SIGSEGV, and the device fails (found by this target with
 //! a writable image; input 2932ffffffffffffff800005212c).
-#![no_main]
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
 use cellblock_block::image::{Image, Qcow2Image};
-use cellblock_fuzz::Script;
+use crate::Script;
 use imago::FormatCreateBuilder;
 use imago::qcow2::Qcow2;
-use libfuzzer_sys::fuzz_target;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::io::{pread, pwrite};
 
@@ -41,7 +39,8 @@ fn template() -> Vec<u8> {
     bytes
 }
 
-fuzz_target!(|bytes: &[u8]| {
+/// Looks at one input.
+pub(crate) fn run(bytes: &[u8]) {
     let mut script = Script::new(bytes);
     let mut content = TEMPLATE.with(Vec::clone);
     let changes = script.u8() % 8;
@@ -81,4 +80,4 @@ fuzz_target!(|bytes: &[u8]| {
         }
         let _ = disk.flush();
     });
-});
+}

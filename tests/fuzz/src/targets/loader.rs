@@ -1,22 +1,21 @@
 //! Kernel images: any bytes, and files that look like an ELF executable or a bzImage but for what the input changes.
-#![no_main]
 
-use cellblock_fuzz::Script;
+use crate::Script;
 use cellblock_loader::fuzz_image;
-use libfuzzer_sys::fuzz_target;
 
 /// Where `arch/x86/include/uapi/asm/bootparam.h` has the fields of a bzImage that count.
 const FIELDS: [usize; 12] =
     [0x1f1, 0x201, 0x206, 0x211, 0x214, 0x22c, 0x230, 0x234, 0x236, 0x238, 0x258, 0x260];
 
-fuzz_target!(|bytes: &[u8]| {
+/// Looks at one input.
+pub(crate) fn run(bytes: &[u8]) {
     let mut script = Script::new(bytes);
     match script.u8() % 4 {
         0 => fuzz_image(script.rest()),
         1 => fuzz_image(&bzimage(&mut script)),
         _ => fuzz_image(&elf(&mut script)),
     }
-});
+}
 
 /// An executable of up to three segments, the last of them perhaps notes.
 fn elf(script: &mut Script<'_>) -> Vec<u8> {

@@ -1,9 +1,7 @@
 //! Configurations: texts in TOML and JSON, and the options' own texts. A VM that is accepted is within its bounds.
-#![no_main]
 
 use cellblock_config::{RawConfig, Rng, VmConfig};
-use cellblock_fuzz::Script;
-use libfuzzer_sys::fuzz_target;
+use crate::Script;
 
 /// What options are made of.
 const WORDS: [&str; 48] = [
@@ -115,7 +113,8 @@ fn options(script: &mut Script<'_>) -> RawConfig {
     raw
 }
 
-fuzz_target!(|bytes: &[u8]| {
+/// Looks at one input.
+pub(crate) fn run(bytes: &[u8]) {
     let mut script = Script::new(bytes);
     let raw = match script.u8() % 4 {
         0 => toml::from_str(&String::from_utf8_lossy(script.rest())).ok(),
@@ -126,4 +125,4 @@ fuzz_target!(|bytes: &[u8]| {
     assert!((1..=32).contains(&vm.cpus) && vm.spares <= 2 && vm.memory % (2 << 20) == 0);
     assert!(vm.disks.iter().all(|disk| (1..=16).contains(&disk.queues)));
     assert!(vm.balloon.is_none_or(|balloon| balloon.size < vm.memory));
-});
+}

@@ -1,5 +1,4 @@
 //! A disk, over a file or over memory that fails now and then.
-#![no_main]
 
 use std::cell::RefCell;
 use std::io;
@@ -8,12 +7,11 @@ use std::rc::Rc;
 
 use cellblock_block::Disk;
 use cellblock_block::image::{Image, RawImage};
-use cellblock_fuzz::Script;
-use cellblock_fuzz::guest::Guest;
-use cellblock_fuzz::host::{Line, Ticks, fresh};
+use crate::Script;
+use crate::guest::Guest;
+use crate::host::{Line, Ticks, fresh};
 use cellblock_sdk::virtio::{Inline, Interrupt, Transport};
 use cellblock_wire::device::{BlockConfig, Bucket, CacheMode, Format, Limits, SECTOR};
-use libfuzzer_sys::fuzz_target;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
 const SECTORS: u64 = 32;
@@ -98,7 +96,8 @@ impl Image for Bytes {
     }
 }
 
-fuzz_target!(|bytes: &[u8]| {
+/// Looks at one input.
+pub(crate) fn run(bytes: &[u8]) {
     let (ram, mut script) = (fresh(), Script::new(bytes));
     let how = script.u8();
     let image = if how & 1 == 0 {
@@ -126,4 +125,4 @@ fuzz_target!(|bytes: &[u8]| {
         Transport::new(disk.identity, engine, memory.clone(), interrupt).in_order()
     };
     Guest::new(ram, 2, make).run(&mut script, |_| ());
-});
+}

@@ -1,5 +1,4 @@
 //! A console with one port, or with two that the driver is told of.
-#![no_main]
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -7,13 +6,12 @@ use std::sync::Arc;
 use cellblock_console::port::{End, Pipes};
 use cellblock_console::state::Standing;
 use cellblock_console::{Console, Screen, handler, identity};
-use cellblock_fuzz::Script;
-use cellblock_fuzz::guest::Guest;
-use cellblock_fuzz::host::{Line, fresh};
+use crate::Script;
+use crate::guest::Guest;
+use crate::host::{Line, fresh};
 use cellblock_sdk::host::Tally;
 use cellblock_sdk::virtio::{Inline, Interrupt, Kept, Transport};
 use cellblock_wire::device::ConsoleConfig;
-use libfuzzer_sys::fuzz_target;
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, send, socketpair};
 use rustix::pipe::{PipeFlags, pipe_with};
 
@@ -23,7 +21,8 @@ struct Far {
     output: Option<OwnedFd>,
 }
 
-fuzz_target!(|bytes: &[u8]| {
+/// Looks at one input.
+pub(crate) fn run(bytes: &[u8]) {
     let (ram, mut script) = (fresh(), Script::new(bytes));
     let ports = if script.flag() { vec!["one".into(), "two".into()] } else { vec![String::new()] };
     let config = ConsoleConfig { ports, columns: 80, rows: 25 };
@@ -71,4 +70,4 @@ fuzz_target!(|bytes: &[u8]| {
             }
         }
     });
-});
+}

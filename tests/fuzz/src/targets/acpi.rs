@@ -1,12 +1,11 @@
 //! The structures that a guest reads at its boot, ACPI's tables among them: for any board each table has its length and its checksum,
 //! and no two structures overlap.
-#![no_main]
 
 use cellblock_arch::{AcpiConfig, BootPlan, BootProtocol, Initrd, RamRange, boot_pieces};
-use cellblock_fuzz::Script;
-use libfuzzer_sys::fuzz_target;
+use crate::Script;
 
-fuzz_target!(|bytes: &[u8]| {
+/// Looks at one input.
+pub(crate) fn run(bytes: &[u8]) {
     let mut script = Script::new(bytes);
     let how = script.u8();
     let acpi = AcpiConfig {
@@ -38,7 +37,7 @@ fuzz_target!(|bytes: &[u8]| {
     assert!(ranges.windows(2).all(|pair| pair[0].1 <= pair[1].0), "{ranges:x?} overlap");
     let tables = pieces.iter().find(|piece| piece.bytes.starts_with(b"RSD PTR ")).expect("there is an RSDP");
     check(tables.address, &tables.bytes);
-});
+}
 
 /// All tables, from the RSDP on.
 fn check(base: u64, blob: &[u8]) {
