@@ -6,6 +6,8 @@
 //! 1. A way of waiting that never pays is given up but for one wait in 1024. ([`Habit`])
 //! 2. If sleeping on the vCPU's CPU does not pay, it is given up, but for a try of three waits each time that the number of waits has
 //!    grown fourfold; up to one try in 65,536. ([`Placement`])
+//! 3. Two waits of 200 µs in a row with the worker on the vCPU's CPU, and it is given up for 4096 waits: a worker that is bound there
+//!    waits behind whoever runs there. (`two_long_waits_end_it`)
 
 /// Misses in a row after which the pause between two tries grows no more: 2^10 waits.
 const MOST_MISSES: u32 = 10;
@@ -52,6 +54,10 @@ const LAST_TRY: u32 = 1 << 16;
 const TRY: u32 = 3;
 /// One wait counts as so many ns at most: a host that was busy elsewhere says nothing of the place.
 const MOST: u64 = 200_000;
+/// Waits of so long in a row, and the worker is bound to a CPU that others have.
+const MOST_LATE: u32 = 2;
+/// Waits for which it is not bound there then.
+const RESPITE: u32 = 1 << 12;
 
 /// Where a worker is asked to sleep: on the vCPU's CPU, or wherever the host's scheduler puts it.
 #[derive(Debug, Clone)]
@@ -65,11 +71,20 @@ pub struct Placement {
     between_tries: u32,
     /// Of the running try of the other place: waits left, and the best cost seen.
     trying: Option<(u32, u64)>,
+    /// Long waits in a row since it was asked to sleep on the vCPU's CPU.
+    late: u32,
 }
 
 impl Default for Placement {
     fn default() -> Self {
-        Placement { at_home: true, cost: 0, until_try: FIRST_TRY, between_tries: FIRST_TRY, trying: None }
+        Placement {
+            at_home: true,
+            cost: 0,
+            until_try: FIRST_TRY,
+            between_tries: FIRST_TRY,
+            trying: None,
+            late: 0,
+        }
     }
 }
 
@@ -79,9 +94,22 @@ impl Placement {
         self.at_home != self.trying.is_some()
     }
 
-    /// A worker that slept where it was last asked to was woken, and its reply was there after `ns`.
-    pub fn learn(&mut self, ns: u64) {
+    /// A worker was woken, and its reply was there after `ns`; it had slept where it is asked to (`settled`), or perhaps not.
+    pub fn learn(&mut self, ns: u64, settled: bool) {
         let ns = ns.min(MOST);
+        self.late = if ns == MOST && self.at_home() { self.late + 1 } else { 0 };
+        if self.late == MOST_LATE {
+            *self = Placement {
+                at_home: false,
+                until_try: RESPITE,
+                between_tries: RESPITE,
+                ..Placement::default()
+            };
+            return;
+        }
+        if !settled {
+            return;
+        }
         match self.trying.take() {
             None => self.settled(ns),
             // The worker has been asked to move; where it slept until now was the old place.
@@ -143,7 +171,7 @@ mod tests {
             count += u32::from(slept_at_home);
             // The hint that goes with this request is for the sleep after it.
             let next = placement.at_home();
-            placement.learn(if slept_at_home { home } else { elsewhere });
+            placement.learn(if slept_at_home { home } else { elsewhere }, true);
             slept_at_home = next;
         }
         count
@@ -160,6 +188,30 @@ mod tests {
         // Equal: it stays.
         let mut placement = Placement::default();
         assert!(at_home(&mut placement, 10_000, 9_000, 10_000) >= 9_985);
+    }
+
+    #[test]
+    fn two_long_waits_end_it() {
+        for settled in [true, false] {
+            let mut placement = Placement::default();
+            for _ in 0..10 {
+                placement.learn(MOST, settled);
+                assert!(placement.at_home());
+                placement.learn(MOST - 1, settled);
+            }
+            placement.learn(MOST, settled);
+            placement.learn(u64::MAX, settled);
+            for _ in 0..RESPITE - 1 {
+                assert!(!placement.at_home());
+                placement.learn(MOST, true);
+            }
+            placement.learn(MOST, true);
+            // It is tried then, and given up as fast.
+            assert!(placement.at_home());
+            placement.learn(MOST, settled);
+            placement.learn(MOST, settled);
+            assert!(!placement.at_home());
+        }
     }
 
     #[test]

@@ -269,21 +269,6 @@ fn each_side_says_where_it_is() {
     assert_eq!(pair.requester.spinner(), None);
 }
 
-#[test]
-fn a_worker_that_lies_of_where_it_spins_is_waited_for_no_longer() {
-    let mut pair = pair();
-    let (_kick, mut kicks) = Kick::new(PlainKick::default());
-    for word in [u64::MAX, 1, 1 << 32, u64::from(u32::MAX)] {
-        pair.replies.store(layout::SPINNING, word);
-        let _ = (pair.requester.spinner(), pair.requester.post(&READ));
-        // Its clock goes on by 1 ms with each look.
-        let spin = Duration::from_millis(3);
-        let outcome = pair.requester.wait(&mut kicks, spin, Deadline::at(u64::MAX)).unwrap();
-        assert_eq!((outcome, pair.requester.slept()), (Outcome::Deadline, true));
-        pair.requester.abandon();
-    }
-}
-
 proptest! {
     #[test]
     fn no_reply_memory_breaks_the_supervisor(

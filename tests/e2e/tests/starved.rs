@@ -10,7 +10,7 @@ use cellblock_e2e::cage::Cage;
 use cellblock_e2e::processes::Tree;
 use cellblock_e2e::{Lab, Vm, skip};
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit, setpriority_process};
-use rustix::thread::{CpuSet, sched_setaffinity};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 /// Longer than a worker may take that nothing keeps from answering.
 const WHILE: Duration = Duration::from_secs(3);
@@ -46,13 +46,15 @@ impl Drop for Hogs {
 fn a_worker_that_gets_no_cpu_is_waited_for() {
     let Some(lab) = Lab::with_guests("starved") else { return };
     let mut cpu = CpuSet::new();
-    cpu.set(0);
+    let ours = sched_getaffinity(None).unwrap();
+    cpu.set((0..CpuSet::MAX_CPU).find(|cpu| ours.is_set(*cpu)).unwrap());
     for (name, quota) in [("full", None), ("throttled", Some(Duration::from_millis(1)))] {
         let cage = match Cage::of_cpu(name, quota) {
             Ok(cage) => cage,
             Err(why) => return skip(&format!("no cgroup to starve a worker in: {why:#}")),
         };
-        let plan = lab.guest("echo");
+        // With that, nobody but this test binds it.
+        let plan = lab.guest("echo").with(["--poll-max-us", "0"]);
         let mut vm = plan.start();
         vm.expect("ready").unwrap();
         let worker = vm.processes(plan.id()).unwrap().pid("serial").unwrap();

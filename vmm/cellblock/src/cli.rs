@@ -170,7 +170,8 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "WHAT")]
     on_reboot: Option<String>,
 
-    /// The longest spin for a device's answer before sleeping, in µs; 0 = never spin [default: 50].
+    /// The longest spin for a device's answer before sleeping, in µs; 0 = never spin, and leave each
+    /// worker to the host's scheduler [default: 50].
     #[arg(long, value_name = "N")]
     poll_max_us: Option<u32>,
 

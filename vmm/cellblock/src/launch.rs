@@ -8,7 +8,6 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use cellblock_arch::AcpiConfig;
 use cellblock_channel::socket::{self, Control};
@@ -38,6 +37,7 @@ use crate::security::Declaration;
 use crate::{board, disk, net};
 
 mod back_end;
+mod scheduling;
 
 pub(crate) use back_end::{BackEnd, back_end};
 
@@ -141,7 +141,7 @@ pub(crate) fn launch(config: &VmConfig, layers: LayerSet, screen: TerminalSize) 
         kvm: opened.kvm,
         ram,
         cpus: config.cpus,
-        spin: Duration::from_micros(config.poll_max_us.into()),
+        spin: scheduling::longest_spin(config.poll_max_us),
         spares: config.spares,
         exit_stats: config.exit_stats.is_some(),
         devices,

@@ -14,6 +14,7 @@ use cellblock_wire::control::{LogLevel, ToWorker};
 
 use crate::error::BuildError;
 use crate::link::{Command, DeviceState, DeviceStatus, End, Event, Status, cut};
+use crate::pace::Means;
 use crate::plan::DevicePlan;
 use crate::poller::{Poller, Token};
 use crate::worker::{Blame, News, Worker};
@@ -70,7 +71,7 @@ impl BackEnd {
     /// On return the calling process is jailed.
     fn prepare(plan: BackEndPlan) -> Result<BackEnd, BuildError> {
         // This first grant has no front end yet and goes to nobody.
-        let (worker, _, _) = Worker::new(plan.device, 1, None, Duration::ZERO)?;
+        let (worker, _, _) = Worker::new(plan.device, 1, None, Means::default())?;
         let poller = Poller::new().map_err(system("an epoll instance cannot be made"))?;
         let spawner = Client::new(plan.spawner);
         poller.watch(&plan.link, Token::Link).map_err(system("the front's socket cannot be watched"))?;

@@ -7,7 +7,6 @@ use std::collections::VecDeque;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
 
 use cellblock_arch::{boot_state, cpuid, layout, msrs};
 use cellblock_bus::{Bus, Target};
@@ -28,6 +27,7 @@ use crate::error::BuildError;
 use crate::exit_stats::ExitStats;
 use crate::link::LoaderReport;
 use crate::machine::{Machine, Pause, VcpuHandle};
+use crate::pace::Means;
 use crate::plan::{DevicePlan, Plan};
 use crate::poller::{Poller, Token};
 use crate::proxy::Proxy;
@@ -45,9 +45,9 @@ const REPORTS: usize = 8;
 
 /// Builds the machine and starts its vCPUs; on return the calling thread is the jailed loop thread.
 pub(crate) fn build(plan: Plan) -> Result<Machine, BuildError> {
-    let spin = if single_cpu() { Duration::ZERO } else { plan.spin };
+    let means = Means::of_this_process(plan.spin);
     let spawner = Client::new(plan.spawner);
-    let Board { bus, workers, wires } = start_devices(plan.devices, plan.cpus, &plan.ram, &spawner, spin)?;
+    let Board { bus, workers, wires } = start_devices(plan.devices, plan.cpus, &plan.ram, &spawner, means)?;
 
     let kvm = Kvm::open(plan.kvm)?;
     let (vm, supported) = thread::scope(|scope| {
@@ -132,7 +132,7 @@ fn start_devices(
     lanes: u32,
     ram: &GuestRam,
     spawner: &Client,
-    spin: Duration,
+    means: Means,
 ) -> Result<Board, BuildError> {
     let mut board =
         Board { bus: Bus::default(), workers: Vec::with_capacity(devices.len()), wires: Wires::default() };
@@ -140,7 +140,7 @@ fn start_devices(
         for (region, range) in plan.regions.iter().enumerate() {
             board.bus.insert(*range, Target { device, region: region as u32 })?;
         }
-        let (worker, wires, theirs) = Worker::new(plan, lanes, Some(ram), spin)?;
+        let (worker, wires, theirs) = Worker::new(plan, lanes, Some(ram), means)?;
         board.wires.append(wires);
         worker.start(device, theirs, spawner)?;
         board.workers.push(worker);
@@ -263,10 +263,6 @@ fn start_vcpu(
         .spawn(run)
         .map_err(system("a vCPU's thread cannot be started"))?;
     Ok(handle)
-}
-
-fn single_cpu() -> bool {
-    thread::available_parallelism().is_ok_and(|cpus| cpus.get() == 1)
 }
 
 fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> BuildError {

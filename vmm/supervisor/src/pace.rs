@@ -23,13 +23,27 @@ pub(crate) enum Way {
     Sleep,
 }
 
+/// What the host, and who started this, leave to wait with.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Means {
+    /// The longest spin; zero = never, and no worker is asked to sleep anywhere.
+    pub longest: Duration,
+    /// This process has no other.
+    pub one_cpu: bool,
+}
+
+impl Means {
+    /// Spins for up to `longest`. To be asked before the sandbox closes.
+    pub(crate) fn of_this_process(longest: Duration) -> Means {
+        let one_cpu = std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() == 1);
+        Means { longest: if one_cpu { Duration::ZERO } else { longest }, one_cpu }
+    }
+}
+
 /// What one lane has learned.
 #[derive(Debug)]
 pub(crate) struct Pace {
-    /// `false` = this process has one CPU.
-    several: bool,
-    /// The longest spin; zero = never.
-    longest: Duration,
+    means: Means,
     spinning: Habit,
     yielding: Habit,
     placement: Placement,
@@ -47,11 +61,9 @@ pub(crate) struct Pace {
 }
 
 impl Pace {
-    /// Spins for up to `longest`; zero = never, as with one CPU.
-    pub(crate) fn new(longest: Duration) -> Pace {
+    pub(crate) fn new(means: Means) -> Pace {
         Pace {
-            several: std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1),
-            longest,
+            means,
             spinning: Habit::default(),
             yielding: Habit::default(),
             placement: Placement::default(),
@@ -66,13 +78,15 @@ impl Pace {
 
     /// A request is about to be posted: where its worker is to sleep afterwards.
     pub(crate) fn home(&mut self) -> Option<u32> {
-        if self.several {
-            self.here = sched_getcpu() as u32;
+        // With one CPU it is there anyway.
+        self.yields = self.means.one_cpu;
+        if self.means.longest.is_zero() {
+            return None;
         }
+        self.here = sched_getcpu() as u32;
         let home = self.placement.at_home().then_some(self.here);
         self.settled = self.asked.is_none_or(|cpu| cpu == self.here);
-        // With one CPU it is there anyway.
-        self.yields = self.asked == Some(self.here);
+        self.yields |= self.asked == Some(self.here);
         self.asked = home;
         home
     }
@@ -83,8 +97,8 @@ impl Pace {
         let home = woken && spinner.is_none();
         self.woken = home.then_some(now);
         self.yields &= home && self.yielding.pays();
-        let elsewhere = self.several && !woken && spinner.is_some_and(|cpu| cpu != self.here);
-        self.spins = elsewhere && !self.longest.is_zero() && self.spinning.pays();
+        let elsewhere = !woken && spinner.is_some_and(|cpu| cpu != self.here);
+        self.spins = elsewhere && !self.means.longest.is_zero() && self.spinning.pays();
     }
 
     /// How often to let the worker run before anything else.
@@ -97,9 +111,14 @@ impl Pace {
         sched_yield();
     }
 
+    /// Whether the turns have taken so long that others had them.
+    pub(crate) fn turns_are_long(&self) -> bool {
+        self.woken.is_none_or(|woken| clock::now().saturating_sub(woken) > LONG_TURNS)
+    }
+
     /// How long to spin for the reply. A worker that sleeps, runs here, or does something else first is not spun for.
     pub(crate) fn spin(&self) -> Duration {
-        if self.spins { self.longest } else { Duration::ZERO }
+        if self.spins { self.means.longest } else { Duration::ZERO }
     }
 
     /// The reply is there.
@@ -112,9 +131,20 @@ impl Pace {
         if self.yields {
             self.yielding.learn(way == Way::Turns && took < LONG_TURNS);
         }
-        if self.settled && self.several {
-            self.placement.learn(took);
+        if !self.means.longest.is_zero() {
+            self.placement.learn(took, self.settled);
         }
+    }
+
+    /// Something else than the reply ended the wait: what is left of it is slept.
+    pub(crate) const fn interrupted(&mut self) {
+        (self.spins, self.yields) = (false, false);
+    }
+
+    /// The request has gone to another worker.
+    pub(crate) const fn succeeded(&mut self) {
+        self.interrupted();
+        (self.woken, self.asked) = (None, None);
     }
 }
 
@@ -123,7 +153,7 @@ mod tests {
     use super::*;
 
     fn pace() -> Pace {
-        Pace { several: true, ..Pace::new(Duration::from_micros(50)) }
+        Pace::new(Means { longest: Duration::from_micros(50), one_cpu: false })
     }
 
     #[test]
@@ -140,12 +170,46 @@ mod tests {
             pace.posted(woken, spinner, 0);
             assert_eq!(!pace.spin().is_zero(), spins, "{woken} {spinner:?}");
         }
-        let mut never = Pace { longest: Duration::ZERO, ..pace };
-        never.posted(false, elsewhere, 0);
-        assert!(never.spin().is_zero());
-        let mut one = Pace { several: false, longest: Duration::from_micros(50), ..never };
-        one.posted(false, elsewhere, 0);
-        assert!(one.spin().is_zero());
+    }
+
+    #[test]
+    fn without_spins_no_worker_is_asked_to_be_anywhere() {
+        for one_cpu in [true, false] {
+            let mut pace = Pace::new(Means { longest: Duration::ZERO, one_cpu });
+            for _ in 0..1000 {
+                assert_eq!(pace.home(), None);
+                pace.posted(true, None, clock::now());
+                // With one CPU it runs as soon as it is let.
+                assert_eq!(pace.turns() > 0, one_cpu);
+                pace.replied(if one_cpu { Way::Turns } else { Way::Sleep });
+                pace.home();
+                pace.posted(false, Some(1), 0);
+                assert!(pace.spin().is_zero());
+                if one_cpu {
+                    pace.yielding = Habit::default();
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_wait_that_something_else_ends_is_slept() {
+        let mut pace = pace();
+        pace.home();
+        (pace.spins, pace.yields) = (true, true);
+        pace.interrupted();
+        assert!(pace.spin().is_zero() && pace.turns() == 0);
+    }
+
+    #[test]
+    fn a_worker_that_is_late_here_is_not_kept_here() {
+        let mut pace = pace();
+        for _ in 0..2 {
+            assert!(pace.home().is_some());
+            pace.posted(true, None, 0);
+            pace.replied(Way::Sleep);
+        }
+        assert_eq!(pace.home(), None);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use cellblock_wire::device::DeviceKind;
 use cellblock_wire::slot::{Action, Op, Reply, Request, mask};
 
 use crate::exits::Exits;
-use crate::pace::{Pace, Way};
+use crate::pace::{Means, Pace, Way};
 use crate::plan::CauseRegisters;
 use crate::shadow::{Before, Shadow};
 
@@ -107,7 +107,7 @@ impl Proxy {
         requester: Requester,
         ringer: Arc<Ringer>,
         exits: Arc<Exits>,
-        spin: Duration,
+        means: Means,
         patience: Duration,
     ) -> Self {
         let due = clock::deadline_in(patience);
@@ -117,7 +117,7 @@ impl Proxy {
             requester,
             ringer,
             exits,
-            pace: Pace::new(spin),
+            pace: Pace::new(means),
             patience,
             due,
             died: 0,
@@ -174,10 +174,11 @@ impl Proxy {
         // A worker that spins is at work already.
         let now = clock::now();
         self.pace.posted(ring, self.requester.spinner(), now);
+        // Before it can die of it, if it sleeps.
+        self.exits.sent(access, now);
         if ring {
             self.ringer.ring();
         }
-        self.exits.sent(access, now);
         self.due = Deadline::at(now.saturating_add(self.patience.as_nanos() as u64));
     }
 
@@ -196,6 +197,13 @@ impl Proxy {
                 self.exits.answered(reply.data);
                 return Ok(Waited::Replied(reply));
             }
+            if kicks.take() {
+                self.pace.interrupted();
+                return Ok(Waited::Kicked);
+            }
+            if self.pace.turns_are_long() {
+                break;
+            }
         }
         match self.requester.wait(kicks, self.pace.spin(), self.due)? {
             Outcome::Replied(reply) => {
@@ -203,8 +211,12 @@ impl Proxy {
                 self.exits.answered(reply.data);
                 Ok(Waited::Replied(reply))
             }
-            Outcome::Kicked => Ok(Waited::Kicked),
+            Outcome::Kicked => {
+                self.pace.interrupted();
+                Ok(Waited::Kicked)
+            }
             Outcome::Deadline => {
+                self.pace.interrupted();
                 self.due = clock::deadline_in(self.patience / REMINDERS);
                 Ok(Waited::Late)
             }
@@ -215,6 +227,7 @@ impl Proxy {
     /// last moment or is poison: that is told by `true`, and reads as all ones, or is a write that was dropped.
     pub(crate) fn succeed(&mut self, successor: Successor) -> bool {
         self.left = None;
+        self.pace.succeeded();
         let Successor { requests, replies, generation, died, fell } = successor;
         let poison = died && self.is_poison(fell);
         match self.requester.succeed(requests, replies, generation) {
@@ -307,7 +320,7 @@ mod tests {
         let requester = Requester::new(requests.map.clone(), first.map.clone(), 0, 1).unwrap();
         let (ringer, _bell) = doorbell::pair().unwrap();
         let proxy =
-            Proxy::new(None, requester, Arc::new(ringer), Arc::default(), Duration::ZERO, Duration::MAX);
+            Proxy::new(None, requester, Arc::new(ringer), Arc::default(), Means::default(), Duration::MAX);
         let mut proxy = proxy.noting(Some(Arc::clone(&shadow)));
         let access = Access { space: Space::Mmio, op: Op::Write, size: 4, region: 0, offset: 0x70, data: 1 };
         let succeed = |proxy: &mut Proxy, generation, fell| {

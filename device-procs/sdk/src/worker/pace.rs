@@ -7,12 +7,17 @@
 //! A CPU that somebody else wants too is no place to spin: the thread yields after each reply, and what that takes tells whether
 //! somebody ran. Then it goes back at once, and stays away from spinning for a while, longer each time.
 //!
+//! A thread that is bound to one CPU waits behind whoever runs there, although others may be idle: so it is bound only while requests
+//! come, and belongs to the host's scheduler again when none has come for [`BOUND`]. Whoever else binds it has the last word.
+//!
 //! # What is guaranteed
 //! 1. With one CPU, or a longest spin of 0, nothing spins.
 //! 2. It spins no longer than the longest spin after the last reply. (`it_spins_while_requests_are_close`)
 //! 3. On a CPU that is wanted it gives way after each reply, tries again after 50 ms, and at most every 2 s if that goes on.
 //!    (`a_cpu_that_is_wanted_is_left_for_longer_each_time`)
 //! 4. A burst too short to pay for the move makes the next one start later. (`short_bursts_do_not_pay`)
+//! 5. Without requests it is bound to no CPU. (`it_is_bound_while_requests_come`)
+//! 6. CPUs that somebody else has bound it to it does not leave. (`it_stays_where_somebody_else_puts_it`)
 
 use std::time::Duration;
 
@@ -41,6 +46,9 @@ const WANTED: u32 = 3 * LONG_WEIGHT;
 const FIRST_PAUSE: u64 = Duration::from_millis(50).as_nanos() as u64;
 /// At most.
 const LAST_PAUSE: u64 = Duration::from_secs(2).as_nanos() as u64;
+
+/// How long it stays bound without a request. An idle guest's timer comes in less.
+pub(super) const BOUND: Duration = Duration::from_millis(100);
 
 /// Where the thread is bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -148,7 +156,10 @@ pub(super) struct Pace {
     place: Place,
     /// The last home that it was asked to have, which it takes when it is asked again.
     asked: Option<u32>,
+    /// When it slept after the last reply, in ns of `CLOCK_MONOTONIC`.
     answered: u64,
+    /// The replies until then.
+    served: u64,
     /// Where it spins.
     on: u32,
     /// It does, and not only will.
@@ -168,6 +179,7 @@ impl Pace {
             place: Place::Anywhere,
             asked: None,
             answered: 0,
+            served: 0,
             on,
             spinning: false,
         }
@@ -188,10 +200,13 @@ impl Pace {
         if !self.can_move || (self.learned.spun.is_none() && !self.learned.came(self.answered, woken)) {
             return None;
         }
-        let home = home?;
+        let Some(home) = home else {
+            self.learned.ended(false, woken);
+            return None;
+        };
         self.bind(Place::AwayFrom(home));
         self.on = sched_getcpu() as u32;
-        if self.on == home {
+        if !self.can_move || self.on == home {
             self.learned.ended(true, woken);
             return None;
         }
@@ -209,7 +224,14 @@ impl Pace {
         sched_yield();
         let wanted = self.learned.gave_way(clock::now().saturating_sub(before));
         self.learned.in_time();
+        // With more than two CPUs the scheduler may have moved it.
+        self.on = sched_getcpu() as u32;
         !wanted && home != Some(self.on)
+    }
+
+    /// Where it spins.
+    pub(super) const fn on(&self) -> u32 {
+        self.on
     }
 
     /// Between two looks at the clock `ns` went by; `false` = it is to stop.
@@ -227,10 +249,19 @@ impl Pace {
         stays
     }
 
-    /// It is about to sleep; the last vCPU that asked is on the CPU `home`, as far as that matters.
-    pub(super) fn settle(&mut self, home: Option<u32>) {
-        if !self.can_move {
+    /// It is about to sleep after `served` replies in all; the last vCPU that asked is on the CPU `home`, as far as that matters.
+    pub(super) fn settle(&mut self, home: Option<u32>, served: u64) {
+        let news = served != self.served;
+        if !self.can_move || !(news || self.is_bound()) {
             return;
+        }
+        let now = clock::now();
+        let late = now.saturating_sub(self.answered) >= BOUND.as_nanos() as u64;
+        match home {
+            _ if !news && !late => return,
+            _ if !news => return self.release(),
+            _ if late => self.asked = None,
+            _ => {}
         }
         match home {
             _ if self.learned.spun.is_some() => {}
@@ -241,8 +272,18 @@ impl Pace {
             Some(_) if matches!(self.place, Place::AwayFrom(_)) => self.bind(Place::Anywhere),
             Some(_) => {}
         }
-        self.asked = home;
-        self.answered = clock::now();
+        (self.asked, self.answered, self.served) = (home, now, served);
+    }
+
+    /// Whether a sleep is to end after [`BOUND`], to settle again.
+    pub(super) fn is_bound(&self) -> bool {
+        self.place != Place::Anywhere
+    }
+
+    /// No request has come for long, or none is answered.
+    pub(super) fn release(&mut self) {
+        self.learned.ended(false, clock::now());
+        self.bind(Place::Anywhere);
     }
 
     fn is_ours(&self, cpu: u32) -> bool {
@@ -253,7 +294,18 @@ impl Pace {
         if self.place == place {
             return;
         }
-        let cpus = match place {
+        let ours = sched_getaffinity(None).is_ok_and(|cpus| cpus == self.set(self.place));
+        if ours && sched_setaffinity(None, &self.set(place)).is_ok() {
+            self.place = place;
+        } else {
+            // The host's administrator has bound it, or has taken CPUs away: it stays where it is from now on.
+            self.learned.ended(false, 0);
+            (self.can_move, self.place) = (false, Place::Anywhere);
+        }
+    }
+
+    fn set(&self, place: Place) -> CpuSet {
+        match place {
             Place::Anywhere => self.cpus,
             Place::At(cpu) => {
                 let mut one = CpuSet::new();
@@ -266,14 +318,6 @@ impl Pace {
                     others.unset(cpu as usize);
                 }
                 others
-            }
-        };
-        match sched_setaffinity(None, &cpus) {
-            Ok(()) => self.place = place,
-            // The host's administrator has taken CPUs away: it stays where it is put from now on.
-            Err(_) => {
-                self.can_move = false;
-                let _ = sched_setaffinity(None, &self.cpus);
             }
         }
     }
@@ -347,6 +391,66 @@ mod tests {
             learned.ended(true, now);
             assert!(!learned.came(now, now + pause * 1_000_000 - 1));
             now += pause * 1_000_000;
+        }
+    }
+
+    /// A thread that has two CPUs at least, which a test of binding needs.
+    fn movable() -> Option<(Pace, u32)> {
+        let pace = Pace::new(50);
+        let home = (0..CpuSet::MAX_CPU as u32).find(|cpu| pace.is_ours(*cpu))?;
+        if !pace.can_move {
+            println!("SKIP: one CPU");
+            return None;
+        }
+        Some((pace, home))
+    }
+
+    fn affinity() -> CpuSet {
+        sched_getaffinity(None).unwrap()
+    }
+
+    #[test]
+    fn it_is_bound_while_requests_come() {
+        let Some((mut pace, home)) = movable() else { return };
+        pace.settle(Some(home), 1);
+        assert!(!pace.is_bound(), "one request");
+        // The host's events are no requests.
+        (0..9).for_each(|_| pace.settle(Some(home), 1));
+        assert!(!pace.is_bound());
+        // That the second comes in time is not in this thread's hands.
+        pace.answered = u64::MAX;
+        pace.settle(Some(home), 2);
+        assert!(pace.is_bound() && affinity().count() == 1 && affinity().is_set(home as usize));
+        pace.settle(Some(home), 2);
+        assert!(pace.is_bound());
+        pace.answered = 0;
+        pace.settle(Some(home), 2);
+        assert!(!pace.is_bound() && affinity() == pace.cpus);
+        // The first after long does not bind it.
+        pace.settle(Some(home), 3);
+        assert!(!pace.is_bound());
+        // Nor does one that is not for a place.
+        (pace.answered, pace.asked) = (u64::MAX, None);
+        pace.settle(None, 4);
+        assert!(!pace.is_bound() && affinity() == pace.cpus);
+    }
+
+    #[test]
+    fn it_stays_where_somebody_else_puts_it() {
+        let Some((mut pace, home)) = movable() else { return };
+        let others = pace.set(Place::AwayFrom(home));
+        for before in [Place::Anywhere, Place::At(home)] {
+            (pace.can_move, pace.learned.spun) = (true, Some(1));
+            sched_setaffinity(None, &pace.cpus).unwrap();
+            pace.place = Place::Anywhere;
+            pace.bind(before);
+            let put = if before == Place::Anywhere { pace.set(Place::At(home)) } else { others };
+            sched_setaffinity(None, &put).unwrap();
+            pace.bind(Place::AwayFrom(u32::MAX));
+            assert!(affinity() == put && !pace.is_bound() && pace.learned.spun.is_none());
+            (pace.asked, pace.answered) = (Some(home), u64::MAX);
+            pace.settle(Some(home), 7);
+            assert!(affinity() == put && pace.woken(Some(home), 1).is_none());
         }
     }
 

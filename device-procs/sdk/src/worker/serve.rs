@@ -15,7 +15,7 @@ use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 
 use super::cut;
-use super::pace::Pace;
+use super::pace::{self, Pace};
 use super::refusal::Refusal;
 use super::timer::Timer;
 use crate::device::{Access, Device, Event};
@@ -89,6 +89,8 @@ pub(super) struct Server<D> {
     timer: Timer,
     epoll: OwnedFd,
     pace: Pace,
+    /// Where the supervisor is told that it spins.
+    announced: Option<u32>,
     /// What the predecessor answered last, until each lane has moved on.
     predecessor: Option<Committed>,
     served: u64,
@@ -120,8 +122,19 @@ impl<D: Device> Server<D> {
         let pace = Pace::new(wiring.poll_max_us);
         let state = StateBuffer::default();
         let rest = if resting { Rest::Now } else { Rest::No };
-        let mut server =
-            Server { device, wiring, state, timer, epoll, pace, predecessor, served: 0, reports: 0, rest };
+        let mut server = Server {
+            device,
+            wiring,
+            state,
+            timer,
+            epoll,
+            pace,
+            announced: None,
+            predecessor,
+            served: 0,
+            reports: 0,
+            rest,
+        };
         server.device.save(&mut server.state.start());
         // At rest the page is the predecessor's, which may go on.
         if !resting {
@@ -176,6 +189,7 @@ impl<D: Device> Server<D> {
             self.stop_spinning(true);
             return false;
         }
+        self.announce(Some(self.pace.on()));
         let mut before = clock::now();
         let end = before.saturating_add(self.pace.longest());
         let end = self.device.deadline().map_or(end, |deadline| end.min(deadline));
@@ -200,8 +214,15 @@ impl<D: Device> Server<D> {
         if self.pace.spins() {
             // While it stays there the word tells that it is not at home.
             if !self.pace.stop(wanted) {
-                self.wiring.responder.spin_on(None);
+                self.announce(None);
             }
+        }
+    }
+
+    fn announce(&mut self, on: Option<u32>) {
+        if self.announced != on {
+            self.announced = on;
+            self.wiring.responder.spin_on(on);
         }
     }
 
@@ -211,10 +232,9 @@ impl<D: Device> Server<D> {
             return;
         }
         let woken = clock::now();
-        if self.answer_next(control)
-            && let Some(cpu) = self.pace.woken(self.wiring.responder.home(), woken)
-        {
-            self.wiring.responder.spin_on(Some(cpu));
+        if self.answer_next(control) {
+            let on = self.pace.woken(self.wiring.responder.home(), woken);
+            self.announce(on);
         }
     }
 
@@ -280,10 +300,15 @@ impl<D: Device> Server<D> {
         }
         if self.rest == Rest::Now {
             // Requests and the device's time wait.
+            self.pace.release();
+            self.announce(None);
             return self.look(control, None);
         }
         self.timer.arm(self.device.deadline());
-        self.pace.settle(self.wiring.responder.home());
+        self.pace.settle(self.wiring.responder.home(), self.served);
+        if !self.pace.is_bound() {
+            self.announce(None);
+        }
         if !self.wiring.responder.prepare_sleep() {
             return Ok(());
         }
@@ -297,7 +322,9 @@ impl<D: Device> Server<D> {
             self.timer.arm(self.device.deadline());
         }
         let mut events = [const { None }; Source::ALL.len()];
-        self.wait(&mut events, timeout)?;
+        let bound = (timeout.is_none() && self.pace.is_bound())
+            .then_some(Timespec { tv_sec: 0, tv_nsec: pace::BOUND.as_nanos() as i64 });
+        self.wait(&mut events, timeout.or(bound.as_ref()))?;
         if timeout.is_none() {
             reach(Step::Awake);
             self.wiring.responder.awake();

@@ -16,6 +16,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::{Command, Ended, Mouth, Report, VcpuActor};
 use crate::exits::Exits;
+use crate::pace::Means;
 use crate::proxy::{Proxy, Successor};
 
 const PORT: u16 = 0x3f8;
@@ -81,7 +82,7 @@ fn rig(script: Vec<Step>, answer: Answer, patience: Duration) -> Rig {
     let (served, exits): (Arc<Exits>, Arc<AtomicU64>) = Default::default();
     let requester = Requester::new(requests.map.clone(), replies.map, 0, 1).unwrap();
     let proxy =
-        Proxy::new(None, requester, Arc::clone(&ringer), Arc::clone(&served), Duration::ZERO, patience)
+        Proxy::new(None, requester, Arc::clone(&ringer), Arc::clone(&served), Means::default(), patience)
             .allowing(&[Action::Reset]);
     let vm = Mock::new([script]).create_vm(&()).unwrap();
     let unbound = vm.create_vcpu(0).unwrap();

@@ -59,7 +59,7 @@ impl Worker {
             version: Version::CURRENT,
             generation,
             lanes: self.lanes,
-            poll_max_us: u32::try_from(self.spin.as_micros()).unwrap_or(u32::MAX),
+            poll_max_us: u32::try_from(self.means.longest.as_micros()).unwrap_or(u32::MAX),
             resting,
             roles: roles().map(|(role, _)| *role).collect(),
             config: self.config.clone(),

@@ -24,6 +24,7 @@ use crate::death::Death;
 use crate::deaths::{Deaths, Verdict};
 use crate::error::BuildError;
 use crate::link::{DeviceState, DeviceStatus};
+use crate::pace::Means;
 use crate::plan::DevicePlan;
 
 use crate::proxy::{self, CauseAnswers, Proxy, Successor};
@@ -73,8 +74,8 @@ pub(crate) struct Worker {
     state_page: Sealed<ReadOnly>,
     ringer: Arc<Ringer>,
     deadline: Duration,
-    /// The longest spin for a request.
-    spin: Duration,
+    /// How it and its vCPUs wait.
+    means: Means,
     /// What each incarnation is granted beside its rings.
     bell: Bell,
     roles: Vec<(Role, OwnedFd)>,
@@ -122,7 +123,7 @@ impl Worker {
         mut plan: DevicePlan,
         lanes: u32,
         ram: Option<&GuestRam>,
-        spin: Duration,
+        means: Means,
     ) -> Result<(Self, Wires, Control), BuildError> {
         let kind = plan.config.kind();
         let failed = |what| move |source| BuildError::Worker { device: kind, what, source };
@@ -151,7 +152,7 @@ impl Worker {
             state_page,
             ringer: Arc::new(ringer),
             deadline: plan.deadline,
-            spin,
+            means,
             bell,
             roles,
             state: DeviceState::Starting,
@@ -308,7 +309,7 @@ impl Worker {
             requester,
             Arc::clone(&self.ringer),
             exits,
-            self.spin,
+            self.means,
             self.deadline,
         )
         .noting(self.shadow.clone())
