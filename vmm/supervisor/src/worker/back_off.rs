@@ -87,7 +87,7 @@ mod tests {
             memory: false,
             deadline: Duration::MAX,
         };
-        let (mut worker, _, _theirs) = Worker::new(plan, 1, None, Duration::ZERO).unwrap();
+        let (mut worker, _, _theirs) = Worker::new(plan, 1, None, crate::pace::Means::default()).unwrap();
         worker.begin_service();
         let _ = worker.gone(&Ending::Reaped(Cause::Signaled { signal: 11, core: false }, None));
         (worker, Client::new(ours), spawner)
