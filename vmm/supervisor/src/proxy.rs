@@ -86,7 +86,7 @@ pub(crate) struct Successor {
     pub generation: u32,
     /// The worker before died, perhaps of what it was asked.
     pub died: bool,
-    /// And nobody killed it.
+    /// While it began with what the driver had written to its registers, and nobody killed it.
     pub fell: bool,
 }
 
@@ -257,8 +257,8 @@ impl Proxy {
 
     /// Counts a death, if it may be the request's doing; one that caused too many is settled, if it was not answered after all.
     ///
-    /// A write that the shadow notes is told to a successor before that is asked anything, so one that `fell` right then may have
-    /// ended on it, too.
+    /// A write that the shadow notes is told to a successor that has no state before that is asked anything, so one that `fell` right
+    /// then may have ended on it, too.
     fn is_poison(&mut self, fell: bool) -> bool {
         let told = fell && self.died > 0 && self.before.is_some();
         if !self.requester.is_taken() && !told {

@@ -421,6 +421,7 @@ mod tests {
         pace.answered = u64::MAX;
         pace.settle(Some(home), 2);
         assert!(pace.is_bound() && affinity().count() == 1 && affinity().is_set(home as usize));
+        pace.answered = u64::MAX;
         pace.settle(Some(home), 2);
         assert!(pace.is_bound());
         pace.answered = 0;

@@ -98,7 +98,12 @@ mod tests {
         let (mut worker, client, _spawner) = crashed();
         worker.succeed(0, &client).unwrap();
         let first = worker.successor();
-        assert!(first.died && first.fell);
+        assert!(first.died && !first.fell, "it had served");
+        // The next one begins with the driver's registers, and ends on them.
+        worker.on_registers = true;
+        let _ = worker.gone(&Ending::Reaped(Cause::Signaled { signal: 11, core: false }, None));
+        worker.succeed(0, &client).unwrap();
+        assert!(worker.successor().fell);
         for _ in 0..3 {
             worker.try_later().unwrap();
             worker.succeed(0, &client).unwrap();

@@ -143,6 +143,7 @@ impl Worker {
                 Ok(Some(News::Ready))
             }
             (FromWorker::StateLost { reason }, DeviceState::Starting) => {
+                self.on_registers = true;
                 Ok(may_log(&mut self.log_lines).then(|| News::StateLost(plain(&reason))))
             }
             (FromWorker::Refused { reason }, DeviceState::Starting) => {

@@ -111,8 +111,10 @@ pub(crate) struct Worker {
     /// Replies of the next incarnation, if they are made already.
     next_replies: Option<Sealed<ReadOnly>>,
     back_off: BackOff,
-    /// A worker has died since the vCPUs were last told of a successor; `true`: of its own doing, or of what it was asked.
+    /// A worker has died since the vCPUs were last told of a successor; `true`: as [`Successor::fell`].
     fell: Option<bool>,
+    /// This incarnation begins with what the driver wrote to its registers, for the state page was of no use.
+    on_registers: bool,
     /// Whether it is to rest, and does.
     rest: Rest,
 }
@@ -177,6 +179,7 @@ impl Worker {
             next_replies: None,
             back_off: BackOff::default(),
             fell: None,
+            on_registers: false,
             rest: Rest::default(),
         };
         worker.grant()?;
@@ -345,7 +348,8 @@ impl Worker {
     /// The process is gone, as `ending` says: what became of it in one sentence, and what that leads to.
     pub(crate) fn gone(&mut self, ending: &Ending) -> (String, Verdict) {
         let served = self.serves_since.take();
-        self.fell = Some(ending.is_its_own(self.verdict.as_ref()));
+        let on_registers = std::mem::take(&mut self.on_registers);
+        self.fell = Some(on_registers && ending.is_its_own(self.verdict.as_ref()));
         let who = Deceased {
             generation: self.generation,
             pid: self.process.pid.unwrap_or(0),

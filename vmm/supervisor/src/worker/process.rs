@@ -248,6 +248,7 @@ impl Worker {
         self.state = DeviceState::Serving;
         self.failure.note_service();
         self.back_off.end();
+        self.on_registers = false;
         (self.serve_by, self.serves_since) = (None, Some(Instant::now()));
         self.interruption.end();
         self.interruption.settle(&self.process);
