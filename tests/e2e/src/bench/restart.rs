@@ -1,6 +1,7 @@
 //! From a worker's death to its successor's service, for each device of an idle VM, step by step; without and with a spare. And how
 //! long a device pauses for an upgrade.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::process::Command;
 use std::thread;
@@ -24,6 +25,10 @@ const SPARE_P99_MS: f64 = 2.0;
 const UPGRADE_P99_MS: f64 = 5.0;
 /// Long enough to count as progress, so that the device does not fail.
 const PAUSE: Duration = Duration::from_millis(300);
+/// How many of the slowest are printed, each with its steps.
+const SLOWEST: usize = 4;
+/// Long enough for a successor to serve.
+const TAKING_OVER: Duration = Duration::from_millis(20);
 /// How long a spare may take to be there.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -48,27 +53,32 @@ fn deaths(request: &Request, spares: u32) -> Result<Sample> {
     let lab = Lab::with_guests("bench-restart").context("no guests here")?;
     let options = [format!("--cpus={}", request.cpus), format!("--spares={spares}")];
     let plan = lab.guest("echo").with_every_device().with(options);
-    let vm = plan.start();
+    let mut vm = plan.start();
     vm.expect_any()?;
     let names = lab.places().workers();
     let (mut all, mut of_each) = (Sample::default(), BTreeMap::<_, Sample>::new());
     let mut steps: [(&str, Sample); 5] =
         ["detect", "reap", "spawn", "sandbox", "restore"].map(|step| (step, Sample::default()));
+    let mut slowest = Vec::new();
     for generation in 2..request.runs.max(15) + 2 {
         for name in &names {
             thread::sleep(PAUSE / names.len() as u32);
             let pid = settled(&vm, plan.id(), name, spares)?.pid;
             let killed = monotonic_ns();
             kill_process(Pid::from_raw(pid).context("no process")?, Signal::KILL)?;
-            vm.expect_message(&format!("device {name}: its successor serves (generation {generation}"))?;
+            // Whoever looks for the message meanwhile takes a CPU from those that he waits for.
+            thread::sleep(TAKING_OVER);
+            vm.next_message(&format!("device {name}: its successor serves (generation {generation}"))?;
             let pause = settled(&vm, plan.id(), name, 0)?.last_pause.context("no pause")?;
             ensure!(pause.spare == (spares > 0), "{name}: {pause:?}");
             let Pause { noticed_ns, reap_us, spawn_us, sandbox_us, restore_us, .. } = pause;
             let detect = Duration::from_nanos(noticed_ns.saturating_sub(killed));
             let later = [reap_us, spawn_us, sandbox_us, restore_us].map(Duration::from_micros);
             let took = [detect].into_iter().chain(later);
-            all.add(took.clone().sum());
-            of_each.entry(name).or_default().add(took.clone().sum());
+            let whole = took.clone().sum();
+            all.add(whole);
+            of_each.entry(name).or_default().add(whole);
+            slowest.push((whole, name, took.clone().collect::<Vec<_>>()));
             steps.iter_mut().zip(took).for_each(|((_, sample), time)| sample.add(time));
         }
     }
@@ -76,6 +86,10 @@ fn deaths(request: &Request, spares: u32) -> Result<Sample> {
     steps.iter().for_each(|(step, sample)| println!("  {step:12} {sample}"));
     println!("  {:12} {all}, p99 {:.2}", "in all", all.percentile(99).as_secs_f64() * 1e3);
     of_each.iter().for_each(|(name, sample)| println!("    {name:12} {sample}"));
+    slowest.sort_by_key(|(whole, ..)| Reverse(*whole));
+    for (whole, name, took) in slowest.iter().take(SLOWEST) {
+        println!("  slowest      {whole:.2?} {name}: {took:.2?}");
+    }
     Ok(all)
 }
 
