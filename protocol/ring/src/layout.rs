@@ -15,9 +15,9 @@ const REPLY_STRIDE: usize = 8;
 /// The worker's sleeping flag, in the replies: not zero = ring the doorbell.
 pub const SLEEPING: usize = 0;
 
-/// Where the worker waits for requests by spinning (or sleeps, to spin again), in the replies: that CPU's number plus one; 0 = nowhere. In the line of the sleeping
-/// flag: the supervisor looks at both with each request.
-pub const SPINNING: usize = 1;
+/// Where the worker waits for requests, and how, in the replies: see [`Stance`](crate::Stance). In the line of the sleeping flag: the
+/// supervisor looks at both with each request.
+pub const STANCE: usize = 1;
 
 /// Which request the worker has taken last, in the replies: 0 = none. It tells whether a worker that died may have died of a request. Not in
 /// the line of the sleeping flag, which the supervisor reads with each request.
@@ -71,8 +71,8 @@ mod tests {
         }
         assert!(waiting_flag(31) < request_words(32) && reply_slot(31) + 4 <= reply_words(32));
         assert_ne!(SLEEPING / 8, reply_slot(0) / 8);
-        assert_eq!(SLEEPING / 8, SPINNING / 8);
-        assert!(LAST_WORDS.start > SPINNING && LAST_WORDS.end <= reply_slot(0));
+        assert_eq!(SLEEPING / 8, STANCE / 8);
+        assert!(LAST_WORDS.start > STANCE && LAST_WORDS.end <= reply_slot(0));
         assert!(LAST_WORDS.end <= TAKEN && TAKEN < reply_slot(0) && TAKEN / 8 != SLEEPING / 8);
     }
 }

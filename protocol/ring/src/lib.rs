@@ -7,7 +7,7 @@
 //! # Memory
 //! Two memfds with one writer each ([`layout`]). **Requests** (written by the supervisor): per lane a 64-byte slot and
 //! a 64-byte line with the supervisor's *waiting* flag. **Replies** (written by the worker): a header with the worker's
-//! *sleeping* flag and where it spins, then 64 bytes per lane. One lane per vCPU, so each lane has one producer and one consumer.
+//! *sleeping* flag and its [`Stance`], then 64 bytes per lane. One lane per vCPU, so each lane has one producer and one consumer.
 //!
 //! # Supervisor's side
 //! One [`Requester`] per (vCPU, worker), owned by the vCPU's thread. [`Requester::post`] publishes an access and says
@@ -37,8 +37,8 @@
 //! # Who spins where
 //! Spinning pays only if the other side runs meanwhile, so each says where it is. With each request goes the CPU that the vCPU is on
 //! ([`Requester::set_home`]): the worker sleeps *there*, where waking it takes no interrupt to another CPU. After several requests
-//! close to each other it goes elsewhere to spin, and says where ([`Responder::spin_on`]); only then does the vCPU spin for its
-//! replies ([`Requester::spinner`]). All of it is hints: a worker that lies makes its own device slow, for no longer than the spin.
+//! close to each other it goes elsewhere to spin. It says what it does and where ([`Responder::announce`]); only for one that spins elsewhere
+//! does the vCPU spin, too ([`Requester::stance`]). All of it is hints: a worker that lies makes its own device slow, for no longer than the spin.
 //! How long to spin, and whether sleeping on the vCPU's CPU pays, is learned ([`pacing`]).
 //!
 //! # Example
@@ -77,6 +77,7 @@ pub mod memory;
 pub mod pacing;
 mod requester;
 mod responder;
+mod stance;
 pub mod state_page;
 mod violation;
 pub mod words;
@@ -84,5 +85,6 @@ pub mod words;
 pub use kick::{Kick, KickWatch};
 pub use requester::{Access, Outcome, Requester, Succeeding, Succession};
 pub use responder::{LaneId, Responder, answer};
+pub use stance::Stance;
 pub use violation::{TooSmall, Violation};
 pub use words::Deadline;

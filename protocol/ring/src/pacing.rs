@@ -4,9 +4,9 @@
 //!
 //! # What is guaranteed
 //! 1. A way of waiting that never pays is given up but for one wait in 1024. ([`Habit`])
-//! 2. If sleeping on the vCPU's CPU does not pay, it is given up, but for a try of three waits each time that the number of waits has
+//! 2. If sleeping on the vCPU's CPU does not pay, it is given up, but for a try of two waits each time that the number of waits has
 //!    grown fourfold; up to one try in 65,536. ([`Placement`])
-//! 3. Two waits of 200 µs in a row with the worker on the vCPU's CPU, and it is given up for 4096 waits: a worker that is bound there
+//! 3. Two waits of 1 ms in a row with the worker on the vCPU's CPU, and it is given up for 4096 waits: a worker that is bound there
 //!    waits behind whoever runs there. (`two_long_waits_end_it`)
 
 /// Misses in a row after which the pause between two tries grows no more: 2^10 waits.
@@ -50,10 +50,10 @@ impl Habit {
 const FIRST_TRY: u32 = 64;
 /// The longest time between two tries, in waits.
 const LAST_TRY: u32 = 1 << 16;
-/// Waits in a try; the first of them only brings the worker to the place.
-const TRY: u32 = 3;
+/// Waits in a try, once the worker is at the place.
+const TRY: u32 = 2;
 /// One wait counts as so many ns at most: a host that was busy elsewhere says nothing of the place.
-const MOST: u64 = 200_000;
+const MOST: u64 = 1_000_000;
 /// Waits of so long in a row, and the worker is bound to a CPU that others have.
 const MOST_LATE: u32 = 2;
 /// Waits for which it is not bound there then.
@@ -71,7 +71,7 @@ pub struct Placement {
     between_tries: u32,
     /// Of the running try of the other place: waits left, and the best cost seen.
     trying: Option<(u32, u64)>,
-    /// Long waits in a row since it was asked to sleep on the vCPU's CPU.
+    /// Long waits in a row on the vCPU's CPU.
     late: u32,
 }
 
@@ -94,10 +94,11 @@ impl Placement {
         self.at_home != self.trying.is_some()
     }
 
-    /// A worker was woken, and its reply was there after `ns`; it had slept where it is asked to (`settled`), or perhaps not.
-    pub fn learn(&mut self, ns: u64, settled: bool) {
+    /// A worker was woken, and its reply was there after `ns`; it had slept on the vCPU's CPU (`home`), or wherever the host's scheduler
+    /// had put it.
+    pub fn learn(&mut self, ns: u64, home: bool) {
         let ns = ns.min(MOST);
-        self.late = if ns == MOST && self.at_home() { self.late + 1 } else { 0 };
+        self.late = if ns == MOST && home { self.late + 1 } else { 0 };
         if self.late == MOST_LATE {
             *self = Placement {
                 at_home: false,
@@ -107,13 +108,12 @@ impl Placement {
             };
             return;
         }
-        if !settled {
+        if home != self.at_home() {
+            // It has been asked to move, and has not yet.
             return;
         }
         match self.trying.take() {
             None => self.settled(ns),
-            // The worker has been asked to move; where it slept until now was the old place.
-            Some((TRY, best)) => self.trying = Some((TRY - 1, best)),
             Some((left, best)) if left > 1 => self.trying = Some((left - 1, best.min(ns))),
             Some((_, best)) => self.decide(best.min(ns)),
         }
@@ -171,7 +171,7 @@ mod tests {
             count += u32::from(slept_at_home);
             // The hint that goes with this request is for the sleep after it.
             let next = placement.at_home();
-            placement.learn(if slept_at_home { home } else { elsewhere }, true);
+            placement.learn(if slept_at_home { home } else { elsewhere }, slept_at_home);
             slept_at_home = next;
         }
         count
@@ -192,26 +192,33 @@ mod tests {
 
     #[test]
     fn two_long_waits_end_it() {
-        for settled in [true, false] {
-            let mut placement = Placement::default();
-            for _ in 0..10 {
-                placement.learn(MOST, settled);
-                assert!(placement.at_home());
-                placement.learn(MOST - 1, settled);
-            }
-            placement.learn(MOST, settled);
-            placement.learn(u64::MAX, settled);
-            for _ in 0..RESPITE - 1 {
-                assert!(!placement.at_home());
-                placement.learn(MOST, true);
-            }
+        let mut placement = Placement::default();
+        for _ in 0..10 {
             placement.learn(MOST, true);
-            // It is tried then, and given up as fast.
             assert!(placement.at_home());
-            placement.learn(MOST, settled);
-            placement.learn(MOST, settled);
-            assert!(!placement.at_home());
+            placement.learn(MOST - 1, true);
         }
+        placement.learn(MOST, true);
+        placement.learn(u64::MAX, true);
+        for _ in 0..RESPITE {
+            assert!(!placement.at_home());
+            placement.learn(MOST, false);
+        }
+        // It is tried then, and given up as fast.
+        assert!(placement.at_home());
+        placement.learn(MOST, true);
+        placement.learn(MOST, true);
+        assert!(!placement.at_home());
+    }
+
+    #[test]
+    fn waits_before_it_is_there_say_nothing_of_the_place() {
+        let mut placement = Placement::default();
+        for _ in 0..10_000 {
+            placement.learn(MOST, false);
+        }
+        assert!(placement.at_home());
+        assert!(at_home(&mut placement, 10_000, 60_000, 1_000) >= 990);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use cellblock_wire::slot::{self, Op, Reply, Request, Space};
 
 use crate::kick::KickWatch;
 use crate::layout;
+use crate::stance::Stance;
 use crate::violation::{TooSmall, Violation};
 use crate::words::{Deadline, Slept, Wait, WordsMut};
 
@@ -128,9 +129,9 @@ impl<Q: WordsMut, R: Wait> Requester<Q, R> {
         };
     }
 
-    /// On which CPU the worker says that it spins when it does not sleep; `None` = it does not. It may lie: spin for no longer than is bearable.
-    pub fn spinner(&self) -> Option<u32> {
-        (self.replies.load(layout::SPINNING) as u32).checked_sub(1)
+    /// Where the worker says that it waits for requests. It may lie: wait for it in no way that is not bearable.
+    pub fn stance(&self) -> Stance {
+        Stance::decode(self.replies.load(layout::STANCE))
     }
 
     /// Whether the last wait came to sleep.

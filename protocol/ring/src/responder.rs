@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering::{Acquire, SeqCst};
 use cellblock_wire::slot::{Action, HOME_WORD, REQUEST_WORDS, Reply, Request, SlotError};
 
 use crate::layout;
+use crate::stance::Stance;
 use crate::violation::TooSmall;
 use crate::words::{Wake, Words, WordsMut};
 
@@ -55,7 +56,7 @@ impl<Q: Words, R: WordsMut + Wake> Responder<Q, R> {
         TooSmall::check("replies", replies.len(), layout::reply_words(lanes))?;
         // A predecessor that died asleep left its flag up.
         replies.store(layout::SLEEPING, 0);
-        replies.store(layout::SPINNING, 0);
+        replies.store(layout::STANCE, Stance::Anywhere.encode());
         Ok(Responder { requests, replies, generation, taken: vec![0; lanes as usize], turn: 0, home: 0 })
     }
 
@@ -103,10 +104,9 @@ impl<Q: Words, R: WordsMut + Wake> Responder<Q, R> {
         self.home.checked_sub(1)
     }
 
-    /// Announces that the register thread spins on `cpu` for requests, when it does not sleep; `None` = it does so no more. Nothing hangs on when the
-    /// supervisor sees it.
-    pub fn spin_on(&mut self, cpu: Option<u32>) {
-        self.replies.store(layout::SPINNING, cpu.map_or(0, |cpu| u64::from(cpu) + 1));
+    /// Announces where the register thread waits for requests from now on. Nothing hangs on when the supervisor sees it.
+    pub fn announce(&mut self, stance: Stance) {
+        self.replies.store(layout::STANCE, stance.encode());
     }
 
     /// Announces that the register thread is about to sleep on its doorbell. `false` = a request has come: do not sleep

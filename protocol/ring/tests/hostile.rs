@@ -7,8 +7,8 @@ use std::time::Duration;
 use cellblock_ring::memory::{Plain, PlainKick};
 use cellblock_ring::words::{Slept, Wait, Words, WordsMut};
 use cellblock_ring::{
-    Access, Deadline, Kick, LaneId, Outcome, Requester, Responder, Succeeding, Succession, Violation, answer,
-    layout,
+    Access, Deadline, Kick, LaneId, Outcome, Requester, Responder, Stance, Succeeding, Succession, Violation,
+    answer, layout,
 };
 use cellblock_wire::slot::{Action, Op, Space, mask, next_sequence, stamp};
 use proptest::prelude::*;
@@ -253,20 +253,23 @@ fn a_worker_does_not_sleep_while_a_request_waits() {
 fn each_side_says_where_it_is() {
     let mut pair = pair();
     let mut responder = Responder::new(pair.requests.clone(), pair.replies.clone(), LANES, 5).unwrap();
-    assert_eq!((responder.home(), pair.requester.spinner()), (None, None));
+    assert_eq!((responder.home(), pair.requester.stance()), (None, Stance::Anywhere));
     for cpu in [Some(0), Some(7), Some(u32::MAX - 1), None] {
         pair.requester.set_home(cpu);
         assert!(!pair.requester.post(&READ));
         let (lane, request) = responder.next().unwrap().unwrap();
-        responder.spin_on(cpu);
+        assert_eq!(responder.home(), cpu);
+        for stance in cpu.map_or([Stance::Anywhere; 2], |cpu| [Stance::SpinsOn(cpu), Stance::SleepsOn(cpu)]) {
+            responder.announce(stance);
+            assert_eq!(pair.requester.stance(), stance);
+        }
         responder.reply(lane, &answer(&request, Action::None, 0));
-        assert_eq!((responder.home(), pair.requester.spinner()), (cpu, cpu));
         assert!(pair.requester.poll().unwrap().is_some());
     }
     // A successor finds nothing of it.
-    responder.spin_on(Some(3));
+    responder.announce(Stance::SpinsOn(3));
     Responder::new(pair.requests.clone(), pair.replies.clone(), LANES, 6).unwrap();
-    assert_eq!(pair.requester.spinner(), None);
+    assert_eq!(pair.requester.stance(), Stance::Anywhere);
 }
 
 proptest! {

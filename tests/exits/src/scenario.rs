@@ -70,7 +70,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         idle: Duration::ZERO,
         load: Load::None,
         one_cpu: false,
-        count: 1000,
+        count: 3000,
     };
     vec![
         hot.clone(),
@@ -142,7 +142,8 @@ impl Scenario {
             Load::OtherDevice => (2, 0x64),
             Load::SameDevice => (2, 0x3fd),
         };
-        let warm = if self.idle == Duration::ZERO { 100 } else { 2 };
+        // Hot is what has been so for some 0.1 s: who waits has learned by then what pays.
+        let warm = if self.idle == Duration::ZERO { 5000 } else { 2 };
         let (count, idle) = (self.count, self.idle.as_micros());
         format!("count={count} warm={warm} idle={idle} load={load} loadport={port}")
     }

@@ -171,7 +171,7 @@ pub(crate) struct RunArgs {
     on_reboot: Option<String>,
 
     /// The longest spin for a device's answer before sleeping, in µs; 0 = never spin, and leave each
-    /// worker to the host's scheduler [default: 50].
+    /// worker to the host's scheduler [default: 100].
     #[arg(long, value_name = "N")]
     poll_max_us: Option<u32>,
 

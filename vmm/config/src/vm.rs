@@ -169,7 +169,7 @@ impl TryFrom<RawConfig> for VmConfig {
         let cpus = bounded("cpus", raw.cpus.unwrap_or(1).into(), 1..=32, "1 to 32")?;
         let poll = bounded(
             "poll-max-us",
-            raw.poll_max_us.unwrap_or(50).into(),
+            raw.poll_max_us.unwrap_or(100).into(),
             0..=10_000,
             "0 (never spin) to 10000",
         )?;

@@ -1,5 +1,5 @@
 //! How a vCPU's thread waits for one worker: where that one is to sleep, and whether to spin for its reply, to let it run on this CPU, or
-//! to sleep at once.
+//! to sleep at once. The worker says where it is ([`Stance`]); what it says may be a lie, and costs only its own device.
 //!
 //! A worker that sleeps on this thread's CPU is woken there, and runs as soon as this thread lets it: by a yield, after which the reply
 //! is there. Were this thread to sleep instead, the scheduler would wake it on another CPU, if one is idle, at many times the price.
@@ -7,13 +7,14 @@
 use std::time::Duration;
 
 use cellblock_channel::clock;
+use cellblock_ring::Stance;
 use cellblock_ring::pacing::{Habit, Placement};
 use rustix::thread::{sched_getcpu, sched_yield};
 
 /// How often the worker is let run before this thread sleeps. Once does, unless others want the CPU too.
 const TURNS: u32 = 3;
 /// Turns that took longer, in ns, were others'.
-const LONG_TURNS: u64 = 100_000;
+const LONG_TURNS: u64 = 500_000;
 
 /// How a reply was waited for in the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,18 +45,15 @@ impl Means {
 #[derive(Debug)]
 pub(crate) struct Pace {
     means: Means,
-    spinning: Habit,
+    /// For a worker that spins, and for one that must be woken first.
+    spinning: [Habit; 2],
     yielding: Habit,
     placement: Placement,
     /// Where this thread was when it posted last.
     here: u32,
-    /// Where the worker was last asked to sleep.
-    asked: Option<u32>,
-    /// It has slept where it was asked to, as far as is known.
-    settled: bool,
-    /// The outstanding request woke the worker: when, in ns of `CLOCK_MONOTONIC`.
+    /// Of the running wait, from here on. It woke the worker: when, in ns of `CLOCK_MONOTONIC`.
     woken: Option<u64>,
-    /// Of the running wait.
+    stance: Stance,
     spins: bool,
     yields: bool,
 }
@@ -64,13 +62,12 @@ impl Pace {
     pub(crate) fn new(means: Means) -> Pace {
         Pace {
             means,
-            spinning: Habit::default(),
+            spinning: Default::default(),
             yielding: Habit::default(),
             placement: Placement::default(),
             here: 0,
-            asked: None,
-            settled: false,
             woken: None,
+            stance: Stance::Anywhere,
             spins: false,
             yields: false,
         }
@@ -78,27 +75,28 @@ impl Pace {
 
     /// A request is about to be posted: where its worker is to sleep afterwards.
     pub(crate) fn home(&mut self) -> Option<u32> {
-        // With one CPU it is there anyway.
-        self.yields = self.means.one_cpu;
         if self.means.longest.is_zero() {
             return None;
         }
         self.here = sched_getcpu() as u32;
-        let home = self.placement.at_home().then_some(self.here);
-        self.settled = self.asked.is_none_or(|cpu| cpu == self.here);
-        self.yields |= self.asked == Some(self.here);
-        self.asked = home;
-        home
+        self.placement.at_home().then_some(self.here)
     }
 
-    /// The request was posted at `now`; its worker sleeps and is being `woken`, or is awake. It says that it spins on the CPU
-    /// `spinner` when it does not sleep.
-    pub(crate) fn posted(&mut self, woken: bool, spinner: Option<u32>, now: u64) {
-        let home = woken && spinner.is_none();
-        self.woken = home.then_some(now);
-        self.yields &= home && self.yielding.pays();
-        let elsewhere = !woken && spinner.is_some_and(|cpu| cpu != self.here);
-        self.spins = elsewhere && !self.means.longest.is_zero() && self.spinning.pays();
+    /// The request was posted at `now`; its worker sleeps and is being `woken`, or is awake, and has said where it waits.
+    pub(crate) fn posted(&mut self, woken: bool, stance: Stance, now: u64) {
+        let Means { longest, one_cpu } = self.means;
+        self.woken = woken.then_some(now);
+        self.stance = stance;
+        // With one CPU it is here wherever it sleeps.
+        let here = one_cpu || (!longest.is_zero() && stance == Stance::SleepsOn(self.here));
+        self.yields = woken && here && self.yielding.pays();
+        let elsewhere = matches!(stance, Stance::SpinsOn(cpu) if cpu != self.here);
+        self.spins = elsewhere && !longest.is_zero() && self.spins_for(woken).pays();
+    }
+
+    const fn spins_for(&mut self, woken: bool) -> &mut Habit {
+        let [awake, asleep] = &mut self.spinning;
+        if woken { asleep } else { awake }
     }
 
     /// How often to let the worker run before anything else.
@@ -124,15 +122,19 @@ impl Pace {
     /// The reply is there.
     pub(crate) fn replied(&mut self, way: Way) {
         if self.spins {
-            self.spinning.learn(way == Way::Spin);
+            self.spins_for(self.woken.is_some()).learn(way == Way::Spin);
         }
         let Some(woken) = self.woken.take() else { return };
         let took = clock::now().saturating_sub(woken);
         if self.yields {
             self.yielding.learn(way == Way::Turns && took < LONG_TURNS);
         }
-        if !self.means.longest.is_zero() {
-            self.placement.learn(took, self.settled);
+        match self.stance {
+            _ if self.means.longest.is_zero() => {}
+            Stance::Anywhere => self.placement.learn(took, false),
+            Stance::SleepsOn(cpu) if cpu == self.here => self.placement.learn(took, true),
+            // This thread has moved since, or the worker spins.
+            Stance::SleepsOn(_) | Stance::SpinsOn(_) => {}
         }
     }
 
@@ -144,7 +146,7 @@ impl Pace {
     /// The request has gone to another worker.
     pub(crate) const fn succeeded(&mut self) {
         self.interrupted();
-        (self.woken, self.asked) = (None, None);
+        self.woken = None;
     }
 }
 
@@ -160,16 +162,35 @@ mod tests {
     fn it_spins_only_for_a_worker_that_spins_elsewhere() {
         let mut pace = pace();
         pace.home();
-        let elsewhere = Some(pace.here.wrapping_add(1));
-        for (woken, spinner, spins) in [
-            (false, elsewhere, true),
-            (false, Some(pace.here), false),
-            (false, None, false),
-            (true, elsewhere, false),
+        let (here, elsewhere) = (pace.here, pace.here.wrapping_add(1));
+        for (stance, spins) in [
+            (Stance::SpinsOn(elsewhere), true),
+            (Stance::SpinsOn(here), false),
+            (Stance::SleepsOn(elsewhere), false),
+            (Stance::SleepsOn(here), false),
+            (Stance::Anywhere, false),
         ] {
-            pace.posted(woken, spinner, 0);
-            assert_eq!(!pace.spin().is_zero(), spins, "{woken} {spinner:?}");
+            for woken in [false, true] {
+                pace.posted(woken, stance, 0);
+                assert_eq!(!pace.spin().is_zero(), spins, "{woken} {stance:?}");
+            }
         }
+    }
+
+    #[test]
+    fn spins_for_sleepers_that_do_not_pay_end_none_for_those_awake() {
+        let mut pace = pace();
+        pace.home();
+        let stance = Stance::SpinsOn(pace.here.wrapping_add(1));
+        let spins = |pace: &mut Pace, woken, way| {
+            pace.posted(woken, stance, 0);
+            let spins = !pace.spin().is_zero();
+            pace.replied(way);
+            spins
+        };
+        let tries = (0..1000).filter(|_| spins(&mut pace, true, Way::Sleep)).count();
+        assert!(tries < 12, "{tries}");
+        assert!((0..100).all(|_| spins(&mut pace, false, Way::Spin)));
     }
 
     #[test]
@@ -178,12 +199,12 @@ mod tests {
             let mut pace = Pace::new(Means { longest: Duration::ZERO, one_cpu });
             for _ in 0..1000 {
                 assert_eq!(pace.home(), None);
-                pace.posted(true, None, clock::now());
+                pace.posted(true, Stance::Anywhere, clock::now());
                 // With one CPU it runs as soon as it is let.
                 assert_eq!(pace.turns() > 0, one_cpu);
                 pace.replied(if one_cpu { Way::Turns } else { Way::Sleep });
                 pace.home();
-                pace.posted(false, Some(1), 0);
+                pace.posted(false, Stance::SpinsOn(1), 0);
                 assert!(pace.spin().is_zero());
                 if one_cpu {
                     pace.yielding = Habit::default();
@@ -204,37 +225,38 @@ mod tests {
     #[test]
     fn a_worker_that_is_late_here_is_not_kept_here() {
         let mut pace = pace();
-        for _ in 0..2 {
-            assert!(pace.home().is_some());
-            pace.posted(true, None, 0);
+        let mut wait = |from: fn(u32) -> Stance| {
+            // The thread may move in between, as any thread may.
+            let asked = pace.home().is_some();
+            pace.posted(true, from(pace.here), 0);
             pace.replied(Way::Sleep);
-        }
-        assert_eq!(pace.home(), None);
+            asked
+        };
+        // Where it is not there yet says nothing.
+        assert!((0..9).all(|_| wait(|_| Stance::Anywhere) && wait(|here| Stance::SleepsOn(here + 1))));
+        assert!((0..2).all(|_| wait(Stance::SleepsOn)));
+        assert!(!wait(Stance::SleepsOn));
     }
 
     #[test]
-    fn it_lets_a_worker_run_that_was_asked_to_sleep_here() {
+    fn it_lets_a_worker_run_that_sleeps_here() {
         let mut pace = pace();
-        // The thread may move in between, as any thread may.
-        let asked_here = |pace: &mut Pace| {
-            pace.placement = Placement::default();
-            pace.home();
-            (pace.asked, pace.yields) = (Some(pace.here), true);
-        };
-        asked_here(&mut pace);
-        pace.posted(true, None, 0);
-        assert_eq!(pace.turns(), TURNS);
-        // It is awake, or elsewhere.
-        for (woken, spinner) in [(false, None), (true, Some(pace.here.wrapping_add(1)))] {
-            asked_here(&mut pace);
-            pace.posted(woken, spinner, 0);
-            assert_eq!(pace.turns(), 0);
+        pace.home();
+        let (here, elsewhere) = (pace.here, pace.here.wrapping_add(1));
+        for (woken, stance, turns) in [
+            (true, Stance::SleepsOn(here), TURNS),
+            (false, Stance::SleepsOn(here), 0),
+            (true, Stance::SleepsOn(elsewhere), 0),
+            (true, Stance::SpinsOn(elsewhere), 0),
+            (true, Stance::Anywhere, 0),
+        ] {
+            pace.posted(woken, stance, 0);
+            assert_eq!(pace.turns(), turns, "{woken} {stance:?}");
         }
         // Where that takes long, others want the CPU: it sleeps.
         let mut turns = 0;
         for _ in 0..1000 {
-            asked_here(&mut pace);
-            pace.posted(true, None, 0);
+            pace.posted(true, Stance::SleepsOn(here), 0);
             turns += u32::from(pace.turns() > 0);
             pace.replied(Way::Turns);
         }

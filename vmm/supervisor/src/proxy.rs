@@ -173,7 +173,7 @@ impl Proxy {
         let ring = self.requester.post(access);
         // A worker that spins is at work already.
         let now = clock::now();
-        self.pace.posted(ring, self.requester.spinner(), now);
+        self.pace.posted(ring, self.requester.stance(), now);
         // Before it can die of it, if it sleeps.
         self.exits.sent(access, now);
         if ring {

@@ -2,10 +2,11 @@
 //!
 //! A thread that sleeps on the vCPU's own CPU is woken without an interrupt to another CPU, several times cheaper than across CPUs; the
 //! scheduler does not put it there by itself. So it sleeps where the last request came from. When requests follow close upon each
-//! other it moves to another CPU, says so, and spins for them; when too many are long in coming it goes back.
+//! other it moves to another CPU, says so, and spins for them; when too many are long in coming, or none comes for [`AWAY`], it goes back.
 //!
-//! A CPU that somebody else wants too is no place to spin: the thread yields after each reply, and what that takes tells whether
-//! somebody ran. Then it goes back at once, and stays away from spinning for a while, longer each time.
+//! A CPU that somebody else wants too is no place to spin: the thread yields after each reply, and if that takes long, the kernel's count
+//! of its preemptions tells whether somebody ran; time that the host of this host took does not count. Then it goes back at once, and
+//! stays away from spinning for a while, longer each time.
 //!
 //! A thread that is bound to one CPU waits behind whoever runs there, although others may be idle: so it is bound only while requests
 //! come, and belongs to the host's scheduler again when none has come for [`BOUND`]. Whoever else binds it has the last word.
@@ -13,15 +14,18 @@
 //! # What is guaranteed
 //! 1. With one CPU, or a longest spin of 0, nothing spins.
 //! 2. It spins no longer than the longest spin after the last reply. (`it_spins_while_requests_are_close`)
-//! 3. On a CPU that is wanted it gives way after each reply, tries again after 50 ms, and at most every 2 s if that goes on.
-//!    (`a_cpu_that_is_wanted_is_left_for_longer_each_time`)
+//! 3. On a CPU that is wanted it gives way after each reply, tries again after 50 ms, and at most every 2 s if that goes on, until it
+//!    has spun for eight times as long. (`a_cpu_that_is_wanted_is_left_for_longer_each_time`)
 //! 4. A burst too short to pay for the move makes the next one start later. (`short_bursts_do_not_pay`)
 //! 5. Without requests it is bound to no CPU. (`it_is_bound_while_requests_come`)
 //! 6. CPUs that somebody else has bound it to it does not leave. (`it_stays_where_somebody_else_puts_it`)
 
+use std::mem;
 use std::time::Duration;
 
 use cellblock_channel::clock;
+use cellblock_ring::Stance;
+use nix::sys::resource::{UsageWho, getrusage};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity, sched_yield};
 
 /// Close requests in a row after which it moves away to spin, at first.
@@ -34,21 +38,24 @@ const WORTH: u32 = 64;
 const MISS: u32 = 16;
 /// As much weight is kept.
 const MOST_CREDIT: u32 = 4 * MISS;
-/// A yield, or two looks at the clock, that took longer: somebody else ran. In ns.
+/// A yield, or two looks at the clock, that took longer: somebody else may have run. In ns.
 const LONG: u64 = 5_000;
-/// So long that it need not happen twice.
-const VERY_LONG: u64 = 400_000;
-/// What a long one weighs against short ones.
-const LONG_WEIGHT: u32 = 32;
-/// From here on the CPU is wanted.
-const WANTED: u32 = 3 * LONG_WEIGHT;
+/// When others have had so much of the CPU it is wanted. In ns.
+const WANTED: u64 = 300_000;
+/// So much of that is forgotten with each request: a twelfth of the time that one takes at least. In ns.
+const FORGOTTEN: u64 = 1_000;
 /// How long not to spin again, in ns.
 const FIRST_PAUSE: u64 = Duration::from_millis(50).as_nanos() as u64;
 /// At most.
 const LAST_PAUSE: u64 = Duration::from_secs(2).as_nanos() as u64;
 
+/// So many times the pause before, and what made it pause is over.
+const SPUN_LONG: u64 = 8;
+
 /// How long it stays bound without a request. An idle guest's timer comes in less.
-pub(super) const BOUND: Duration = Duration::from_millis(100);
+const BOUND: Duration = Duration::from_millis(100);
+/// How long it stays where it has spun without a request: there it is woken at a high price.
+const AWAY: Duration = Duration::from_millis(1);
 
 /// Where the thread is bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,11 +81,13 @@ struct Learned {
     spun: Option<u32>,
     /// How much of them is left.
     credit: u32,
-    /// How much the CPU was wanted by others.
-    wanted: u32,
+    /// How much of the CPU others had, in ns.
+    wanted: u64,
     /// In ns of `CLOCK_MONOTONIC`.
     not_before: u64,
     pause: u64,
+    /// When it moved away to spin.
+    since: u64,
 }
 
 impl Learned {
@@ -92,6 +101,7 @@ impl Learned {
             wanted: 0,
             not_before: 0,
             pause: 0,
+            since: 0,
         }
     }
 
@@ -103,14 +113,15 @@ impl Learned {
         self.close >= self.needed && now >= self.not_before
     }
 
-    fn began(&mut self) {
-        (self.spun, self.credit, self.wanted, self.close) = (Some(0), MISS, 0, 0);
+    fn began(&mut self, now: u64) {
+        (self.spun, self.credit, self.wanted, self.close, self.since) = (Some(0), MISS, 0, 0, now);
     }
 
     /// A request came while it spun.
     fn in_time(&mut self) {
         self.spun = self.spun.map(|spun| spun.saturating_add(1));
         self.credit = (self.credit + 1).min(MOST_CREDIT);
+        self.wanted = self.wanted.saturating_sub(FORGOTTEN);
     }
 
     /// None did. Whether it spins again after the next one.
@@ -119,13 +130,9 @@ impl Learned {
         self.credit > 0
     }
 
-    /// What took `ns` while spinning should have taken next to nothing. Whether it is to stop.
-    fn gave_way(&mut self, ns: u64) -> bool {
-        self.wanted = match ns {
-            VERY_LONG.. => WANTED,
-            LONG.. => self.wanted + LONG_WEIGHT,
-            _ => self.wanted.saturating_sub(1),
-        };
+    /// Others have had the CPU for `ns` while it spun. Whether it is to stop.
+    const fn gave_way(&mut self, ns: u64) -> bool {
+        self.wanted = self.wanted.saturating_add(ns);
         self.wanted >= WANTED
     }
 
@@ -133,13 +140,13 @@ impl Learned {
     fn ended(&mut self, wanted: bool, now: u64) {
         let Some(spun) = self.spun.take() else { return };
         if wanted {
-            self.pause = (self.pause * 2).clamp(FIRST_PAUSE, LAST_PAUSE);
+            let over = now.saturating_sub(self.since) >= SPUN_LONG * self.pause;
+            self.pause = if over { FIRST_PAUSE } else { (self.pause * 2).min(LAST_PAUSE) };
             self.not_before = now.saturating_add(self.pause);
         } else if spun < WORTH {
             self.needed = (self.needed * 2).min(MOST_CLOSE);
         } else {
             self.needed = (self.needed / 2).max(CLOSE);
-            self.pause /= 2;
         }
         self.close = 0;
     }
@@ -164,6 +171,13 @@ pub(super) struct Pace {
     on: u32,
     /// It does, and not only will.
     spinning: bool,
+    /// Times that others ran although it could have, when that was looked at last.
+    preempted: i64,
+}
+
+/// Times that others ran although this thread could have: by preemption, or because it yielded.
+fn preempted() -> i64 {
+    getrusage(UsageWho::RUSAGE_THREAD).map_or(0, |usage| usage.involuntary_context_switches())
 }
 
 impl Pace {
@@ -182,6 +196,7 @@ impl Pace {
             served: 0,
             on,
             spinning: false,
+            preempted: 0,
         }
     }
 
@@ -194,27 +209,22 @@ impl Pace {
         self.learned.longest
     }
 
-    /// A request came in a sleep, from a vCPU whose CPU is `home`, and was answered. On which CPU it spins from now on; `None` =
-    /// it does not.
-    pub(super) fn woken(&mut self, home: Option<u32>, woken: u64) -> Option<u32> {
+    /// A request came in a sleep, from a vCPU whose CPU is `home`, and was answered: it spins from now on, if they are close.
+    pub(super) fn woken(&mut self, home: Option<u32>, woken: u64) {
         if !self.can_move || (self.learned.spun.is_none() && !self.learned.came(self.answered, woken)) {
-            return None;
+            return;
         }
-        let Some(home) = home else {
-            self.learned.ended(false, woken);
-            return None;
-        };
+        let Some(home) = home else { return self.learned.ended(false, woken) };
         self.bind(Place::AwayFrom(home));
         self.on = sched_getcpu() as u32;
         if !self.can_move || self.on == home {
-            self.learned.ended(true, woken);
-            return None;
+            return self.learned.ended(true, woken);
         }
         if self.learned.spun.is_none() {
-            self.learned.began();
+            self.learned.began(woken);
         }
         self.spinning = true;
-        Some(self.on)
+        self.preempted = preempted();
     }
 
     /// A request came while it spun, from a vCPU whose CPU is `home`, and was answered. Lets others run; `false` = it is to
@@ -222,31 +232,44 @@ impl Pace {
     pub(super) fn give_way(&mut self, home: Option<u32>) -> bool {
         let before = clock::now();
         sched_yield();
-        let wanted = self.learned.gave_way(clock::now().saturating_sub(before));
+        let took = self.taken_by_others(clock::now().saturating_sub(before));
+        let wanted = self.learned.gave_way(took);
         self.learned.in_time();
         // With more than two CPUs the scheduler may have moved it.
         self.on = sched_getcpu() as u32;
         !wanted && home != Some(self.on)
     }
 
-    /// Where it spins.
-    pub(super) const fn on(&self) -> u32 {
-        self.on
+    /// Where it waits, as the supervisor is to know it.
+    pub(super) const fn stance(&self) -> Stance {
+        match self.place {
+            _ if self.spinning || self.learned.spun.is_some() => Stance::SpinsOn(self.on),
+            Place::At(cpu) => Stance::SleepsOn(cpu),
+            Place::Anywhere | Place::AwayFrom(_) => Stance::Anywhere,
+        }
     }
 
     /// Between two looks at the clock `ns` went by; `false` = it is to stop.
     pub(super) fn looked(&mut self, ns: u64) -> bool {
-        ns < LONG || !self.learned.gave_way(ns)
+        let took = self.taken_by_others(ns);
+        !self.learned.gave_way(took)
     }
 
-    /// It no longer spins: the CPU is `wanted`, or no request came. Whether it sleeps where it is, to spin again.
-    pub(super) fn stop(&mut self, wanted: bool) -> bool {
+    /// What of `ns` others may have had of this CPU: all, or nothing.
+    fn taken_by_others(&mut self, ns: u64) -> u64 {
+        if ns < LONG {
+            return 0;
+        }
+        let before = mem::replace(&mut self.preempted, preempted());
+        if self.preempted == before { 0 } else { ns }
+    }
+
+    /// It no longer spins: the CPU is `wanted`, or no request came. It sleeps where it is, to spin again, while that pays.
+    pub(super) fn stop(&mut self, wanted: bool) {
         self.spinning = false;
-        let stays = !wanted && self.learned.missed();
-        if !stays {
+        if wanted || !self.learned.missed() {
             self.learned.ended(wanted, clock::now());
         }
-        stays
     }
 
     /// It is about to sleep after `served` replies in all; the last vCPU that asked is on the CPU `home`, as far as that matters.
@@ -256,12 +279,19 @@ impl Pace {
             return;
         }
         let now = clock::now();
-        let late = now.saturating_sub(self.answered) >= BOUND.as_nanos() as u64;
-        match home {
-            _ if !news && !late => return,
-            _ if !news => return self.release(),
-            _ if late => self.asked = None,
-            _ => {}
+        let slept = now.saturating_sub(self.answered);
+        let late = slept >= BOUND.as_nanos() as u64;
+        if !news {
+            if self.learned.spun.is_some() && slept >= AWAY.as_nanos() as u64 {
+                self.learned.ended(false, now);
+                self.bind(home.filter(|cpu| self.is_ours(*cpu)).map_or(Place::Anywhere, Place::At));
+            } else if late {
+                self.release();
+            }
+            return;
+        }
+        if late {
+            self.asked = None;
         }
         match home {
             _ if self.learned.spun.is_some() => {}
@@ -275,8 +305,15 @@ impl Pace {
         (self.asked, self.answered, self.served) = (home, now, served);
     }
 
-    /// Whether a sleep is to end after [`BOUND`], to settle again.
-    pub(super) fn is_bound(&self) -> bool {
+    /// After what time without a request it is to settle again.
+    pub(super) fn sleeps_for(&self) -> Option<Duration> {
+        match self.learned.spun {
+            Some(_) => Some(AWAY),
+            None => self.is_bound().then_some(BOUND),
+        }
+    }
+
+    fn is_bound(&self) -> bool {
         self.place != Place::Anywhere
     }
 
@@ -335,7 +372,7 @@ mod tests {
             let answered = *now;
             *now += gap;
             if learned.came(answered, *now) {
-                learned.began();
+                learned.began(*now);
                 return count;
             }
         }
@@ -353,7 +390,7 @@ mod tests {
     #[test]
     fn a_request_that_is_late_now_and_then_does_not_send_it_home() {
         let mut learned = Learned::new(LONGEST);
-        learned.began();
+        learned.began(0);
         for _ in 0..100 {
             (0..MISS).for_each(|_| learned.in_time());
             assert!(learned.missed());
@@ -387,11 +424,16 @@ mod tests {
         let mut now = 0;
         for pause in [50, 100, 200, 400, 800, 1600, 2000, 2000] {
             until_it_spins(&mut learned, 1000, &mut now);
-            assert!(learned.gave_way(VERY_LONG));
+            assert!(learned.gave_way(WANTED));
             learned.ended(true, now);
             assert!(!learned.came(now, now + pause * 1_000_000 - 1));
             now += pause * 1_000_000;
         }
+        // It was another's turn long ago.
+        until_it_spins(&mut learned, 1000, &mut now);
+        now += SPUN_LONG * LAST_PAUSE;
+        learned.ended(true, now);
+        assert!(learned.not_before == now + FIRST_PAUSE);
     }
 
     /// A thread that has two CPUs at least, which a test of binding needs.
@@ -437,6 +479,22 @@ mod tests {
     }
 
     #[test]
+    fn it_goes_home_when_a_burst_is_over() {
+        let Some((mut pace, home)) = movable() else { return };
+        pace.settle(Some(home), 1);
+        pace.learned.began(0);
+        pace.bind(Place::AwayFrom(home));
+        assert_eq!(pace.sleeps_for(), Some(AWAY));
+        pace.answered = u64::MAX;
+        pace.settle(Some(home), 1);
+        assert!(pace.learned.spun.is_some(), "in its time it stays");
+        pace.answered = 0;
+        pace.settle(Some(home), 1);
+        assert!(pace.stance() == Stance::SleepsOn(home) && affinity().count() == 1);
+        assert!(affinity().is_set(home as usize) && pace.sleeps_for() == Some(BOUND));
+    }
+
+    #[test]
     fn it_stays_where_somebody_else_puts_it() {
         let Some((mut pace, home)) = movable() else { return };
         let others = pace.set(Place::AwayFrom(home));
@@ -451,19 +509,26 @@ mod tests {
             assert!(affinity() == put && !pace.is_bound() && pace.learned.spun.is_none());
             (pace.asked, pace.answered) = (Some(home), u64::MAX);
             pace.settle(Some(home), 7);
-            assert!(affinity() == put && pace.woken(Some(home), 1).is_none());
+            pace.woken(Some(home), 1);
+            assert!(affinity() == put && !pace.spins());
         }
     }
 
     #[test]
     fn now_and_then_somebody_may_run() {
         let mut learned = Learned::new(LONGEST);
-        learned.began();
-        // A timer's interrupt every 4 ms, among requests every 20 µs.
+        learned.began(0);
+        // The host's own threads now and then, 100 µs every 4 ms, among requests every 20 µs.
         for _ in 0..100 {
-            assert!(!learned.gave_way(LONG));
-            assert!((0..200).all(|_| !learned.gave_way(200)));
+            assert!(!learned.gave_way(100_000));
+            (0..200).for_each(|_| learned.in_time());
         }
-        assert!(!learned.gave_way(LONG) && !learned.gave_way(LONG) && learned.gave_way(LONG));
+        // Somebody who works 2 µs for each request.
+        let mut requests = 0;
+        while requests < 10_000 && !learned.gave_way(2 * FORGOTTEN) {
+            learned.in_time();
+            requests += 1;
+        }
+        assert!((250..350).contains(&requests), "{requests}");
     }
 }

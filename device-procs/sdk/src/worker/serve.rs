@@ -8,14 +8,14 @@ use cellblock_channel::doorbell::Bell;
 use cellblock_channel::socket::{Control, SocketError};
 use cellblock_channel::{Responder, StateWriter, clock};
 use cellblock_ring::state_page::Committed;
-use cellblock_ring::{LaneId, answer};
+use cellblock_ring::{LaneId, Stance, answer};
 use cellblock_wire::control::{Counters, FromWorker, LogLevel, ToWorker};
 use cellblock_wire::slot::{Action, Op, Reply, Request, mask};
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 
 use super::cut;
-use super::pace::{self, Pace};
+use super::pace::Pace;
 use super::refusal::Refusal;
 use super::timer::Timer;
 use crate::device::{Access, Device, Event};
@@ -31,6 +31,9 @@ const SPINS_PER_LOOK: u32 = 32;
 const MESSAGES: usize = 16;
 /// How long an orderly end may wait for the host to take the output.
 const FINISH: Duration = Duration::from_millis(200);
+/// The doorbell's pipe is emptied after it was heard so often: reading it each time would cost a system call per request. It holds 65,536
+/// rings, and each vCPU rings once at most before it is heard.
+const RINGS: u32 = 64;
 /// Requests that do not decode, and queues that make no sense, are reported so often and no more.
 const REPORTS: u32 = 8;
 
@@ -89,11 +92,13 @@ pub(super) struct Server<D> {
     timer: Timer,
     epoll: OwnedFd,
     pace: Pace,
-    /// Where the supervisor is told that it spins.
-    announced: Option<u32>,
+    /// What the supervisor was told last of where it waits.
+    announced: Stance,
     /// What the predecessor answered last, until each lane has moved on.
     predecessor: Option<Committed>,
     served: u64,
+    /// Times that the bell was heard since it was emptied.
+    rung: u32,
     reports: u32,
     rest: Rest,
 }
@@ -113,9 +118,9 @@ impl<D: Device> Server<D> {
             epoll::add(&epoll, fd, epoll::EventData::new_u64(source as u64), flags).map_err(failed("epoll"))
         };
         let (level, edge) = (epoll::EventFlags::IN, epoll::EventFlags::IN | epoll::EventFlags::ET);
-        add(Source::Bell, wiring.bell.as_fd(), level)?;
         add(Source::Control, control.as_fd(), level)?;
-        // Edges: these two need not be read to be silent.
+        // Edges: these three need not be read to be silent. A pipe gives one with each ring, whatever is in it (Linux 5.14 and later).
+        add(Source::Bell, wiring.bell.as_fd(), edge)?;
         add(Source::Host, wiring.wake.as_fd(), edge)?;
         add(Source::Timer, timer.as_fd(), edge)?;
 
@@ -129,9 +134,11 @@ impl<D: Device> Server<D> {
             timer,
             epoll,
             pace,
-            announced: None,
+            announced: Stance::Anywhere,
             predecessor,
             served: 0,
+            // What a predecessor left in it goes first.
+            rung: RINGS - 1,
             reports: 0,
             rest,
         };
@@ -189,7 +196,7 @@ impl<D: Device> Server<D> {
             self.stop_spinning(true);
             return false;
         }
-        self.announce(Some(self.pace.on()));
+        self.announce();
         let mut before = clock::now();
         let end = before.saturating_add(self.pace.longest());
         let end = self.device.deadline().map_or(end, |deadline| end.min(deadline));
@@ -212,17 +219,16 @@ impl<D: Device> Server<D> {
 
     fn stop_spinning(&mut self, wanted: bool) {
         if self.pace.spins() {
-            // While it stays there the word tells that it is not at home.
-            if !self.pace.stop(wanted) {
-                self.announce(None);
-            }
+            self.pace.stop(wanted);
+            self.announce();
         }
     }
 
-    fn announce(&mut self, on: Option<u32>) {
-        if self.announced != on {
-            self.announced = on;
-            self.wiring.responder.spin_on(on);
+    fn announce(&mut self) {
+        let stance = self.pace.stance();
+        if self.announced != stance {
+            self.announced = stance;
+            self.wiring.responder.announce(stance);
         }
     }
 
@@ -233,8 +239,8 @@ impl<D: Device> Server<D> {
         }
         let woken = clock::now();
         if self.answer_next(control) {
-            let on = self.pace.woken(self.wiring.responder.home(), woken);
-            self.announce(on);
+            self.pace.woken(self.wiring.responder.home(), woken);
+            self.announce();
         }
     }
 
@@ -301,14 +307,12 @@ impl<D: Device> Server<D> {
         if self.rest == Rest::Now {
             // Requests and the device's time wait.
             self.pace.release();
-            self.announce(None);
+            self.announce();
             return self.look(control, None);
         }
         self.timer.arm(self.device.deadline());
         self.pace.settle(self.wiring.responder.home(), self.served);
-        if !self.pace.is_bound() {
-            self.announce(None);
-        }
+        self.announce();
         if !self.wiring.responder.prepare_sleep() {
             return Ok(());
         }
@@ -322,17 +326,19 @@ impl<D: Device> Server<D> {
             self.timer.arm(self.device.deadline());
         }
         let mut events = [const { None }; Source::ALL.len()];
-        let bound = (timeout.is_none() && self.pace.is_bound())
-            .then_some(Timespec { tv_sec: 0, tv_nsec: pace::BOUND.as_nanos() as i64 });
-        self.wait(&mut events, timeout.or(bound.as_ref()))?;
+        let settles =
+            self.pace.sleeps_for().map(|time| Timespec { tv_sec: 0, tv_nsec: time.as_nanos() as i64 });
+        self.wait(&mut events, timeout.or(settles.as_ref()))?;
         if timeout.is_none() {
             reach(Step::Awake);
             self.wiring.responder.awake();
         }
         for source in events.into_iter().flatten() {
             match source {
-                Source::Bell if !self.wiring.bell.silence() => return Err(End::Orphaned),
-                Source::Bell => self.answer_ring(control),
+                Source::Bell => {
+                    self.empty_bell()?;
+                    self.answer_ring(control);
+                }
                 Source::Control => self.messages(control)?,
                 Source::Host => self.event_unless_resting(control, Event::Host),
                 Source::Timer => {
@@ -342,6 +348,18 @@ impl<D: Device> Server<D> {
             }
         }
         self.come_to_rest(control);
+        Ok(())
+    }
+
+    /// Long before the pipe of the doorbell is full.
+    fn empty_bell(&mut self) -> Result<(), End> {
+        self.rung += 1;
+        if self.rung == RINGS {
+            self.rung = 0;
+            if !self.wiring.bell.silence() {
+                return Err(End::Orphaned);
+            }
+        }
         Ok(())
     }
 
@@ -387,7 +405,10 @@ impl<D: Device> Server<D> {
             Err(errno) => return Err(End::Violation(format!("epoll_wait failed: {errno}"))),
         };
         for (slot, event) in ready.iter_mut().zip(events.iter().take(count)) {
-            let number = event.data.u64();
+            let (number, flags) = (event.data.u64(), event.flags);
+            if number == Source::Bell as u64 && flags.contains(epoll::EventFlags::HUP) {
+                return Err(End::Orphaned);
+            }
             *slot = Source::ALL.into_iter().find(|source| *source as u64 == number);
         }
         Ok(())
