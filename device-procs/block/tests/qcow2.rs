@@ -211,6 +211,19 @@ fn what_is_no_image_is_refused() {
     assert!(damaged(72, &(1u64 << 40).to_be_bytes()).contains("incompatible feature"));
     assert!(damaged(72, &2u64.to_be_bytes()).contains("incompatible feature"), "it is corrupt");
     assert!(damaged(32, &1u32.to_be_bytes()).contains("layer 0 of the disk image is encrypted"));
+    // Found by fuzzing: imago 0.2.6 panics at a name of one byte, and reads names of images of version 3 only.
+    let names = |version: u8, bytes: u32| {
+        let mut image = whole.clone();
+        image[7] = version;
+        let at = u32::from_be_bytes(image[100..104].try_into().unwrap()) as usize;
+        image[at..at + 120].fill(0);
+        image[at..at + 4].copy_from_slice(&0x6803_f857u32.to_be_bytes());
+        image[at + 4..at + 8].copy_from_slice(&bytes.to_be_bytes());
+        fs::write(&file.path, image).unwrap();
+        Qcow2Image::open(file.open(), vec![], true, BYTES).map(drop).map_err(|error| error.to_string())
+    };
+    assert!(names(3, 49).unwrap_err().contains("its table of feature names has 49 bytes"));
+    assert_eq!((names(3, 96), names(2, 49)), (Ok(()), Ok(())));
     fs::write(&file.path, b"").unwrap();
     assert!(refused(true, BYTES).contains("qcow2"));
 }

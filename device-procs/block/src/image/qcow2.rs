@@ -138,6 +138,7 @@ fn open_layer(
     // docs/interop/qcow2.txt: crypt_method.
     let mut encryption = [0; 4];
     file.read(&mut encryption[..], 32).map_err(failed("qcow2"))?;
+    check_feature_names(&file).map_err(failed("qcow2"))?;
     let mut image: Qcow2<File> = Qcow2::open_image(file, writable).map_err(failed("qcow2"))?;
     if encryption != [0; 4] {
         return Err(OpenError::Encrypted { layer });
@@ -161,6 +162,35 @@ fn open_layer(
     };
     image.set_backing(below);
     Ok(FormatAccess::new(image))
+}
+
+/// Refuses a table of feature names that does not end with an entry: imago 0.2.6 panics at an entry of one byte.
+///
+/// Offsets are those of docs/interop/qcow2.txt. Whatever else is wrong with the header is for imago to say.
+fn check_feature_names(file: &File) -> io::Result<()> {
+    const NAMES: u32 = 0x6803_f857;
+    const ENTRY: u32 = 48;
+    let word = |offset| {
+        let mut bytes = [0; 4];
+        file.read(&mut bytes[..], offset).map(|()| u32::from_be_bytes(bytes))
+    };
+    let (version, cluster_bits) = (word(4)?, word(20)?);
+    if version != 3 || cluster_bits > 21 {
+        return Ok(());
+    }
+    let mut offset = u64::from(word(100)?);
+    while offset + 8 <= 1 << cluster_bits {
+        let (kind, length) = (word(offset)?, word(offset + 4)?);
+        match kind {
+            0 => break,
+            NAMES if length % ENTRY != 0 => {
+                let error = format!("its table of feature names has {length} bytes, not {ENTRY} for each");
+                return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+            }
+            _ => offset += 8 + u64::from(length).next_multiple_of(8),
+        }
+    }
+    Ok(())
 }
 
 /// Opens a raw layer, which is the last.
