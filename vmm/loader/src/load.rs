@@ -199,10 +199,9 @@ fn write(ram: &GuestMemoryMmap, address: u64, bytes: &[u8]) -> Result<(), LoadEr
 #[allow(clippy::panic, reason = "a fuzzer learns of a broken promise by the panic")]
 pub(crate) fn fuzz_image(bytes: &[u8]) {
     const RAM: usize = 32 << 20;
+    // One for all: nothing of it is read.
+    let Ok(ram) = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), RAM)]) else { return };
     for protocol in [Protocol::Auto, Protocol::Linux64, Protocol::Pvh] {
-        let Ok(ram) = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), RAM)]) else {
-            return;
-        };
         let request = LoadRequest {
             kernel: &mut std::io::Cursor::new(bytes),
             initrd: Some(&mut std::io::Cursor::new(bytes)),
