@@ -15,6 +15,32 @@ pub struct Cage {
     /// The top of its hierarchy.
     top: PathBuf,
     freezes: bool,
+    /// The controller that its parent has got for its sake, and gives back.
+    delegated: Option<Delegated>,
+}
+
+/// A controller that a group's children have, and had not before.
+#[derive(Debug)]
+struct Delegated {
+    control: PathBuf,
+    controller: &'static str,
+}
+
+impl Delegated {
+    /// Gives `controller` to the children of the group that has the file `control`. `None` = they had it.
+    fn to_children(control: PathBuf, controller: &'static str) -> Result<Option<Delegated>> {
+        if fs::read_to_string(&control)?.split_whitespace().any(|had| had == controller) {
+            return Ok(None);
+        }
+        fs::write(&control, format!("+{controller}"))?;
+        Ok(Some(Delegated { control, controller }))
+    }
+}
+
+impl Drop for Delegated {
+    fn drop(&mut self) {
+        let _ = fs::write(&self.control, format!("-{}", self.controller));
+    }
 }
 
 impl Cage {
@@ -27,9 +53,11 @@ impl Cage {
         let cage = if v1.is_dir() {
             Cage::make(v1, name, false)?
         } else {
-            fs::write(Path::new(ROOT).join("cgroup.subtree_control"), "+cpu")
-                .context("the cpu controller")?;
-            Cage::make(ROOT.into(), name, false)?
+            let control = Path::new(ROOT).join("cgroup.subtree_control");
+            let delegated = Delegated::to_children(control, "cpu").context("the cpu controller")?;
+            let mut cage = Cage::make(ROOT.into(), name, false)?;
+            cage.delegated = delegated;
+            cage
         };
         if let Some(quota) = quota {
             let quota = quota.as_micros();
@@ -52,7 +80,7 @@ impl Cage {
     fn make(top: PathBuf, name: &str, freezes: bool) -> Result<Cage> {
         let folder = top.join(format!("cellblock-test-{name}-{}", std::process::id()));
         fs::create_dir(&folder).with_context(|| folder.display().to_string())?;
-        Ok(Cage { folder, top, freezes })
+        Ok(Cage { folder, top, freezes, delegated: None })
     }
 
     /// Puts process `pid` in.
@@ -92,5 +120,25 @@ impl Drop for Cage {
         }
         let _ = self.open();
         let _ = fs::remove_dir(&self.folder);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_group_got_for_a_cage_it_gives_back_and_nothing_else() {
+        let control = std::env::temp_dir().join(format!("cage-{}", std::process::id()));
+        let said = || fs::read_to_string(&control).unwrap();
+        fs::write(&control, "cpuset memory\n").unwrap();
+        let delegated = Delegated::to_children(control.clone(), "cpu").unwrap();
+        assert_eq!(said(), "+cpu");
+        drop(delegated);
+        assert_eq!(said(), "-cpu");
+        fs::write(&control, "cpuset cpu\n").unwrap();
+        assert!(Delegated::to_children(control.clone(), "cpu").unwrap().is_none());
+        assert_eq!(said(), "cpuset cpu\n");
+        fs::remove_file(&control).unwrap();
     }
 }
