@@ -119,6 +119,24 @@ fn a_binary_that_cannot_take_over_leaves_the_old_one_serving() {
     vm.wait().unwrap().assert(0, "guest powered off");
 }
 
+#[test]
+fn whoever_upgrades_what_is_being_upgraded_gets_an_answer_of_his_own() {
+    let Some(lab) = Lab::with_guests("two-upgrades") else { return };
+    let plan = lab.guest("echo");
+    let mut vm = plan.start();
+    vm.expect("ready").unwrap();
+    let Some(path) = bad(&lab, "HANG") else { return };
+    let mut said = std::thread::scope(|scope| {
+        let one = || upgrade(&lab, plan.id(), "serial", Some(&path)).unwrap_err();
+        [scope.spawn(one), scope.spawn(one)].map(|thread| thread.join().unwrap())
+    });
+    said.sort_by_key(|said| said.contains("did not say"));
+    assert!(said[0].contains("it is being upgraded already"), "{said:?}");
+    assert!(said[1].contains("did not say what it is in time"), "{said:?}");
+    vm.type_in("\u{4}").unwrap();
+    vm.wait().unwrap().assert(0, "guest powered off");
+}
+
 /// The numbers that the guest's lines begin with, but for the last line, which may be cut.
 fn numbers(output: &str) -> Vec<u64> {
     let whole = output.rsplit_once('\n').map_or("", |(whole, _)| whole);

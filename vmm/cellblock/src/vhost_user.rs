@@ -237,9 +237,9 @@ impl Front<'_> {
                     self.control.answer_balloon(None);
                     continue;
                 }
-                What::Upgrade { device, .. } => {
+                What::Upgrade { .. } => {
                     let reason = "each front end gets a worker of the binary that was there at the start";
-                    self.control.answer_upgrade(device, Err(reason.to_owned()));
+                    self.control.refuse_upgrade(what, reason.to_owned());
                     continue;
                 }
                 What::Pause | What::Resume => {

@@ -91,8 +91,8 @@ pub enum Event {
     Running,
     /// Another binary has taken over, or why it has not: then all is as before.
     Upgraded {
-        /// The device's place in the status.
-        device: u32,
+        /// The number that it was offered under.
+        offer: u32,
         /// How the device was without a worker.
         result: Result<Pause, String>,
     },

@@ -178,6 +178,8 @@ struct Client {
     stream: UnixStream,
     /// What came with its request.
     files: Vec<OwnedFd>,
+    /// The number that this was offered to the spawner under.
+    offer: Option<u32>,
     stage: Stage,
     until: Instant,
 }
@@ -252,6 +254,7 @@ impl ControlSocket {
                 self.clients.push(Client {
                     stream,
                     files: Vec::new(),
+                    offer: None,
                     stage: Stage::Speaks(Vec::new()),
                     until,
                 });
@@ -315,19 +318,39 @@ impl ControlSocket {
         self.answer(|what| matches!(what, What::Restart { .. } | What::Revive { .. }), &Answer::Done);
     }
 
-    /// The files that came with `what`.
-    pub(crate) fn take_files(&mut self, what: What) -> Vec<OwnedFd> {
+    /// The first who asked for `what`, an upgrade, and whose binary was not offered yet.
+    fn first_not_offered(&mut self, what: What) -> Option<&mut Client> {
         let mut waiting = self.clients.iter_mut().filter(|client| client.stage == Stage::Waits(what));
-        waiting
-            .find(|client| !client.files.is_empty())
-            .map(|client| std::mem::take(&mut client.files))
-            .unwrap_or_default()
+        waiting.find(|client| client.offer.is_none())
     }
 
-    /// Answers everybody who asked for another binary for `device`.
-    pub(crate) fn answer_upgrade(&mut self, device: u32, result: Result<Pause, String>) {
+    /// The files that came with `what`; [`note_offer`](Self::note_offer) or [`refuse_upgrade`](Self::refuse_upgrade) follows.
+    pub(crate) fn take_files(&mut self, what: What) -> Vec<OwnedFd> {
+        self.first_not_offered(what).map(|client| std::mem::take(&mut client.files)).unwrap_or_default()
+    }
+
+    /// What came with `what` was offered to the spawner as number `offer`.
+    pub(crate) fn note_offer(&mut self, what: What, offer: u32) {
+        if let Some(client) = self.first_not_offered(what) {
+            client.offer = Some(offer);
+        }
+    }
+
+    /// What came with `what` is not offered.
+    pub(crate) fn refuse_upgrade(&mut self, what: What, reason: String) {
+        if let Some(client) = self.first_not_offered(what) {
+            client.say(&Answer::Refused(reason));
+        }
+        self.tidy();
+    }
+
+    /// Answers whose binary was offered as number `offer`.
+    pub(crate) fn answer_upgrade(&mut self, offer: u32, result: Result<Pause, String>) {
         let answer = result.map_or_else(Answer::Refused, Answer::Upgraded);
-        self.answer(|what| matches!(what, What::Upgrade { device: of, .. } if of == device), &answer);
+        if let Some(client) = self.clients.iter_mut().find(|client| client.offer == Some(offer)) {
+            client.say(&answer);
+        }
+        self.tidy();
     }
 
     /// Answers everybody who asked for a pause: it is there, or why not.
@@ -502,6 +525,35 @@ mod tests {
         }
         for client in silent {
             assert!(reply(client).contains("did not come in time"));
+        }
+    }
+
+    #[test]
+    fn an_upgrade_is_answered_to_whom_it_is_of() {
+        let (mut socket, uid, id) = socket("upgrades");
+        let what = What::Upgrade { device: 1, generation: 2 };
+        let line = serde_json::to_string(&Line { version: VERSION, what }).unwrap() + "\n";
+        let [first, second, third] = [5, 6, 7].map(|offer| {
+            let client = connect(uid, &id, line.as_bytes());
+            assert_eq!(asked(&mut socket), what);
+            socket.note_offer(what, offer);
+            client
+        });
+        let fourth = connect(uid, &id, line.as_bytes());
+        assert_eq!(asked(&mut socket), what);
+        socket.refuse_upgrade(what, "of the fourth".to_owned());
+        socket.answer_upgrade(6, Err("of the second".to_owned()));
+        socket.answer_upgrade(8, Err("of nobody".to_owned()));
+        socket.answer_upgrade(5, Err("of the first".to_owned()));
+        socket.refuse();
+        for (client, said) in [
+            (first, "of the first"),
+            (second, "of the second"),
+            (third, "the VM ends"),
+            (fourth, "of the fourth"),
+        ] {
+            let reply = reply(client);
+            assert!(reply.contains(said), "{reply} instead of {said}");
         }
     }
 

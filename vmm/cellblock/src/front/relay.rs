@@ -251,10 +251,13 @@ impl Relay<'_> {
                     let files = self.control.take_files(what);
                     let files: Vec<_> = files.iter().map(AsFd::as_fd).collect();
                     match self.authority.offer(device, &files) {
-                        Ok(offer) => Command::Upgrade { device, generation, offer },
+                        Ok(offer) => {
+                            self.control.note_offer(what, offer);
+                            Command::Upgrade { device, generation, offer }
+                        }
                         Err(error) => {
-                            let reason = format!("the spawner takes no binary: {error}");
-                            self.control.answer_upgrade(device, Err(reason));
+                            self.control
+                                .refuse_upgrade(what, format!("the spawner takes no binary: {error}"));
                             continue;
                         }
                     }
@@ -297,7 +300,7 @@ impl Relay<'_> {
                 self.control.answer_death(device, generation, death);
             }
             Event::Balloon(balloon) => self.control.answer_balloon(balloon),
-            Event::Upgraded { device, result } => self.control.answer_upgrade(device, result),
+            Event::Upgraded { offer, result } => self.control.answer_upgrade(offer, result),
             Event::Paused(paused) => {
                 self.say(1, if paused.is_ok() { "paused" } else { "not paused" });
                 self.control.answer_pause(paused);

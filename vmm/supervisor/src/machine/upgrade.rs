@@ -15,7 +15,7 @@ impl Machine {
         if let Err(reason) = self.begin_upgrade(index, generation, offer) {
             // Nobody else asks for it; a spawner that is gone is seen by its socket.
             let _ = self.spawner.settle(index as u32, offer, false);
-            self.say(Event::Upgraded { device: index as u32, result: Err(cut(reason)) });
+            self.say(Event::Upgraded { offer, result: Err(cut(reason)) });
         }
     }
 
@@ -94,12 +94,11 @@ impl Machine {
     /// The spawner is gone, with which nobody can be ended: a worker that has not been relieved yet goes on, another is given up.
     pub(super) fn break_off(&mut self, index: usize) {
         let Some(worker) = self.workers.get_mut(index) else { return };
-        let Some(stage) = worker.hand_over() else { return };
+        let (Some(stage), Some(offer)) = (worker.hand_over(), worker.offer()) else { return };
         worker.candidate_control().iter().for_each(|control| self.poller.forget(control));
         // It ends when it finds its socket closed.
         let _ = worker.forget_candidate();
-        let result = Err("the spawner is gone".to_owned());
-        self.say(Event::Upgraded { device: index as u32, result });
+        self.say(Event::Upgraded { offer, result: Err("the spawner is gone".to_owned()) });
         match stage {
             Stage::Greeting => {}
             Stage::Quiescing => self.go_on_with_the_old(index),
@@ -114,12 +113,12 @@ impl Machine {
     /// The process that was to take over does not.
     pub(super) fn keep_the_old(&mut self, index: usize, reason: &str) {
         let Some(worker) = self.workers.get_mut(index).filter(|worker| worker.may_withdraw()) else { return };
+        let Some(offer) = worker.offer() else { return };
         worker.candidate_control().iter().for_each(|control| self.poller.forget(control));
         let goes_on = !worker.withdraw(index, &self.spawner);
         let text = format!("it is not upgraded: the new worker: {reason}");
         self.warn(index, &text);
-        let result = Err(cut(format!("the new worker: {reason}")));
-        self.say(Event::Upgraded { device: index as u32, result });
+        self.say(Event::Upgraded { offer, result: Err(cut(format!("the new worker: {reason}"))) });
         if goes_on {
             self.go_on_with_the_old(index);
         }
@@ -138,6 +137,7 @@ impl Machine {
         // What it said at last may be the better reason.
         self.take_candidate_news(index);
         let worker = self.workers.get_mut(index)?;
+        let offer = worker.offer()?;
         match worker.hand_over()? {
             Stage::Withdrawing => {}
             Stage::Greeting | Stage::Quiescing | Stage::Restoring => self.keep_the_old(index, reason),
@@ -145,7 +145,7 @@ impl Machine {
                 // The worker is as good as dead; its successor is of the old binary.
                 worker.retire_for_nobody(index, &self.spawner);
                 let result = Err(cut(format!("the new worker: {reason}")));
-                self.say(Event::Upgraded { device: index as u32, result });
+                self.say(Event::Upgraded { offer, result });
                 return None;
             }
         }
@@ -184,6 +184,7 @@ impl Machine {
 
     fn take_over(&mut self, index: usize) {
         let Some(worker) = self.workers.get_mut(index) else { return };
+        let Some(offer) = worker.offer() else { return };
         worker.candidate_control().iter().for_each(|control| self.poller.forget(control));
         worker.take_over(index, &self.spawner);
         if let Err(error) = self.poller.watch(worker.control(), Token::Control(index)) {
@@ -199,7 +200,7 @@ impl Machine {
         let (generation, ms) = (worker.generation(), worker.pause().as_secs_f64() * 1e3);
         self.tell_of(index, &vcpu::Command::Succeed { device: index, successor });
         self.warn(index, &format!("it is upgraded (generation {generation}, after {ms:.1} ms)"));
-        self.say(Event::Upgraded { device: index as u32, result: pause.ok_or_else(String::new) });
+        self.say(Event::Upgraded { offer, result: pause.ok_or_else(String::new) });
         self.recruit(index);
     }
 }

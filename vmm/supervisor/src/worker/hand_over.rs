@@ -108,6 +108,11 @@ impl Worker {
         self.candidate.as_ref().map(|candidate| candidate.stage)
     }
 
+    /// The number of the offer that a hand-over is of.
+    pub(crate) fn offer(&self) -> Option<u32> {
+        self.candidate.as_ref().map(|candidate| candidate.offer)
+    }
+
     /// Whether there is a hand-over.
     pub(crate) fn is_being_relieved(&self) -> bool {
         self.candidate.is_some()
