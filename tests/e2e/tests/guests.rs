@@ -2,10 +2,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // Tests; clippy knows only #[test] functions as such.
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use cellblock_e2e::processes::Tree;
+use cellblock_e2e::vm::patience;
 use cellblock_e2e::{Ended, Lab};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 
 /// Runs a guest that powers off by itself.
 fn run_to_power_off(lab: &Lab, guest: &str, arguments: &[&str]) -> Ended {
@@ -118,6 +120,36 @@ fn sigterm_presses_the_power_button() {
         ended.assert(0, "guest powered off");
         assert!(ended.output.contains("button\n"), "{ended}");
     }
+}
+
+/// Its worker is dead, and no other has taken its place: the spawner stands still, so that this stays so for a while.
+#[test]
+fn a_press_while_nobody_can_hear_it_is_not_lost() {
+    let Some(lab) = Lab::with_guests("unheard") else { return };
+    let plan = lab.guest("powerbutton").with(["--stop-timeout", "60", "-v"]);
+    let mut vm = plan.start();
+    vm.expect("ready").unwrap();
+    let tree = vm.processes(plan.id()).unwrap();
+    let signal = |name, signal| {
+        kill_process(Pid::from_raw(tree.pid(name).unwrap()).unwrap(), signal).unwrap();
+    };
+    let state = || {
+        let tree = Tree::of_vm(&lab.places().program(), plan.id()).unwrap();
+        tree.processes.into_iter().find(|row| row.process == "acpi-power").unwrap().state
+    };
+    signal("spawner", Signal::STOP);
+    signal("acpi-power", Signal::KILL);
+    let end = Instant::now() + patience();
+    while state() != "dying" {
+        assert!(Instant::now() < end, "{}", vm.messages());
+    }
+    vm.signal(Signal::TERM).unwrap();
+    vm.expect_message("power button").unwrap();
+    assert_eq!(state(), "dying");
+    signal("spawner", Signal::CONT);
+    let ended = vm.wait().unwrap();
+    ended.assert(0, "guest powered off");
+    assert!(ended.output.contains("button\n"), "{ended}");
 }
 
 #[test]
