@@ -1,0 +1,123 @@
+//! Workers die, hang and stumble at moments of chance while a guest uses them without a pause, and checks all that they do: it
+//! notices nothing. (`chaos.rs` does this to a Linux guest.)
+//!
+//! `CELLBLOCK_KILLS` says how many deaths there are for each device (12), `CELLBLOCK_KILLS_SEED` from which seed on.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // Tests; clippy knows only #[test] functions as such.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use cellblock_e2e::Lab;
+use cellblock_e2e::deaths::Fate;
+use cellblock_e2e::lab::Plan;
+use cellblock_e2e::processes::{Row, Tree};
+use cellblock_e2e::vm::patience;
+
+const KILLS: u64 = 12;
+
+fn setting(name: &str) -> Option<u64> {
+    env::var(name).ok().map(|value| value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
+}
+
+/// A row of numbers that look like chance.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 33) % sides
+    }
+
+    fn fate(&mut self) -> Fate {
+        match self.roll(16) {
+            0..=9 => Fate::Killed,
+            10..=12 => Fate::Crashed,
+            13 | 14 => Fate::Paused(1 + self.roll(40)),
+            _ => Fate::Stopped,
+        }
+    }
+}
+
+/// The worker of `device`. `None` = the VM has ended.
+fn worker(lab: &Lab, plan: &Plan<'_>, device: &str) -> Option<Row> {
+    let tree = Tree::of_vm(&lab.places().program(), plan.id()).ok()?;
+    tree.processes.into_iter().find(|row| row.process == device)
+}
+
+/// The worker of `device` that serves, which is not number `before` of its successors. `None` = the VM has ended.
+fn serving(lab: &Lab, plan: &Plan<'_>, device: &str, before: Option<u32>) -> Option<Row> {
+    let end = Instant::now() + patience();
+    loop {
+        let row = worker(lab, plan, device)?;
+        if row.state == "serving" && row.restarts != before {
+            return Some(row);
+        }
+        assert!(Instant::now() < end, "{row:?}");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Runs `plan`, in which `device` is at work, and has its worker end up to `wanted` times. How often it did, in which way.
+fn run(lab: &Lab, plan: &Plan<'_>, device: &str, wanted: u64, dice: &mut Dice) -> BTreeMap<String, u64> {
+    let mut vm = plan.start();
+    vm.expect("ready").unwrap();
+    let (mut deaths, mut before) = (BTreeMap::new(), None);
+    while deaths.values().sum::<u64>() < wanted
+        && let Some(row) = serving(lab, plan, device, before)
+    {
+        // It gets on, or it would fail in the end; and of two that die on the same access the guest is told.
+        thread::sleep(Duration::from_millis(2 + dice.roll(20)));
+        let fate = dice.fate();
+        // It may end with the VM.
+        if fate.befall(row.pid).is_err() || matches!(fate, Fate::Paused(_)) {
+            continue;
+        }
+        before = row.restarts;
+        if serving(lab, plan, device, before).is_some() {
+            *deaths.entry(format!("{fate:?}")).or_default() += 1;
+            before = None;
+        }
+    }
+    let ended = vm.wait_for(6 * patience()).unwrap();
+    ended.assert(0, "guest powered off");
+    assert!(ended.output.contains("rounds=") && ended.output.contains("wrong=0"), "{device}: {ended}");
+    assert!(!ended.messages.contains("is dropped"), "{device}: {ended}");
+    deaths
+}
+
+#[test]
+fn a_guest_whose_workers_die_at_any_time_notices_nothing() {
+    let Some(lab) = Lab::with_guests("kills") else { return };
+    let kills = setting("CELLBLOCK_KILLS").unwrap_or(KILLS);
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64;
+    let seed = setting("CELLBLOCK_KILLS_SEED").unwrap_or_else(now).max(1);
+    println!("CELLBLOCK_KILLS_SEED={seed} CELLBLOCK_KILLS={kills}");
+    let mut dice = Dice(seed);
+    let image = lab.image("image", &[0; 1 << 20]);
+    let disk = format!("path={},queues=2", image.display());
+    for (device, guest, rounds, options) in [
+        ("block", "disk", "rounds=150", ["--disk", &disk].as_slice()),
+        ("serial", "exact", "rounds=400", &[]),
+        ("i8042", "exact", "rounds=400", &[]),
+        ("rtc", "exact", "rounds=400", &[]),
+        ("entropy", "entropy", "rounds=400", &["--rng"]),
+    ] {
+        for spares in ["0", "1"] {
+            let (mut deaths, mut runs) = (BTreeMap::<_, u64>::new(), 0);
+            while deaths.values().sum::<u64>() < kills.div_ceil(2) {
+                let left = kills.div_ceil(2) - deaths.values().sum::<u64>();
+                let plan = lab.guest(guest).with(["--cmdline", rounds, "--spares", spares]);
+                let plan = plan.with(options.iter().copied());
+                let more = run(&lab, &plan, device, left, &mut dice);
+                runs += 1;
+                assert!(runs < 10 || !more.is_empty(), "{device}: the guest is done before its worker dies");
+                more.into_iter().for_each(|(fate, count)| *deaths.entry(fate).or_default() += count);
+            }
+            println!("{device}, {spares} spares: {deaths:?} in {runs} VMs, 0 errors");
+        }
+    }
+}
