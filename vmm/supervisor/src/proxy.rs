@@ -247,6 +247,11 @@ impl Proxy {
         poison
     }
 
+    /// Whether nobody answers.
+    pub(crate) const fn is_left(&self) -> bool {
+        self.left.is_some()
+    }
+
     /// Nobody answers any more, which counts as incarnation `generation`. What was sent is settled, as all that comes will be.
     pub(crate) fn leave(&mut self, generation: u32) {
         self.left = Some(generation);

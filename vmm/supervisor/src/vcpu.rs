@@ -211,6 +211,10 @@ impl<V: Vcpu> VcpuActor<V> {
 
     /// Sends `access` to `device`, and waits for the answer: of the worker that it has, or of as many successors as it takes.
     fn ask(&mut self, device: usize, access: &Access) -> Result<Reply, Ended> {
+        if self.proxies[device].is_left() {
+            // Who was told that it serves again shall find it so, although the kick is still on its way.
+            self.obey()?;
+        }
         self.proxies[device].post(access);
         loop {
             match self.proxies[device].wait(&mut self.kicks) {
