@@ -168,9 +168,12 @@ impl Control {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let flags = flags | RecvFlags::CMSG_CLOEXEC;
+        let mut reset = false;
         let message = loop {
             match recvmsg(&self.0, &mut [IoSliceMut::new(room)], &mut ancillary, flags) {
                 Err(Errno::INTR) => {}
+                // A peer that has closed its end without reading all is told once, and before what it had sent.
+                Err(Errno::CONNRESET) if !reset => reset = true,
                 result => break result.map_err(|errno| SocketError::call("recvmsg", errno))?,
             }
         };

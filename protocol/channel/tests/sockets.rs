@@ -40,6 +40,8 @@ fn nothing_that_a_peer_sends_leaks_or_confuses() {
     a_full_socket_does_not_block(&here, &there);
     the_end_is_seen(here, there);
     assert_eq!(open_descriptors(), before - 2);
+    last_words_are_heard_by_one_who_was_not_listened_to();
+    assert_eq!(open_descriptors(), before - 2);
 }
 
 fn messages_keep_their_bounds_and_descriptors(here: &Control, there: &Control, null: BorrowedFd<'_>) {
@@ -107,4 +109,15 @@ fn the_end_is_seen(here: Control, there: Control) {
     assert_eq!(here.recv(&mut [0; 16], 0).unwrap().0, 4);
     assert!(matches!(here.recv(&mut [0; 16], 0), Err(SocketError::Closed)));
     assert!(matches!(here.try_recv(&mut [0; 16], 0), Err(SocketError::Closed)));
+}
+
+fn last_words_are_heard_by_one_who_was_not_listened_to() {
+    let (here, there) = socket::pair().unwrap();
+    here.send(b"question", &[]).unwrap();
+    there.send(b"last", &[]).unwrap();
+    there.send(b"very last", &[]).unwrap();
+    drop(there);
+    assert_eq!(here.try_recv(&mut [0; 16], 0).unwrap().0, 4);
+    assert_eq!(here.recv(&mut [0; 16], 0).unwrap().0, 9);
+    assert!(matches!(here.recv(&mut [0; 16], 0), Err(SocketError::Closed)));
 }
