@@ -16,6 +16,8 @@ use cellblock_e2e::processes::{Row, Tree};
 use cellblock_e2e::vm::patience;
 
 const KILLS: u64 = 12;
+/// More requests than a guest has under way.
+const DONE: u64 = 4;
 
 fn setting(name: &str) -> Option<u64> {
     env::var(name).ok().map(|value| value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
@@ -61,6 +63,20 @@ fn serving(lab: &Lab, plan: &Plan<'_>, device: &str, before: Option<u32>) -> Opt
     }
 }
 
+/// Whether the guest has got on since `device` had the worker of `row`: the requests that it had sent are done, so the next worker to
+/// die is the first one over another. `false` = the VM has ended.
+fn goes_on(lab: &Lab, plan: &Plan<'_>, device: &str, row: &Row) -> bool {
+    let done = |row: &Row| row.exits.unwrap_or(0) + row.requests.unwrap_or(0);
+    let end = Instant::now() + patience();
+    while let Some(now) = worker(lab, plan, device) {
+        if done(&now) >= done(row) + DONE {
+            return true;
+        }
+        assert!(Instant::now() < end, "{now:?} since {row:?}");
+    }
+    false
+}
+
 /// Runs `plan`, in which `device` is at work, and has its worker end up to `wanted` times. How often it did, in which way.
 fn run(lab: &Lab, plan: &Plan<'_>, device: &str, wanted: u64, dice: &mut Dice) -> BTreeMap<String, u64> {
     let mut vm = plan.start();
@@ -69,8 +85,11 @@ fn run(lab: &Lab, plan: &Plan<'_>, device: &str, wanted: u64, dice: &mut Dice) -
     while deaths.values().sum::<u64>() < wanted
         && let Some(row) = serving(lab, plan, device, before)
     {
-        // It gets on, or it would fail in the end; and of two that die on the same access the guest is told.
-        thread::sleep(Duration::from_millis(2 + dice.roll(20)));
+        // Of two that die over the same request the guest is told.
+        if !goes_on(lab, plan, device, &row) {
+            break;
+        }
+        thread::sleep(Duration::from_millis(dice.roll(20)));
         let fate = dice.fate();
         // It may end with the VM.
         if fate.befall(row.pid).is_err() || matches!(fate, Fate::Paused(_)) {
