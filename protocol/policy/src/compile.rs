@@ -9,6 +9,7 @@ use thiserror::Error;
 
 use crate::dispatch;
 use crate::parse::{self, Alternative, Comparison, Condition, Line};
+use crate::shorten::shorten;
 
 /// What the start program must allow besides the policy's own lines: the exec of the worker itself, and what
 /// `seal::close_sandbox` calls. None of it is left once the serve program is in.
@@ -204,7 +205,7 @@ fn program(
     if section == Section::Start {
         collect(&mut rules, "the compiler's SEAL", SEAL, lookup, section, 0)?;
     }
-    assemble(file, &rules, arch)
+    assemble(file, &rules, arch, shorten)
 }
 
 /// Adds the lines of `text` that count for `section` to `rules`.
@@ -248,7 +249,12 @@ fn collect(
     Ok(())
 }
 
-fn assemble(file: &str, rules: &Rules, arch: Arch) -> Result<Vec<u8>, PolicyError> {
+fn assemble(
+    file: &str,
+    rules: &Rules,
+    arch: Arch,
+    shorten: fn(Vec<dispatch::Instruction>) -> Vec<dispatch::Instruction>,
+) -> Result<Vec<u8>, PolicyError> {
     let mut calls = Vec::new();
     let mut header = single(file, "read", &[Alternative::new()], arch)?;
     header.truncate(dispatch::HEADER);
@@ -260,7 +266,7 @@ fn assemble(file: &str, rules: &Rules, arch: Arch) -> Result<Vec<u8>, PolicyErro
             what: format!("seccompiler's program for {call} has an unknown shape"),
         })?);
     }
-    let program = dispatch::program(&header, calls).ok_or_else(|| PolicyError::Program {
+    let program = dispatch::program(&header, calls, shorten).ok_or_else(|| PolicyError::Program {
         file: file.to_owned(),
         what: format!("it is longer than the {} instructions that Linux takes", crate::MAX_INSTRUCTIONS),
     })?;
@@ -314,4 +320,89 @@ fn argument(condition: &Condition) -> Value {
         "op": operator,
         "val": condition.value & width,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simulate::{AUDIT_AARCH64, AUDIT_X86_64, verdict};
+
+    /// Every policy of this repository for `arch`.
+    fn policies(arch: Arch) -> Vec<PathBuf> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let devices = fs::read_dir(root.join("device-procs")).unwrap();
+        let devices =
+            devices.map(|entry| entry.unwrap().path().join(format!("policy/{}.policy", arch.name())));
+        let own = fs::read_dir(root.join("vmm/jail/policy").join(arch.name())).unwrap();
+        let found: Vec<_> = devices.filter(|path| path.exists()).collect();
+        assert!(found.len() > 8, "{found:?}");
+        found.into_iter().chain(own.map(|entry| entry.unwrap().path())).collect()
+    }
+
+    /// The program of `path` as it ships, and as it would be without `shorten`.
+    fn both(path: &Path, arch: Arch, section: Section) -> (Vec<u8>, Vec<u8>) {
+        let file = path.display().to_string();
+        let lookup = |from: &str, name: &str| {
+            let path = Path::new(from).parent().unwrap().join(name);
+            Ok((path.display().to_string(), fs::read_to_string(path).unwrap()))
+        };
+        let text = fs::read_to_string(path).unwrap();
+        let mut rules = Rules::new();
+        collect(&mut rules, &file, &text, &lookup, section, 0).unwrap();
+        if section == Section::Start {
+            collect(&mut rules, "SEAL", SEAL, &lookup, section, 0).unwrap();
+        }
+        (compile_file(path, arch, section).unwrap(), assemble(&file, &rules, arch, |same| same).unwrap())
+    }
+
+    /// For each number that any of the two compares with, and what is around it, and arguments of which each is such a number, too, or one
+    /// that differs in a bit.
+    #[test]
+    fn a_shortened_program_says_the_same_of_every_call() {
+        let (mut short, mut long) = (0, 0);
+        for (arch, audit) in [(Arch::X86_64, AUDIT_X86_64), (Arch::Aarch64, AUDIT_AARCH64)] {
+            for path in policies(arch) {
+                for section in [Section::Start, Section::Serve, Section::VhostUser] {
+                    let (shortened, whole) = both(&path, arch, section);
+                    (short, long) = (short + shortened.len(), long + whole.len());
+                    same(&shortened, &whole, audit, &path);
+                }
+            }
+        }
+        assert!(short * 10 < long * 6, "{short} of {long} bytes are left");
+    }
+
+    fn same(shortened: &[u8], whole: &[u8], audit: u32, path: &Path) {
+        let word = |bytes: &[u8]| u32::from_le_bytes(bytes[4..8].try_into().unwrap());
+        let constants: Vec<u32> = whole.chunks_exact(crate::INSTRUCTION_BYTES).map(word).collect();
+        let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut next = move || {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            random >> 8
+        };
+        let ask = |audit, number, arguments| {
+            let answers = [shortened, whole].map(|program| verdict(program, audit, number, arguments));
+            assert_eq!(answers[0], answers[1], "{}: {number} {arguments:x?}", path.display());
+            answers[0]
+        };
+        ask(!audit, 0, [0; 6]);
+        let mut allowed = 0;
+        for number in 0..512 {
+            ask(audit, number, [0; 6]);
+            if !constants.contains(&number) {
+                continue;
+            }
+            for _ in 0..40 {
+                let mut argument = || {
+                    let chosen = constants[next() as usize % constants.len()];
+                    u64::from(chosen) ^ if next() % 4 == 0 { 1 << (next() % 64) } else { 0 }
+                };
+                let arguments = [(); 6].map(|()| argument());
+                allowed += u32::from(ask(audit, number, arguments) == crate::simulate::Verdict::Allow);
+            }
+        }
+        assert!(allowed > 0, "{}: nothing was allowed", path.display());
+    }
 }

@@ -69,8 +69,13 @@ enum Outcome {
     Block(usize),
 }
 
-/// The whole program; `None` if it is too long for Linux.
-pub(crate) fn program(header: &[Instruction], mut calls: Vec<Call>) -> Option<Vec<Instruction>> {
+/// The whole program, shortened by `shorten`; `None` if it is too long for Linux. The header stays as it is, as
+/// [`crate::with_refusal`] needs it.
+pub(crate) fn program(
+    header: &[Instruction],
+    mut calls: Vec<Call>,
+    shorten: fn(Vec<Instruction>) -> Vec<Instruction>,
+) -> Option<Vec<Instruction>> {
     calls.sort_by_key(|call| call.number);
     let mut blocks: Vec<Instruction> = Vec::new();
     let mut verdicts = vec![Verdict { first: 0, outcome: Outcome::Kill }];
@@ -91,7 +96,8 @@ pub(crate) fn program(header: &[Instruction], mut calls: Vec<Call>) -> Option<Ve
     let search = search(&verdicts);
     let after = search.len();
     let search = search.into_iter().enumerate().map(|(at, step)| step.resolve(after - at - 1));
-    let program: Vec<Instruction> = header.iter().copied().chain(search).chain(blocks).collect();
+    let body = shorten(search.chain(blocks).collect());
+    let program: Vec<Instruction> = header.iter().copied().chain(body).collect();
     (program.len() <= MAX_INSTRUCTIONS).then_some(program)
 }
 

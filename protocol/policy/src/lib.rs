@@ -46,6 +46,8 @@ mod dispatch;
 #[cfg(feature = "compile")]
 mod parse;
 #[cfg(feature = "compile")]
+mod shorten;
+#[cfg(feature = "compile")]
 pub mod simulate;
 #[cfg(feature = "compile")]
 pub mod used;
