@@ -208,6 +208,13 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "LAYER")]
     without_layer: Vec<String>,
 
+    /// Let the host run nothing else on a core's other threads while this VM runs on one.
+    ///
+    /// All processes of the sandbox get one core-scheduling cookie; the front gets another, and passt has none. A kernel without core scheduling (Linux
+    /// 5.14, CONFIG_SCHED_CORE) refuses the VM; where each core runs one thread there is nothing to do.
+    #[arg(long)]
+    core_sched: bool,
+
     /// Boot Linux even on a host that emulates kernel code.
     #[arg(long)]
     force: bool,
@@ -411,6 +418,7 @@ impl RunArgs {
             id: self.id,
             worker_dir: self.worker_dir,
             without_layer: list(self.without_layer),
+            core_sched: set(self.core_sched),
             force: set(self.force),
         };
         file.overlaid_with(line).try_into()

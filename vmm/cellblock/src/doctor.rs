@@ -4,8 +4,9 @@ use std::fs::{self, File};
 use std::io;
 
 use cellblock_hypervisor_kvm::{Kvm, probe};
-use cellblock_jail::Layer;
+use cellblock_jail::cores::CoreError;
 use cellblock_jail::probe::{Availability, probe as probe_layers};
+use cellblock_jail::{Layer, cores};
 use serde::Serialize;
 
 use crate::cli::DoctorArgs;
@@ -47,7 +48,7 @@ impl Finding {
 pub(crate) fn doctor(args: &DoctorArgs) -> anyhow::Result<Status> {
     let mut findings = kvm();
     findings.extend(layers());
-    findings.extend([futex_waitv(), cpus(), hugepages(), tap()]);
+    findings.extend([core_scheduling(), futex_waitv(), cpus(), hugepages(), tap()]);
     if args.json {
         say!("{}", serde_json::to_string_pretty(&findings)?)?;
     } else {
@@ -157,7 +158,9 @@ fn layers() -> Vec<Finding> {
             match availability {
                 Availability::Available { note } => Finding::good(&name, note),
                 // Used where the host and the user's rights allow it; no VM is refused for want of them.
-                Availability::Missing { why, mend } if matches!(layer, Layer::Cgroup | Layer::Uid) => {
+                Availability::Missing { why, mend }
+                    if matches!(layer, Layer::Cgroup | Layer::Uid | Layer::Speculation) =>
+                {
                     Finding::bad(&name, State::Lacking, why, mend)
                 }
                 Availability::Missing { why, mend } => {
@@ -167,6 +170,18 @@ fn layers() -> Vec<Finding> {
             }
         })
         .collect()
+}
+
+fn core_scheduling() -> Finding {
+    match cores::probe() {
+        Ok(()) => Finding::good("core scheduling", "for --core-sched"),
+        Err(why @ CoreError::OneThread) => Finding::good("core scheduling", why.to_string()),
+        Err(why) => {
+            let found = format!("{why}: --core-sched is refused");
+            let mend = "a kernel with CONFIG_SCHED_CORE, or nosmt on the host's kernel command line";
+            Finding::bad("core scheduling", State::Lacking, found, mend)
+        }
+    }
 }
 
 fn futex_waitv() -> Finding {

@@ -13,6 +13,7 @@ use cellblock_arch::AcpiConfig;
 use cellblock_channel::socket::{self, Control};
 use cellblock_config::{BootProtocol, ConsolePort, Disk, Serial, StreamSink, VmConfig, Vsock};
 use cellblock_jail::cgroup::{CgroupError, GroupLimits, Hierarchy, VmGroup};
+use cellblock_jail::cores::{self, CoreError};
 use cellblock_jail::spawner::Ids;
 use cellblock_jail::supervisor::Confinement;
 use cellblock_jail::uids::UidRange;
@@ -110,7 +111,8 @@ pub(crate) fn launch(config: &VmConfig, layers: LayerSet, screen: TerminalSize) 
     let ram = GuestRam::create(config.memory, config.hugepages).map_err(|error| error.to_string())?;
     let Ground { uids, ids, confinement, cgroup } = ground(config.id.as_str(), layers)?;
     let limits = opened.workers.iter().map(|files| &files.limits);
-    let declared = Declaration::new(&confinement, ids, cgroup.as_ref(), &devices, limits)?;
+    let mut declared = Declaration::new(&confinement, ids, cgroup.as_ref(), &devices, limits)?;
+    declared.core_sched = config.core_sched && cookie()?;
     let manifest =
         manifest(opened.workers, Some(opened.tombstone), &confinement, ids, uids.as_ref(), cgroup.as_ref())?;
     let spawner = cellblock_spawner::start(manifest).map_err(|error| error.to_string())?;
@@ -149,6 +151,10 @@ pub(crate) fn launch(config: &VmConfig, layers: LayerSet, screen: TerminalSize) 
         confinement,
     };
     let supervisor = fork_supervisor(plan, opened.null.as_fd(), uids.as_ref())?;
+    if declared.core_sched {
+        // What was forked keeps the one before.
+        cookie()?;
+    }
     let authority = Authority::new(spawner.authority);
     let spawner = Process { pidfd: spawner.pidfd, pid: spawner.pid };
     Ok(Launched {
@@ -164,6 +170,18 @@ pub(crate) fn launch(config: &VmConfig, layers: LayerSet, screen: TerminalSize) 
         uids,
         cgroup,
     })
+}
+
+/// Gives this process, and those that it forks from now on, a core-scheduling cookie that nobody has; false where a core runs one thread.
+fn cookie() -> Result<bool, String> {
+    match cores::take_cookie() {
+        Ok(()) => Ok(true),
+        Err(why @ CoreError::OneThread) => {
+            note!("cellblock: note: --core-sched does nothing: {why}");
+            Ok(false)
+        }
+        Err(why) => Err(format!("--core-sched: {why}")),
+    }
 }
 
 /// Who the processes of one VM are, and what they are held by.

@@ -31,6 +31,8 @@ pub(crate) struct Declaration {
     inherited_filters: u32,
     /// The front's namespaces, by the kernel's names.
     namespaces: BTreeMap<String, String>,
+    /// All of them but the front have one core-scheduling cookie, which nobody else has.
+    pub(crate) core_sched: bool,
     /// In the order of the devices.
     workers: Vec<DeclaredWorker>,
 }
@@ -115,6 +117,7 @@ impl Declaration {
             group: group.map(|name| name.to_string_lossy().into_owned()),
             inherited_filters: front.seccomp_filters,
             namespaces: front.namespaces,
+            core_sched: false,
             workers: devices.iter().zip(limits).enumerate().map(worker).collect(),
         })
     }
@@ -140,6 +143,9 @@ impl Declaration {
                     None => drop(owners.insert(found.clone(), name)),
                 }
             }
+        }
+        if self.core_sched {
+            cores(processes, &mut findings);
         }
         findings
     }
@@ -185,15 +191,7 @@ impl Declaration {
     /// What holds for workers and for their spares.
     fn below_spawner(&self, filters: u32, granted: &BTreeSet<String>, to: &mut Compared<'_>) {
         self.powers(self.layers, 0, filters, to);
-        for (layer, name) in NAMESPACES {
-            to.namespace(name, self.layers.has(layer));
-        }
-        if self.layers.has(Layer::Mount) {
-            to.empty_root();
-        }
-        if self.layers.has(Layer::Rlimits) {
-            to.no_extras();
-        }
+        self.apart(to);
         if self.layers.has(Layer::User)
             && to.facts.uid_map.iter().map(|[_, _, count]| count).sum::<u32>() != 1
         {
@@ -221,6 +219,11 @@ impl Declaration {
         let has_capabilities = self.root || self.layers.has(Layer::User);
         self.powers(self.layers, if has_capabilities { KEPT } else { 0 }, 1, to);
         to.id(self.spawner);
+        self.apart(to);
+    }
+
+    /// The namespaces, the root and the limits that the spawner has in common with all below it.
+    fn apart(&self, to: &mut Compared<'_>) {
         for (layer, name) in NAMESPACES {
             to.namespace(name, self.layers.has(layer));
         }
@@ -266,6 +269,9 @@ impl Declaration {
         if !layers.has(Layer::Seccomp) && to.facts.seccomp_filters > self.inherited_filters {
             to.wrong("it has a seccomp program, which was to be left out");
         }
+        if layers.has(Layer::Speculation) {
+            to.no_speculation();
+        }
         if self.root && !to.facts.groups.is_empty() {
             to.wrong(format!("it is in the groups {:?}", to.facts.groups));
         }
@@ -284,6 +290,27 @@ const NAMESPACES: [(Layer, &str); 6] = [
     (Layer::Ipc, "ipc"),
     (Layer::Uts, "uts"),
 ];
+
+/// Which core-scheduling cookies `processes` have: those of the sandbox one that the front has not.
+fn cores(processes: &[(String, Who, i32)], findings: &mut [Finding]) {
+    let cookies = |finding: &Finding| finding.facts.as_ref().map(|facts| facts.core_cookies.clone());
+    let of = |wanted: Who| {
+        let mut found = processes.iter().zip(&*findings).filter(move |((_, who, _), _)| *who == wanted);
+        found.next().and_then(|(_, finding)| cookies(finding)).unwrap_or_default()
+    };
+    let (front, vm) = (of(Who::Front), of(Who::Supervisor));
+    let is_one = vm.len() == 1 && !vm.contains(&0) && vm.is_disjoint(&front);
+    for ((_, who, _), finding) in processes.iter().zip(findings) {
+        let Some(found) = cookies(finding) else { continue };
+        let may_not_look = finding.unseen.iter().any(|what| what.contains("cookies"));
+        let jailed = !matches!(who, Who::Front | Who::Helper);
+        if jailed && !(is_one && found == vm) && !may_not_look {
+            finding.differences.push(format!(
+                "its core-scheduling cookies are {found:x?}, the supervisor's are {vm:x?}, the front's {front:x?}: not one for all but the front"
+            ));
+        }
+    }
+}
 
 /// What is said of one process.
 struct Compared<'a> {
@@ -326,6 +353,20 @@ impl Compared<'_> {
             let mounts = self.facts.mounts.iter().map(|mount| format!("{} ({})", mount.point, mount.kind));
             let mounts = mounts.collect::<Vec<_>>().join(", ");
             self.wrong(format!("it sees the mounts {mounts}, not one empty read-only tmpfs"));
+        }
+    }
+
+    /// The kernel has these words where a thread may decide, and has not decided for good (`fs/proc/array.c`).
+    fn no_speculation(&mut self) {
+        let facts = self.facts;
+        let open = |word: &&String| {
+            let own = ["thread ", "conditional "].iter().any(|start| word.starts_with(start));
+            own && !word.contains(" force ")
+        };
+        for (kind, words) in &facts.speculation {
+            for word in words.iter().filter(open) {
+                self.wrong(format!("its speculation ({kind}) could be held back, and is {word:?}"));
+            }
         }
     }
 
@@ -377,6 +418,14 @@ impl Finding {
             facts.seccomp_filters,
             facts.threads
         ));
+        let words = |(kind, words): (&&str, &BTreeSet<String>)| {
+            format!("{kind} {}", words.iter().map(String::as_str).collect::<Vec<_>>().join("/"))
+        };
+        let mut held: Vec<String> = facts.speculation.iter().map(words).collect();
+        held.extend(
+            (!facts.core_cookies.is_empty()).then(|| format!("core cookies {:x?}", facts.core_cookies)),
+        );
+        text.push_str(&format!("      speculation {}\n", held.join(", ")));
         let list = |words: Vec<String>| if words.is_empty() { "-".to_owned() } else { words.join(", ") };
         let namespaces = facts.namespaces.values().cloned().collect();
         text.push_str(&format!("      namespaces  {}\n", list(namespaces)));
@@ -491,6 +540,55 @@ mod tests {
         assert!(!about(&wanted, 0) && about(&wanted, 1));
         wanted.inherited_filters += 1;
         assert!(about(&wanted, 0));
+    }
+
+    /// Two processes with these cookies, of which the front is the first.
+    fn with_cookies(front: &[u64], others: [&[u64]; 2]) -> usize {
+        let own = std::process::id().cast_signed();
+        let (facts, _) = look(own).unwrap();
+        let finding = |cookies: &[u64]| Finding {
+            facts: Some(Inspection { core_cookies: cookies.iter().copied().collect(), ..facts.clone() }),
+            compared: true,
+            unseen: Vec::new(),
+            differences: Vec::new(),
+        };
+        let processes = [Who::Front, Who::Supervisor, Who::Worker(0)].map(|who| (String::new(), who, own));
+        let mut findings = vec![finding(front), finding(others[0]), finding(others[1])];
+        cores(&processes, &mut findings);
+        findings.iter().map(|finding| finding.differences.len()).sum()
+    }
+
+    #[test]
+    fn who_may_share_a_core_is_told() {
+        assert_eq!(with_cookies(&[7], [&[9], &[9]]), 0);
+        assert_eq!(with_cookies(&[0], [&[9], &[9]]), 0);
+        // The front's, none, another's, and a thread without.
+        assert_eq!(with_cookies(&[9], [&[9], &[9]]), 2);
+        assert_eq!(with_cookies(&[0], [&[0], &[0]]), 2);
+        assert_eq!(with_cookies(&[], [&[], &[]]), 2);
+        assert_eq!(with_cookies(&[7], [&[9], &[8]]), 1);
+        assert_eq!(with_cookies(&[7], [&[0, 9], &[9]]), 2);
+    }
+
+    #[test]
+    fn speculation_that_could_be_held_back_differs() {
+        let own = std::process::id().cast_signed();
+        let (mut facts, _) = look(own).unwrap();
+        let declared = declared(LayerSet::all());
+        let mut differences = |words: &[&str]| {
+            let words = words.iter().map(|word| (*word).to_owned()).collect();
+            facts.speculation = BTreeMap::from([("store bypass", words)]);
+            let mut to = Compared { facts: &facts, declared: &declared, differences: Vec::new() };
+            declared.powers(LayerSet::none().with(Layer::Speculation), 0, 0, &mut to);
+            to.differences.iter().filter(|text| text.contains("store bypass")).count()
+        };
+        for fine in ["vulnerable", "not vulnerable", "thread force mitigated", "conditional force disabled"] {
+            assert_eq!(differences(&[fine]), 0, "{fine}");
+        }
+        let open = ["thread vulnerable", "thread mitigated", "conditional enabled", "conditional disabled"];
+        for open in open {
+            assert_eq!(differences(&[open, "thread force mitigated"]), 1, "{open}");
+        }
     }
 
     #[test]

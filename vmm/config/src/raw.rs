@@ -54,6 +54,8 @@ pub struct RawConfig {
     pub worker_dir: Option<PathBuf>,
     /// Sandbox layers to do without.
     pub without_layer: Option<Vec<String>>,
+    /// Share the host's cores with nobody.
+    pub core_sched: Option<bool>,
     /// Start although the host emulates kernel code.
     pub force: Option<bool>,
 }
@@ -114,6 +116,7 @@ impl RawConfig {
             id: over.id.or(self.id),
             worker_dir: over.worker_dir.or(self.worker_dir),
             without_layer: over.without_layer.or(self.without_layer),
+            core_sched: over.core_sched.or(self.core_sched),
             force: over.force.or(self.force),
         }
     }

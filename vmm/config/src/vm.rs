@@ -57,6 +57,8 @@ pub struct VmConfig {
     pub worker_dir: Option<PathBuf>,
     /// Sandbox layers to do without, by name; `cellblock-jail` knows the names.
     pub without_layers: Vec<String>,
+    /// No core of the host runs anything else beside this VM.
+    pub core_sched: bool,
     /// Start although the host emulates kernel code.
     pub force: bool,
 }
@@ -251,6 +253,7 @@ impl TryFrom<RawConfig> for VmConfig {
             stop_timeout: Duration::from_secs(stop),
             worker_dir: raw.worker_dir,
             without_layers: raw.without_layer.unwrap_or_default(),
+            core_sched: raw.core_sched.unwrap_or(false),
             force: raw.force.unwrap_or(false),
         })
     }

@@ -6,6 +6,9 @@ use std::{fs, io};
 
 use serde::Serialize;
 
+use crate::cores;
+use crate::speculation::Speculation;
+
 /// Soft and hard limit; `None` is unlimited.
 pub type SoftHard = (Option<u64>, Option<u64>);
 
@@ -34,6 +37,10 @@ pub struct Inspection {
     pub threads: u32,
     /// Of each thread: as `seccomp_filters`.
     pub thread_filters: Vec<u32>,
+    /// What of the processor's speculation is held back, by the kinds' names: in each thread's own words, each once.
+    pub speculation: BTreeMap<&'static str, BTreeSet<String>>,
+    /// The threads' core-scheduling cookies, each once; 0 is none. Empty where the kernel has no core scheduling.
+    pub core_cookies: BTreeSet<u64>,
     /// The identity of each namespace, by its name: user, pid, mnt, net, ipc, uts, cgroup.
     pub namespaces: BTreeMap<String, String>,
     /// Open descriptors and what they refer to.
@@ -68,7 +75,7 @@ pub fn inspect(pid: i32) -> io::Result<Inspection> {
     match unseen.first() {
         None => Ok(found),
         Some(file) => {
-            let text = format!("/proc/{pid}/{file}: it may not be looked at");
+            let text = format!("/proc/{pid}, {file}: it may not be looked at");
             Err(io::Error::new(io::ErrorKind::PermissionDenied, text))
         }
     }
@@ -94,6 +101,14 @@ pub fn look(pid: i32) -> io::Result<(Inspection, Vec<String>)> {
     let descriptors = allowed("fd", links(&folder.join("fd")))?;
     let whole = |text: String| BTreeMap::from([(String::new(), text)]);
     let mounts = allowed("mountinfo", read("mountinfo").map(whole))?;
+    let core_cookies = match cores::cookies(pid) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            unseen.push("core-scheduling cookies".to_owned());
+            BTreeSet::new()
+        }
+        found => named(&folder, found)?,
+    };
+    let threads = threads(&folder)?;
     let found = Inspection {
         pid,
         name: status.text("Name"),
@@ -106,7 +121,9 @@ pub fn look(pid: i32) -> io::Result<(Inspection, Vec<String>)> {
         seccomp: status.number("Seccomp"),
         seccomp_filters: status.number("Seccomp_filters"),
         threads: status.number("Threads"),
-        thread_filters: thread_filters(&folder)?,
+        thread_filters: threads.iter().map(|thread| thread.number("Seccomp_filters")).collect(),
+        speculation: Speculation::ALL.map(|kind| (kind.name(), held(&threads, kind))).into(),
+        core_cookies,
         namespaces: namespaces.into_iter().filter(|(name, _)| !name.ends_with("_for_children")).collect(),
         descriptors: descriptors
             .into_iter()
@@ -121,10 +138,15 @@ pub fn look(pid: i32) -> io::Result<(Inspection, Vec<String>)> {
 }
 
 /// Of each thread that has not ended meanwhile.
-fn thread_filters(folder: &Path) -> io::Result<Vec<u32>> {
+fn threads(folder: &Path) -> io::Result<Vec<Status>> {
     let threads = named(folder, fs::read_dir(folder.join("task")))?;
     let texts = threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("status")).ok());
-    Ok(texts.map(|text| Status::parse(&text).number("Seccomp_filters")).collect())
+    Ok(texts.map(|text| Status::parse(&text)).collect())
+}
+
+/// What `threads` say of this speculation.
+fn held(threads: &[Status], kind: Speculation) -> BTreeSet<String> {
+    threads.iter().map(|thread| thread.text(kind.key())).filter(|text| !text.is_empty()).collect()
 }
 
 /// `/proc/pid/status` by key.
@@ -204,6 +226,8 @@ mod tests {
         assert!(own.mounts.iter().any(|mount| mount.point == "/proc" && mount.kind == "proc"));
         assert!(own.limits["Max open files"].1.unwrap() > 16, "{:?}", own.limits);
         assert!(!own.uid_map.is_empty());
+        let words: Vec<_> = own.speculation.values().map(BTreeSet::len).collect();
+        assert_eq!(words, [1, 1], "{:?}", own.speculation);
     }
 
     #[test]

@@ -37,11 +37,13 @@ pub enum Layer {
     Rlimits,
     /// A cgroup v2 with limits, where the host delegates one.
     Cgroup,
+    /// No speculation past stores and along foreign branches, where the kernel lets a process say so.
+    Speculation,
 }
 
 impl Layer {
     /// Every layer.
-    pub const ALL: [Layer; 13] = [
+    pub const ALL: [Layer; 14] = [
         Layer::User,
         Layer::Pid,
         Layer::Mount,
@@ -55,6 +57,7 @@ impl Layer {
         Layer::Seccomp,
         Layer::Rlimits,
         Layer::Cgroup,
+        Layer::Speculation,
     ];
 
     /// The name for `--without-layer`.
@@ -73,6 +76,7 @@ impl Layer {
             Layer::Seccomp => "seccomp",
             Layer::Rlimits => "rlimits",
             Layer::Cgroup => "cgroup",
+            Layer::Speculation => "speculation",
         }
     }
 
@@ -91,7 +95,7 @@ impl fmt::Display for Layer {
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error(
     "there is no sandbox layer {0:?}; the layers are user, pid, mount, net, ipc, uts, uid, caps, no-new-privs, landlock, \
-     seccomp, rlimits, cgroup"
+     seccomp, rlimits, cgroup, speculation"
 )]
 pub struct UnknownLayer(pub String);
 

@@ -7,6 +7,7 @@
 
 pub mod capabilities;
 pub mod cgroup;
+pub mod cores;
 pub mod inspect;
 mod layers;
 mod limits;
@@ -15,6 +16,7 @@ pub mod probe;
 pub mod process;
 pub mod programs;
 pub mod spawner;
+pub mod speculation;
 mod step;
 pub mod supervisor;
 pub mod sys;

@@ -7,6 +7,7 @@ use std::os::fd::AsFd;
 
 use cellblock_policy::landlock;
 
+use crate::speculation::{Control, Speculation};
 use crate::{Layer, cgroup, spawner, sys};
 
 /// Whether a layer can be had.
@@ -60,6 +61,7 @@ fn probe_layer(layer: Layer) -> Availability {
         Layer::Seccomp => seccomp(),
         Layer::Caps | Layer::Rlimits => Availability::available(""),
         Layer::Cgroup => cgroups(),
+        Layer::Speculation => speculation(),
     }
 }
 
@@ -194,6 +196,20 @@ fn cgroups() -> Availability {
             "boot with systemd.unified_cgroup_hierarchy=1; as a user, `systemd-run --user --scope -p Delegate=yes cellblock run ...`. \
              A VM starts without",
         ),
+    }
+}
+
+fn speculation() -> Availability {
+    let controls = Speculation::ALL.map(|kind| (kind, kind.control().unwrap_or(Control::Unknown)));
+    let told = controls.map(|(kind, control)| format!("{}: {control}", kind.name())).join("; ");
+    let open = |control| matches!(control, Control::Host(true) | Control::Unknown);
+    if controls.into_iter().any(|(_, control)| open(control)) {
+        Availability::missing(
+            told,
+            "boot without mitigations=off, with spec_store_bypass_disable=prctl spectre_v2_user=prctl. A VM starts without",
+        )
+    } else {
+        Availability::available(told)
     }
 }
 

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use cellblock_policy::{Refusal, landlock};
 
 use crate::step::During;
-use crate::{JailError, Layer, LayerSet, Step, capabilities, limits, programs, sys};
+use crate::{JailError, Layer, LayerSet, Step, capabilities, limits, programs, speculation, sys};
 
 /// Which ids a VM's processes run as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,6 +124,8 @@ pub struct Plan<'a> {
 /// The step that failed; the child must end.
 pub fn enter(plan: &Plan, mapped: impl FnOnce() -> io::Result<()>) -> Result<(), JailError> {
     sys::fresh_session().during(Step::Session)?;
+    // Its workers' too.
+    speculation::hold_back(plan.layers)?;
     sys::unshare(own_namespaces(plan.layers)).during(Step::Namespaces)?;
     mapped().during(Step::IdMaps)?;
     become_own_id(plan)?;

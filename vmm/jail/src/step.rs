@@ -42,10 +42,12 @@ pub enum Step {
     Seccomp,
     /// The exec of the worker's binary; with an errno, else the binary has taken over.
     Exec,
+    /// Holding back speculation.
+    Speculation,
 }
 
 impl Step {
-    const ALL: [Step; 15] = [
+    const ALL: [Step; 16] = [
         Step::Clone,
         Step::Descriptors,
         Step::Session,
@@ -61,6 +63,7 @@ impl Step {
         Step::Landlock,
         Step::Seccomp,
         Step::Exec,
+        Step::Speculation,
     ];
 
     /// The step of that number.
@@ -80,6 +83,7 @@ impl Step {
             Step::NoNewPrivs => Some(Layer::NoNewPrivs),
             Step::Landlock => Some(Layer::Landlock),
             Step::Seccomp => Some(Layer::Seccomp),
+            Step::Speculation => Some(Layer::Speculation),
             Step::Clone | Step::Descriptors | Step::Session | Step::Namespaces | Step::Exec => None,
         }
     }
@@ -101,6 +105,7 @@ impl Step {
             Step::Landlock => "closing Landlock",
             Step::Seccomp => "installing its seccomp program",
             Step::Exec => "executing its binary",
+            Step::Speculation => "holding back speculation",
         }
     }
 }

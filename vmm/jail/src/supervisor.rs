@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 use cellblock_policy::{Refusal, landlock};
 
 use crate::step::During;
-use crate::{JailError, Layer, LayerSet, Step, capabilities, limits, programs, sys, worker};
+use crate::{JailError, Layer, LayerSet, Step, capabilities, limits, programs, speculation, sys, worker};
 
 /// How to confine.
 #[derive(Debug, Clone, Copy)]
@@ -24,13 +24,15 @@ pub struct Confinement {
 }
 
 /// Everything but seccomp, for the whole process: an own mount namespace with an empty root (an ordinary user's within an
-/// own user namespace), an own uid, no capabilities, no core, not dumpable, no new code, `no_new_privs`, Landlock without any exception.
+/// own user namespace), an own uid, no capabilities, no core, not dumpable, no new code, `no_new_privs`, Landlock without any exception,
+/// speculation held back.
 /// Open descriptors stay usable, /dev/kvm among them. No thread may exist yet.
 ///
 /// # Errors
 /// The step that failed; the process must end.
 pub fn confine(how: &Confinement) -> Result<(), JailError> {
     sys::fresh_session().or_else(already_a_leader).during(Step::Session)?;
+    speculation::hold_back(how.layers)?;
     let rooted = how.layers.has(Layer::Mount) && enter_mount_namespace(how)?;
     if rooted {
         sys::enter_empty_root().during(Step::EmptyRoot)?;

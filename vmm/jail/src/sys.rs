@@ -116,6 +116,33 @@ pub fn refuse_new_code() -> io::Result<()> {
     }
 }
 
+/// Has this kind of speculation (`PR_SPEC_*`) held back in this thread and in what it starts, for good.
+pub fn hold_speculation(kind: u64) -> io::Result<()> {
+    prctl(libc::PR_SET_SPECULATION_CTRL, kind, libc::PR_SPEC_FORCE_DISABLE.into()).map(drop)
+}
+
+/// How it stands with this kind of speculation in this thread.
+pub fn speculation(kind: u64) -> io::Result<u64> {
+    prctl(libc::PR_GET_SPECULATION_CTRL, kind, 0).map(|state| state as u64)
+}
+
+/// A core-scheduling cookie of its own for this process.
+pub fn new_core_cookie() -> io::Result<()> {
+    let (create, own, group) =
+        (libc::PR_SCHED_CORE_CREATE, 0u64, libc::PR_SCHED_CORE_SCOPE_THREAD_GROUP as u64);
+    // SAFETY: without an address it writes nothing.
+    checked(unsafe { libc::prctl(libc::PR_SCHED_CORE, create as u64, own, group, 0u64) }.into()).map(drop)
+}
+
+/// The core-scheduling cookie of `thread` (0: this one).
+pub fn core_cookie(thread: i32) -> io::Result<u64> {
+    let (get, scope) = (libc::PR_SCHED_CORE_GET as u64, libc::PR_SCHED_CORE_SCOPE_THREAD as u64);
+    let mut cookie = 0u64;
+    // SAFETY: the kernel writes one 8-byte cookie.
+    checked(unsafe { libc::prctl(libc::PR_SCHED_CORE, get, thread as u64, scope, &raw mut cookie) }.into())?;
+    Ok(cookie)
+}
+
 /// A session keyring of its own, empty, in place of the user's, which may hold what opens file systems and networks. Where there
 /// are no keyrings, or no more of them for this user, the old one stays: only calls that no policy allows reach it.
 pub fn fresh_keyring() -> io::Result<()> {

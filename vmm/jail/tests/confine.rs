@@ -10,8 +10,9 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use cellblock_jail::inspect::{Inspection, inspect};
+use cellblock_jail::speculation::{Control, Speculation};
 use cellblock_jail::supervisor::{self, Confinement};
-use cellblock_jail::{JailError, LayerSet, Refusal, loader, sys};
+use cellblock_jail::{JailError, Layer, LayerSet, Refusal, Step, loader, spawner, sys};
 
 fn is_root() -> bool {
     sys::own_ids().0 == 0
@@ -120,14 +121,14 @@ fn as_loader(kept: &[std::os::fd::BorrowedFd]) -> Result<(), JailError> {
 
 /// Without seccomp, the file system must be gone by itself.
 fn as_supervisor_without_seccomp(_: &[std::os::fd::BorrowedFd]) -> Result<(), JailError> {
-    let how = Confinement { layers: LayerSet::all().without(cellblock_jail::Layer::Seccomp), ..how() };
+    let how = Confinement { layers: LayerSet::all().without(Layer::Seccomp), ..how() };
     supervisor::confine(&how)?;
     supervisor::confine_loop(&how)
 }
 
 /// Without no_new_privs Landlock must still be there.
 fn as_supervisor_without_no_new_privs(_: &[std::os::fd::BorrowedFd]) -> Result<(), JailError> {
-    let layers = LayerSet::all().without(cellblock_jail::Layer::NoNewPrivs);
+    let layers = LayerSet::all().without(Layer::NoNewPrivs);
     supervisor::confine(&Confinement { layers, ..how() })
 }
 
@@ -207,9 +208,89 @@ fn without_seccomp_no_path_is_left() {
     assert!(exited(status), "{status:#x}");
 }
 
+/// Has the kernel answer `PR_SET_SPECULATION_CTRL` with `EDOM`, and the question how that stands with `ERANGE`.
+fn refuse_speculation_controls() {
+    // linux/filter.h: load a word, jump if it is equal, return.
+    const LOAD: u16 = 0x20;
+    const EQUAL: u16 = 0x15;
+    const RETURN: u16 = 0x06;
+    const NUMBER: u32 = 0;
+    const FIRST_ARGUMENT: u32 = 16;
+    let errno = |number: i32| libc::SECCOMP_RET_ERRNO | number as u32;
+    let code: [(u16, u8, u8, u32); 8] = [
+        (LOAD, 0, 0, NUMBER),
+        (EQUAL, 0, 3, libc::SYS_prctl as u32),
+        (LOAD, 0, 0, FIRST_ARGUMENT),
+        (EQUAL, 2, 0, libc::PR_SET_SPECULATION_CTRL as u32),
+        (EQUAL, 2, 0, libc::PR_GET_SPECULATION_CTRL as u32),
+        (RETURN, 0, 0, libc::SECCOMP_RET_ALLOW),
+        (RETURN, 0, 0, errno(libc::EDOM)),
+        (RETURN, 0, 0, errno(libc::ERANGE)),
+    ];
+    let bytes = code.iter().flat_map(|(code, yes, no, value)| {
+        [&code.to_ne_bytes()[..], &[*yes, *no], &value.to_ne_bytes()].concat()
+    });
+    sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).unwrap();
+    cellblock_policy::install::install(&bytes.collect::<Vec<_>>(), false).unwrap();
+}
+
+/// Whether `entered` ended where speculation is held back, by the answer to that.
+fn asked_for(entered: Result<(), JailError>) -> Result<(), JailError> {
+    let asked = JailError { step: Step::Speculation, errno: libc::EDOM };
+    if entered == Err(asked) {
+        Ok(())
+    } else {
+        Err(JailError { step: Step::Speculation, errno: libc::EPROTO })
+    }
+}
+
+fn supervisor_asks(_: &[std::os::fd::BorrowedFd]) -> Result<(), JailError> {
+    refuse_speculation_controls();
+    asked_for(supervisor::confine(&how()))
+}
+
+fn spawner_asks(_: &[std::os::fd::BorrowedFd]) -> Result<(), JailError> {
+    refuse_speculation_controls();
+    let proc = std::fs::File::open("/proc").unwrap();
+    let plan = spawner::Plan {
+        layers: LayerSet::none().with(Layer::Speculation),
+        privileged: is_root(),
+        ids: spawner::Ids::Own,
+        proc: proc.as_fd(),
+        binaries: Vec::new(),
+        file_size: 0,
+        refusal: Refusal::Kill,
+    };
+    asked_for(spawner::enter(&plan, || Ok(())))
+}
+
+fn supervisor_asks_for_nothing(_: &[std::os::fd::BorrowedFd]) -> Result<(), JailError> {
+    refuse_speculation_controls();
+    let layers = LayerSet::none().with(Layer::Rlimits);
+    supervisor::confine(&Confinement { layers, id: None, ..how() })
+}
+
+/// The spawner's workers, and the supervisor's threads, have it from them.
+fn speculation_is_held_back_unless_that_is_left_out() {
+    for enter in [supervisor_asks, spawner_asks, supervisor_asks_for_nothing] {
+        let (_, status) = run(&Child { enter, then: nothing, end: libc::SYS_exit_group });
+        assert!(exited(status), "{status:#x}");
+    }
+    let (seen, _) = run(&Child { enter: as_supervisor, then: nothing, end: libc::SYS_exit_group });
+    for kind in Speculation::ALL {
+        match (kind.control().unwrap(), &seen) {
+            (Control::Own { .. }, Some(seen)) => {
+                let words = &seen.speculation[kind.name()];
+                assert!(words.iter().all(|word| word.contains(" force ")), "{words:?}");
+            }
+            (control, _) => eprintln!("SKIP: {} is not held back here: {control}", kind.name()),
+        }
+    }
+}
+
 fn main() -> ExitCode {
     let who = if is_root() { "root" } else { "user" };
-    let cases: [(&str, fn()); 5] = [
+    let cases: [(&str, fn()); 6] = [
         ("the_supervisor_is_confined", the_supervisor_is_confined),
         ("a_vcpu_thread_is_confined", a_vcpu_thread_is_confined),
         (
@@ -218,6 +299,10 @@ fn main() -> ExitCode {
         ),
         ("without_no_new_privs_landlock_is_left", without_no_new_privs_landlock_is_left),
         ("without_seccomp_no_path_is_left", without_seccomp_no_path_is_left),
+        (
+            "speculation_is_held_back_unless_that_is_left_out",
+            speculation_is_held_back_unless_that_is_left_out,
+        ),
     ];
     let mut passed = true;
     for (name, case) in cases {
