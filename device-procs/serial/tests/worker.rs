@@ -7,6 +7,7 @@ use cellblock_sdk::testing::Host;
 use cellblock_sdk::testing::process::{Program, Supervised, Wanted};
 use cellblock_wire::control::ToWorker;
 use cellblock_wire::device::{Bucket, DeviceConfig, Limits};
+use rustix::process::{Pid, Signal, kill_process};
 
 mod probes;
 
@@ -81,6 +82,27 @@ fn input_arrives(worker: &mut Supervised) {
     assert_eq!(worker.inb(2), 0xcc, "timeout");
     assert_eq!([worker.inb(0), worker.inb(0), worker.inb(0)], *b"abc");
     assert_eq!(worker.inb(2), 0xc1);
+}
+
+/// Whatever its threads wait for, and for however long.
+#[test]
+fn a_worker_that_is_stopped_and_goes_on_serves_on() {
+    let mut worker = start();
+    let pid = Pid::from_raw(worker.pid() as i32).unwrap();
+    for byte in 0..50 {
+        // The thread that writes it out first waits a while for more.
+        worker.outb(0, byte);
+        kill_process(pid, Signal::STOP).unwrap();
+        std::thread::sleep(Duration::from_millis(2));
+        kill_process(pid, Signal::CONT).unwrap();
+    }
+    let (mut got, mut space) = (vec![], [0; 64]);
+    while got.len() < 50 {
+        let count = rustix::io::read(worker.output.as_ref().unwrap(), &mut space).unwrap();
+        assert_ne!(count, 0, "it has ended");
+        got.extend_from_slice(&space[..count]);
+    }
+    assert!(got.into_iter().eq(0..50));
 }
 
 #[test]
