@@ -12,7 +12,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 #[derive(Debug)]
 pub struct Ringer(OwnedFd);
 
-/// The worker's end: readable when it was rung.
+/// The worker's end: readable once it was rung, until it is silenced; an edge for epoll with each ring.
 #[derive(Debug)]
 pub struct Bell(OwnedFd);
 
@@ -26,7 +26,7 @@ pub fn pair() -> io::Result<(Ringer, Bell)> {
 }
 
 impl Ringer {
-    /// Rings; never blocks. A full pipe has been rung already, and a closed one belongs to a dead worker: `SIGPIPE` must be
+    /// Rings; never blocks. A full pipe has been rung already (and gives an edge all the same), and a closed one belongs to a dead worker: `SIGPIPE` must be
     /// ignored, as Rust's runtime has it from the start of `main`.
     pub fn ring(&self) {
         let _ = rustix::io::write(&self.0, &[1]);

@@ -124,8 +124,8 @@ impl<Q: Words, R: WordsMut + Wake> Responder<Q, R> {
         true
     }
 
-    /// Takes the announcement back: no doorbell is needed now. Silence the doorbell first, then look with
-    /// [`Responder::next`].
+    /// Takes the announcement back: no doorbell is needed now. Look with [`Responder::next`] after this, and
+    /// after the doorbell was silenced.
     pub fn awake(&mut self) {
         self.replies.store(layout::SLEEPING, 0);
     }

@@ -61,11 +61,11 @@ impl Speculation {
     /// Who decides about it here.
     ///
     /// # Errors
-    /// The kernel's, if it is another than that it does not know.
+    /// The kernel's, if it is another than that it does not know, or that a container's filter forbids to ask.
     pub fn control(self) -> std::io::Result<Control> {
         match sys::speculation(self.number()) {
             Ok(state) => Ok(Control::of(state)),
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENODEV)) => {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENODEV | libc::EPERM)) => {
                 Ok(Control::Unknown)
             }
             Err(error) => Err(error),
@@ -95,7 +95,7 @@ impl std::fmt::Display for Control {
             Control::Own { held: false } => "can be held back",
             Control::Host(true) => "everybody's, and no process can change that",
             Control::Host(false) => "held back for everybody",
-            Control::Unknown => "not known to this kernel",
+            Control::Unknown => "not offered by this kernel, or kept from this process",
         })
     }
 }

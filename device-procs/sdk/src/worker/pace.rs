@@ -5,7 +5,7 @@
 //! other it moves to another CPU, says so, and spins for them; when too many are long in coming, or none comes for [`AWAY`], it goes back.
 //!
 //! A CPU that somebody else wants too is no place to spin: the thread yields after each reply, and if that takes long, the kernel's count
-//! of its preemptions tells whether somebody ran; time that the host of this host took does not count. Then it goes back at once, and
+//! of its preemptions tells whether somebody ran; time that the host of this host took does not, but for what comes with such a turn. Then it goes back at once, and
 //! stays away from spinning for a while, longer each time.
 //!
 //! A thread that is bound to one CPU waits behind whoever runs there, although others may be idle: so it is bound only while requests
@@ -14,8 +14,8 @@
 //! # What is guaranteed
 //! 1. With one CPU, or a longest spin of 0, nothing spins.
 //! 2. It spins no longer than the longest spin after the last reply. (`it_spins_while_requests_are_close`)
-//! 3. On a CPU that is wanted it gives way after each reply, tries again after 50 ms, and at most every 2 s if that goes on, until it
-//!    has spun for eight times as long. (`a_cpu_that_is_wanted_is_left_for_longer_each_time`)
+//! 3. On a CPU that is wanted it gives way after each reply, tries again after 50 ms, and at most every 2 s if that goes on, until
+//!    nobody has wanted it for eight times as long. (`a_cpu_that_is_wanted_is_left_for_longer_each_time`)
 //! 4. A burst too short to pay for the move makes the next one start later. (`short_bursts_do_not_pay`)
 //! 5. Without requests it is bound to no CPU. (`it_is_bound_while_requests_come`)
 //! 6. CPUs that somebody else has bound it to it does not leave. (`it_stays_where_somebody_else_puts_it`)
@@ -51,8 +51,8 @@ const FIRST_PAUSE: u64 = Duration::from_millis(50).as_nanos() as u64;
 /// At most.
 const LAST_PAUSE: u64 = Duration::from_secs(2).as_nanos() as u64;
 
-/// So many times the pause before, and what made it pause is over.
-const SPUN_LONG: u64 = 8;
+/// So many times the pause since it ended, and what was the reason for it is over.
+const LONG_AGO: u64 = 8;
 
 /// How long it stays bound without a request. An idle guest's timer comes in less.
 const BOUND: Duration = Duration::from_millis(100);
@@ -88,8 +88,6 @@ struct Learned {
     /// In ns of `CLOCK_MONOTONIC`.
     not_before: u64,
     pause: u64,
-    /// When it moved away to spin.
-    since: u64,
 }
 
 impl Learned {
@@ -103,7 +101,6 @@ impl Learned {
             wanted: 0,
             not_before: 0,
             pause: 0,
-            since: 0,
         }
     }
 
@@ -115,8 +112,8 @@ impl Learned {
         self.close >= self.needed && now >= self.not_before
     }
 
-    fn began(&mut self, now: u64) {
-        (self.spun, self.credit, self.wanted, self.close, self.since) = (Some(0), MISS, 0, 0, now);
+    fn began(&mut self) {
+        (self.spun, self.credit, self.wanted, self.close) = (Some(0), MISS, 0, 0);
     }
 
     /// A request came while it spun.
@@ -142,7 +139,7 @@ impl Learned {
     fn ended(&mut self, wanted: bool, now: u64) {
         let Some(spun) = self.spun.take() else { return };
         if wanted {
-            let over = now.saturating_sub(self.since) >= SPUN_LONG * self.pause;
+            let over = now.saturating_sub(self.not_before) >= LONG_AGO * self.pause;
             self.pause = if over { FIRST_PAUSE } else { (self.pause * 2).min(LAST_PAUSE) };
             self.not_before = now.saturating_add(self.pause);
         } else if spun < WORTH {
@@ -223,7 +220,7 @@ impl Pace {
             return self.learned.ended(true, woken);
         }
         if self.learned.spun.is_none() {
-            self.learned.began(woken);
+            self.learned.began();
         }
         self.spinning = true;
         self.preempted = preempted();
@@ -237,8 +234,12 @@ impl Pace {
         let took = self.taken_by_others(clock::now().saturating_sub(before));
         let wanted = self.learned.gave_way(took);
         self.learned.in_time();
-        // With more than two CPUs the scheduler may have moved it.
+        // The scheduler may have moved this thread or the vCPU.
         self.on = sched_getcpu() as u32;
+        if !wanted && home == Some(self.on) {
+            self.bind(Place::AwayFrom(self.on));
+            self.on = sched_getcpu() as u32;
+        }
         !wanted && home != Some(self.on)
     }
 
@@ -374,7 +375,7 @@ mod tests {
             let answered = *now;
             *now += gap;
             if learned.came(answered, *now) {
-                learned.began(*now);
+                learned.began();
                 return count;
             }
         }
@@ -392,7 +393,7 @@ mod tests {
     #[test]
     fn a_request_that_is_late_now_and_then_does_not_send_it_home() {
         let mut learned = Learned::new(LONGEST);
-        learned.began(0);
+        learned.began();
         for _ in 0..100 {
             (0..MISS).for_each(|_| learned.in_time());
             assert!(learned.missed());
@@ -433,7 +434,7 @@ mod tests {
         }
         // It was another's turn long ago.
         until_it_spins(&mut learned, 1000, &mut now);
-        now += SPUN_LONG * LAST_PAUSE;
+        now += LONG_AGO * LAST_PAUSE;
         learned.ended(true, now);
         assert!(learned.not_before == now + FIRST_PAUSE);
     }
@@ -484,7 +485,7 @@ mod tests {
     fn it_goes_home_when_a_burst_is_over() {
         let Some((mut pace, home)) = movable() else { return };
         pace.settle(Some(home), 1);
-        pace.learned.began(0);
+        pace.learned.began();
         pace.bind(Place::AwayFrom(home));
         assert_eq!(pace.sleeps_for(), Some(AWAY));
         pace.answered = u64::MAX;
@@ -494,6 +495,16 @@ mod tests {
         pace.settle(Some(home), 1);
         assert!(pace.stance() == Stance::SleepsOn(home) && affinity().count() == 1);
         assert!(affinity().is_set(home as usize) && pace.sleeps_for() == Some(BOUND));
+    }
+
+    #[test]
+    fn it_makes_room_for_a_vcpu_that_comes_and_spins_on() {
+        let Some((mut pace, home)) = movable() else { return };
+        pace.learned.began();
+        pace.bind(Place::AwayFrom(home));
+        let here = sched_getcpu() as u32;
+        assert!(pace.give_way(Some(here)) && pace.learned.pause == 0);
+        assert_ne!(pace.stance(), Stance::SpinsOn(here));
     }
 
     #[test]
@@ -519,7 +530,7 @@ mod tests {
     #[test]
     fn now_and_then_somebody_may_run() {
         let mut learned = Learned::new(LONGEST);
-        learned.began(0);
+        learned.began();
         // The host's own threads now and then, for 3 ms after every 200 requests.
         for _ in 0..100 {
             assert!(!learned.gave_way(3_000_000));

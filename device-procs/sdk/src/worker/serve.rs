@@ -31,8 +31,8 @@ const SPINS_PER_LOOK: u32 = 32;
 const MESSAGES: usize = 16;
 /// How long an orderly end may wait for the host to take the output.
 const FINISH: Duration = Duration::from_millis(200);
-/// The doorbell's pipe is emptied after it was heard so often: reading it each time would cost a system call per request. It holds 65,536
-/// rings, and each vCPU rings once at most before it is heard.
+/// The doorbell's pipe is emptied after it was heard so often: reading it each time would cost a system call per request. It holds 8192
+/// rings at least, and each vCPU rings once at most before it is heard.
 const RINGS: u32 = 64;
 /// Requests that do not decode, and queues that make no sense, are reported so often and no more.
 const REPORTS: u32 = 8;
