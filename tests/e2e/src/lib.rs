@@ -17,6 +17,7 @@
 pub mod cage;
 pub mod deaths;
 pub mod debian;
+pub mod dice;
 pub mod files;
 pub mod hostile_workers;
 pub mod lab;

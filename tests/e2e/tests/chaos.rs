@@ -6,7 +6,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // Tests; clippy knows only #[test] functions as such.
 
 use std::collections::BTreeMap;
-use std::env;
 use std::fmt::Write as _;
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -15,9 +14,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use cellblock_e2e::deaths::Fate;
+use cellblock_e2e::dice::{Dice, setting};
 use cellblock_e2e::lab::Plan;
 use cellblock_e2e::processes::{Process, descendants};
 use cellblock_e2e::repeats::repeats;
@@ -53,27 +53,11 @@ n=$((n + 1)); usleep 5000; done; echo "DID entropy rounds=$n bad=$bad" >>/tmp/di
     r#"number() { n=0; until [ -e /tmp/stop ]; do n=$((n + 1)); echo "line $n of the $1"; usleep 10000; done; echo "DID $1 rounds=$n bad=0" >>/tmp/did; }"#,
 ];
 
-/// A row of numbers that look like chance.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 33) as usize % sides
-    }
-}
-
 /// What TCP connections carry: `seq 1 40000`.
 fn numbers() -> Vec<u8> {
     let mut text = String::new();
     (1..=40000).for_each(|number| writeln!(text, "{number}").unwrap());
     text.into_bytes()
-}
-
-fn setting(name: &str) -> Option<u64> {
-    env::var(name).ok().map(|value| value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
 }
 
 /// The number after `name=` in the guest's line.
@@ -163,14 +147,14 @@ fn strike(vm: &mut Vm, plan: &Plan<'_>, dice: &mut Dice) -> (String, usize) {
         vm.output(),
         vm.messages()
     );
-    let (name, pid) = victims[dice.roll(victims.len())].clone();
+    let (name, pid) = victims[dice.roll(victims.len() as u64) as usize].clone();
     let numbered = name.rsplit_once('-').filter(|(_, number)| number.parse::<u32>().is_ok());
     let kind = numbered.map_or(&*name, |(kind, _)| kind).to_owned();
-    let upgrades = if setting("CELLBLOCK_CHAOS_UPGRADES") == Some(1) { 2 } else { 0 };
+    let upgrades = if setting("CELLBLOCK_CHAOS_UPGRADES").unwrap() == Some(1) { 2 } else { 0 };
     let fate = match dice.roll(16 + upgrades) {
         16 | 17 => return upgrade(plan, &name, &kind),
         0..=3 => Fate::Crashed,
-        4 | 5 => Fate::Paused(20 + dice.roll(150) as u64),
+        4 | 5 => Fate::Paused(20 + dice.roll(150)),
         6 => Fate::Stopped,
         _ => Fate::Killed,
     };
@@ -197,7 +181,7 @@ fn strike(vm: &mut Vm, plan: &Plan<'_>, dice: &mut Dice) -> (String, usize) {
             None => thread::sleep(Duration::from_micros(500)),
         }
     };
-    thread::sleep(Duration::from_micros(dice.roll(20_000) as u64));
+    thread::sleep(Duration::from_micros(dice.roll(20_000)));
     Fate::Killed.befall(successor).unwrap();
     for _ in 0..2 {
         vm.next_message("it is replaced").unwrap();
@@ -209,11 +193,9 @@ fn strike(vm: &mut Vm, plan: &Plan<'_>, dice: &mut Dice) -> (String, usize) {
 #[test]
 fn a_guest_that_checks_all_it_does_does_not_notice_that_workers_die() {
     let Some(lab) = Lab::with_images("chaos") else { return };
-    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64;
-    let seed = setting("CELLBLOCK_CHAOS_SEED").unwrap_or_else(now) | 1;
-    let kills = setting("CELLBLOCK_CHAOS_KILLS").map_or(KILLS, |kills| kills as usize);
-    println!("CELLBLOCK_CHAOS_SEED={seed} CELLBLOCK_CHAOS_KILLS={kills}");
-    let mut dice = Dice(seed);
+    let mut dice = Dice::seeded("CELLBLOCK_CHAOS_SEED").unwrap();
+    let kills = setting("CELLBLOCK_CHAOS_KILLS").unwrap().map_or(KILLS, |kills| kills as usize);
+    println!("CELLBLOCK_CHAOS_KILLS={kills}");
 
     let Some(_tap) = Tap::create(&lab, "e2e0", &format!("{HOST}/24")) else { return };
     let vsock = lab.sockets("sockets").join("v");
@@ -253,7 +235,7 @@ fn a_guest_that_checks_all_it_does_does_not_notice_that_workers_die() {
     let (supervisor, spawner) = (tree.pid("supervisor").unwrap(), tree.pid("spawner").unwrap());
     let (mut deaths, mut tally, mut before) = (0, BTreeMap::<String, usize>::new(), None);
     while deaths < kills {
-        thread::sleep(Duration::from_millis(dice.roll(120) as u64));
+        thread::sleep(Duration::from_millis(dice.roll(120)));
         let (what, died) = strike(&mut vm, &plan, &mut dice);
         deaths += died;
         *tally.entry(what.split([',', '(']).next().unwrap().to_owned()).or_default() += 1;

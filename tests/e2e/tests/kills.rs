@@ -5,12 +5,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // Tests; clippy knows only #[test] functions as such.
 
 use std::collections::BTreeMap;
-use std::env;
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use cellblock_e2e::Lab;
 use cellblock_e2e::deaths::Fate;
+use cellblock_e2e::dice::{Dice, setting};
 use cellblock_e2e::lab::Plan;
 use cellblock_e2e::processes::{Row, Tree};
 use cellblock_e2e::vm::patience;
@@ -19,28 +19,12 @@ const KILLS: u64 = 12;
 /// More requests than a guest has under way.
 const DONE: u64 = 4;
 
-fn setting(name: &str) -> Option<u64> {
-    env::var(name).ok().map(|value| value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
-}
-
-/// A row of numbers that look like chance.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 33) % sides
-    }
-
-    fn fate(&mut self) -> Fate {
-        match self.roll(16) {
-            0..=9 => Fate::Killed,
-            10..=12 => Fate::Crashed,
-            13 | 14 => Fate::Paused(1 + self.roll(40)),
-            _ => Fate::Stopped,
-        }
+fn fate(dice: &mut Dice) -> Fate {
+    match dice.roll(16) {
+        0..=9 => Fate::Killed,
+        10..=12 => Fate::Crashed,
+        13 | 14 => Fate::Paused(1 + dice.roll(40)),
+        _ => Fate::Stopped,
     }
 }
 
@@ -91,7 +75,7 @@ fn run(lab: &Lab, plan: &Plan<'_>, device: &str, wanted: u64, dice: &mut Dice) -
             break;
         }
         thread::sleep(Duration::from_millis(dice.roll(20)));
-        let fate = dice.fate();
+        let fate = fate(dice);
         // It may end with the VM.
         if fate.befall(row.pid).is_err() || matches!(fate, Fate::Paused(_)) {
             continue;
@@ -112,11 +96,9 @@ fn run(lab: &Lab, plan: &Plan<'_>, device: &str, wanted: u64, dice: &mut Dice) -
 #[test]
 fn a_guest_whose_workers_die_at_any_time_notices_nothing() {
     let Some(lab) = Lab::with_guests("kills") else { return };
-    let kills = setting("CELLBLOCK_KILLS").unwrap_or(KILLS);
-    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64;
-    let seed = setting("CELLBLOCK_KILLS_SEED").unwrap_or_else(now).max(1);
-    println!("CELLBLOCK_KILLS_SEED={seed} CELLBLOCK_KILLS={kills}");
-    let mut dice = Dice(seed);
+    let kills = setting("CELLBLOCK_KILLS").unwrap().unwrap_or(KILLS);
+    let mut dice = Dice::seeded("CELLBLOCK_KILLS_SEED").unwrap();
+    println!("CELLBLOCK_KILLS={kills}");
     let image = lab.image("image", &[0; 1 << 20]);
     let disk = format!("path={},queues=2", image.display());
     for (device, guest, rounds, options) in [

@@ -5,7 +5,7 @@
 //! other it moves to another CPU, says so, and spins for them; when too many are long in coming, or none comes for [`AWAY`], it goes back.
 //!
 //! A CPU that somebody else wants too is no place to spin: the thread yields after each reply, and if that takes long, the kernel's count
-//! of its preemptions tells whether somebody ran; time that the host of this host took does not, but for what comes with such a turn. Then it goes back at once, and
+//! of its preemptions tells whether somebody ran: an interrupt, or the host of this host, takes time, too. Then it goes back at once, and
 //! stays away from spinning for a while, longer each time.
 //!
 //! A thread that is bound to one CPU waits behind whoever runs there, although others may be idle: so it is bound only while requests
@@ -50,7 +50,6 @@ const FORGOTTEN: u64 = 1_000;
 const FIRST_PAUSE: u64 = Duration::from_millis(50).as_nanos() as u64;
 /// At most.
 const LAST_PAUSE: u64 = Duration::from_secs(2).as_nanos() as u64;
-
 /// So many times the pause since it ended, and what was the reason for it is over.
 const LONG_AGO: u64 = 8;
 
