@@ -232,7 +232,10 @@ fn a_hand_over_that_ends_at_any_step_leaves_a_disk_that_loses_nothing() {
         ended.assert(0, "guest powered off");
         println!("{step:?} of the {}: {}", if old { "old" } else { "new" }, said.trim());
         let died = format!("exited with status {STATUS}");
-        assert!(said.contains(&died) || ended.messages.contains(&died), "{step:?}: {said}{ended}");
+        // Once the old one has told that it rests, the supervisor may kill it before it ends by itself.
+        let relieved = step == Step::RestTold && said.contains("device block runs");
+        let died = said.contains(&died) || ended.messages.contains(&died);
+        assert!(died || relieved, "{step:?}: {said}{ended}");
         assert!(again.contains("device block runs"), "{step:?}: {again}{ended}");
         assert_eq!(ended.told("wrong"), "0", "{step:?}: {said}{ended}");
         assert_ne!(ended.told("rounds"), "0", "{ended}");
