@@ -3,10 +3,13 @@
 
 use std::time::{Duration, Instant};
 
+use cellblock_ring::Access;
 use cellblock_sdk::testing::Host;
 use cellblock_sdk::testing::process::{Program, Supervised, Wanted};
 use cellblock_wire::control::ToWorker;
 use cellblock_wire::device::{Bucket, DeviceConfig, Limits};
+use cellblock_wire::slot::{Op, Space};
+use rustix::io::ioctl_fionread;
 use rustix::process::{Pid, Signal, kill_process};
 
 mod probes;
@@ -169,6 +172,35 @@ fn a_successor_goes_on_where_the_killed_one_was() {
     worker.replace().unwrap();
     assert_eq!((worker.inb(3), worker.inb(7)), (0x1b, 0xa5));
     probes::linux_autoconfig(&mut worker);
+}
+
+/// The doorbell's pipe is the device's, not the worker's: a successor finds in it what its predecessor did not take out, which may be
+/// all that goes in. It takes that out, so that no number of deaths fills the pipe, and hears each ring, also one for what was asked
+/// before it was there.
+#[test]
+fn a_successor_hears_the_doorbell_that_its_predecessor_left_rung() {
+    let mut worker = start();
+    let left = |worker: &Supervised| ioctl_fionread(&worker.bell).unwrap();
+    for rings in [0, 1, 63, 64, 100, 70_000] {
+        let asleep = Duration::from_millis(2);
+        std::thread::sleep(asleep);
+        kill_process(Pid::from_raw(worker.pid() as i32).unwrap(), Signal::STOP).unwrap();
+        for _ in 0..rings {
+            worker.ringer.ring();
+        }
+        let access = Access { space: Space::Pio, op: Op::Write, size: 1, region: 0, offset: 7, data: 0x5a };
+        worker.post(0, &access);
+        assert!(left(&worker) > rings.min(60_000), "the one who sleeps was rung for");
+        worker.replace().unwrap();
+        worker.wait(0).unwrap();
+        std::thread::sleep(asleep);
+        assert!(left(&worker) < 64, "{} rings are left of {rings}", left(&worker));
+        for _ in 0..70 {
+            assert_eq!(worker.inb(7), 0x5a);
+            // Long enough that most times it sleeps again.
+            std::thread::sleep(Duration::from_micros(300));
+        }
+    }
 }
 
 /// What the sink gets, until it has been silent for a while.

@@ -161,7 +161,10 @@ pub struct Supervised {
     page: Sealed<ReadOnly>,
     /// What a guest reads the registers of a device with queues from.
     pub registers: Option<RegisterPage>,
-    ringer: doorbell::Ringer,
+    /// The doorbell's end that is rung. A successor hears the same bell.
+    pub ringer: doorbell::Ringer,
+    /// The end that each worker is granted a copy of.
+    pub bell: doorbell::Bell,
     lanes: Vec<Requester>,
     kick: (Kick, KickWatch),
     /// Replies of a predecessor that were not waited for before its death.
@@ -255,6 +258,7 @@ impl Supervised {
             page,
             registers,
             ringer,
+            bell,
             lanes,
             kick: kick(),
             late: vec![],
@@ -266,11 +270,11 @@ impl Supervised {
             fallback: Fallback::Refuse,
             state_lost: None,
         };
-        supervised.grant(bell)?;
+        supervised.grant()?;
         Ok(supervised)
     }
 
-    fn grant(&mut self, bell: doorbell::Bell) -> io::Result<()> {
+    fn grant(&mut self) -> io::Result<()> {
         let (mut roles, mut ends) = (vec![Role::Interrupt(0)], vec![]);
         for (role, fd) in &self.extras {
             roles.push(*role);
@@ -286,7 +290,8 @@ impl Supervised {
             config: self.wanted.config.clone(),
             fallback: self.fallback.clone(),
         };
-        let fixed = [self.requests.fd.as_fd(), self.replies.fd.as_fd(), self.page.fd.as_fd(), bell.as_fd()];
+        let fixed =
+            [self.requests.fd.as_fd(), self.replies.fd.as_fd(), self.page.fd.as_fd(), self.bell.as_fd()];
         let roles = [self.interrupt.as_fd()].into_iter().chain(ends.iter().map(AsFd::as_fd));
         let descriptors: Vec<_> = fixed.into_iter().chain(roles).collect();
         self.control.send_message(&ToWorker::Grant(grant), &descriptors).map_err(io::Error::other)?;
@@ -447,8 +452,6 @@ impl Supervised {
         self.child.wait()?;
         self.generation += 1;
         (self.control, self.child) = start_process(&self.program)?;
-        let (ringer, bell) = doorbell::pair()?;
-        self.ringer = ringer;
         for (number, lane) in self.lanes.iter_mut().enumerate() {
             let next = lane.succeed(self.requests.map.clone(), self.replies.map.clone(), self.generation);
             match next.map_err(io::Error::other)? {
@@ -457,7 +460,7 @@ impl Supervised {
                 Succession::Reposted { ring: false } | Succession::Idle => {}
             }
         }
-        self.grant(bell)
+        self.grant()
     }
 
     /// Replaces the worker if it has ended, and its successors if they end before they serve: how each of them ended.
