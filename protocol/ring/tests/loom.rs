@@ -11,10 +11,10 @@
 mod model;
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{self, Relaxed};
 use std::time::Duration;
 
-use cellblock_ring::words::WordsMut;
+use cellblock_ring::words::{Words, WordsMut};
 use cellblock_ring::{Deadline, LaneId, Outcome, Succession, answer, layout, state_page};
 use cellblock_wire::slot::{Action, Reply, stamp};
 use loom::sync::atomic::AtomicU32;
@@ -22,6 +22,8 @@ use loom::thread;
 use model::{Bell, Lane, SHAPE, read_at};
 
 const LANE: LaneId = LaneId::new(0);
+/// The word of the state page that names the active commit.
+const ACTIVE: usize = 3;
 
 /// Every interleaving with up to `preemptions` switches away from a thread that could go on.
 fn check(preemptions: usize, model: impl Fn() + Sync + Send + 'static) {
@@ -393,6 +395,43 @@ fn a_commit_read_beside_its_writer_is_whole() {
             assert_eq!(committed.device, [number; 8]);
             let data = committed.replies[0].map(|reply| (reply.sequence, reply.data));
             assert_eq!(data, (number > 1).then_some((number.into(), number.into())));
+        }
+        writer.join().unwrap();
+    });
+}
+
+/// The page as one sees it who read the active number two commits ago, and finds no other later.
+struct Late {
+    words: model::Shared,
+    active: std::cell::Cell<u64>,
+}
+
+impl Words for Late {
+    fn len(&self) -> usize {
+        self.words.len()
+    }
+
+    fn load(&self, index: usize) -> u64 {
+        if index == ACTIVE { self.active.take() } else { self.words.load(index) }
+    }
+
+    fn fence(order: Ordering) {
+        <model::Shared>::fence(order);
+    }
+}
+
+#[test]
+fn a_copy_that_is_overwritten_while_it_is_read_is_torn() {
+    check(4, || {
+        let (lane, _kick, _kicks) = Lane::<true>::new();
+        let (mut writer, _) = state_page::Writer::open(lane.state.clone(), SHAPE, 1).unwrap();
+        for number in 1..=2 {
+            writer.commit(&[number; 8], None).unwrap();
+        }
+        let writer = thread::spawn(move || writer.commit(&[3; 8], None).unwrap());
+        let late = Late { words: lane.state, active: 1.into() };
+        if let Some(committed) = state_page::read(&late, SHAPE, 1).unwrap() {
+            assert_eq!((committed.number, committed.device), (1, vec![1; 8]));
         }
         writer.join().unwrap();
     });
