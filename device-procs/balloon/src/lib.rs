@@ -9,7 +9,9 @@
 //! 5. A question for statistics is answered within half a second, with old ones if the guest tells no new ones.
 //! 6. Guest memory of huge pages is given back in whole ones. Drivers put single pages into the balloon, which then gives
 //!    nothing back; free pages are reported in large pieces.
-//! 7. Across a restart what was given back stays so, and a request that was in flight is done again, to the same end.
+//! 7. Across a restart what was given back stays so, and a request that was in flight is done again, to the same end. The size
+//!    that the balloon shall have and the one that it has stay, statistics and reports of free pages go on, and a change of
+//!    size that may have been lost is told again.
 
 pub mod device;
 pub mod pages;

@@ -1,14 +1,16 @@
 //! The balloon in a real worker process, under its serve program.
 #![allow(clippy::unwrap_used, clippy::panic, unreachable_pub)] // Helpers beside the tests.
 
+use cellblock_balloon::spec::PAGE;
 use cellblock_sdk::testing::conformance::conforms;
 use cellblock_sdk::testing::process::{Program, Supervised as Worker, Wanted};
-use cellblock_sdk::testing::virtio::{Driver, shared_ram};
+use cellblock_sdk::testing::virtio::{DATA, Driver, Segment, shared_ram};
+use cellblock_sdk::virtio::spec::{interrupt, register};
 use cellblock_wire::control::{BalloonReport, FromWorker, ToWorker};
 use cellblock_wire::device::{BalloonConfig, DeviceConfig, Role};
 use rustix::event::{EventfdFlags, eventfd};
 
-use probes::{Bench, EVERYTHING, Supervised};
+use probes::{Bench, DEFLATE, EVERYTHING, INFLATE, REPORTING, STATISTICS, Supervised};
 
 mod probes;
 
@@ -112,4 +114,48 @@ fn a_successor_knows_the_size_and_serves_what_waits() {
     bench.fill();
     let given_back = bench.given_back(|bench| bench.pages(probes::INFLATE, &[300]));
     assert_eq!(given_back, cellblock_balloon::spec::PAGE);
+}
+
+/// What it shall have, what it has, what the host got back: all of it stays, and all that it does goes on.
+#[test]
+fn a_successor_is_the_same_balloon() {
+    let mut bench = start(&EVERYTHING);
+    bench.begin(u64::MAX);
+    bench.driver.host.set_balloon(300);
+    bench.driver.host.ask();
+    assert_eq!(bench.driver.host.report().target, 300);
+    bench.driver.host.reconfigure(DeviceConfig::Balloon(BalloonConfig { pages: 300, ..EVERYTHING }));
+    bench.fill();
+    let first = (DATA / PAGE) as u32;
+    let inflated: Vec<u32> = (first..first + 64).collect();
+    assert_eq!(bench.given_back(|bench| bench.pages(INFLATE, &inflated)), 64 * PAGE);
+    bench.set_actual(64);
+    bench.statistics_wait();
+    bench.driver.set(register::INTERRUPT_ACK, 3);
+    let (held, generation) = (bench.held(), bench.driver.get(register::CONFIG_GENERATION));
+
+    bench.driver.host.replace().unwrap();
+    // Of two it keeps one: its thread has the queue.
+    bench.statistics_wait();
+    bench.driver.wait_used(STATISTICS);
+    bench.driver.host.ask();
+    bench.driver.wait_used(STATISTICS);
+    bench.statistics(&[(4, 123)]);
+    let report = bench.driver.host.report();
+    assert_eq!((report.target, report.actual, report.fresh), (300, 64, true));
+    assert_eq!(report.statistics[4], Some(123));
+    assert_eq!(bench.num_pages(), 300);
+    assert_ne!(bench.driver.get(register::CONFIG_GENERATION), generation);
+    let told = bench.driver.get(register::INTERRUPT_STATUS) & interrupt::CONFIG_CHANGE;
+    assert_ne!(told, 0, "the change may have been lost");
+    assert_eq!((bench.held(), bench.driver.peek(DATA, 4)), (held, vec![0; 4]));
+
+    bench.driver.poke(DATA, b"back");
+    bench.pages(DEFLATE, &[first]);
+    assert_eq!(bench.driver.peek(DATA, 4), b"back");
+    assert_eq!(bench.given_back(|bench| bench.pages(INFLATE, &[first, first + 64])), 2 * PAGE);
+    for (queue, page) in REPORTING.into_iter().zip([100, 200]) {
+        let report = [Segment::write(DATA + page * PAGE, 16 * PAGE as u32)];
+        assert_eq!(bench.given_back(|bench| bench.request(queue, &report)), 16 * PAGE, "queue {queue}");
+    }
 }

@@ -123,6 +123,9 @@ pub trait Device {
     /// Appends all state that a successor needs; the same bytes for the same state.
     fn save(&self, out: &mut Encoder<'_>);
 
+    /// Which of the device's processes this is, counted from 1. Called before the three that follow.
+    fn begin(&mut self, _incarnation: u32) {}
+
     /// Begins as after power-on: there was no predecessor, or nothing of it can be taken over.
     fn power_on(&mut self) {}
 
@@ -194,6 +197,10 @@ impl<D: Device + ?Sized> Device for Box<D> {
 
     fn save(&self, out: &mut Encoder<'_>) {
         (**self).save(out);
+    }
+
+    fn begin(&mut self, incarnation: u32) {
+        (**self).begin(incarnation);
     }
 
     fn power_on(&mut self) {

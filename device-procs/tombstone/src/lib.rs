@@ -9,7 +9,8 @@
 //!    entropy request brings no bytes, a balloon's pages stay as they are.
 //! 4. Buffers for what the host would send are left where they are: nothing comes. A socket device's driver is told that all
 //!    its connections are gone, and each packet that wants an answer is answered by a reset.
-//! 5. The network link is down, and stays so.
+//! 5. The network link is down, and stays so. That configuration space may have changed is told when a tombstone comes and when
+//!    the device is back; `ConfigGeneration` is none that another process has shown.
 //! 6. It has nothing of the host's: no file, no pipe, no socket. Of a state page it takes nothing, and a record of requests in
 //!    flight that makes no sense does not stop it.
 //! 7. Nothing that the guest writes ends it; queues that make no sense need a reset of the device, as with any.

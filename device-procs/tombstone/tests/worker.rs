@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use cellblock_sdk::testing::Host;
 use cellblock_sdk::testing::process::{Noise, Program, Supervised, Wanted};
 use cellblock_sdk::testing::virtio::{DATA, Driver, Segment, shared_ram};
+use cellblock_sdk::virtio::spec::register;
 use cellblock_wire::control::Fallback;
 use cellblock_wire::device::{
     BlockConfig, CacheMode, DeviceConfig, DriverQueue, DriverRegisters, Format, Limits, Role,
@@ -55,7 +56,7 @@ fn it_fails_the_requests_of_a_disk_whatever_was_left() {
         queues: vec![DriverQueue { size: 16, desc, driver: available, device: used, ready: true }],
         ..DriverRegisters::default()
     });
-    let mut noise = Noise(3);
+    let (mut noise, mut generations) = (Noise(3), vec![]);
     for round in 0..20 {
         driver.poke(DATA + 0x100, &[0xee]);
         driver.push(0, &[Segment::read(DATA, 16), Segment::write(DATA + 0x100, 1)]);
@@ -65,7 +66,12 @@ fn it_fails_the_requests_of_a_disk_whatever_was_left() {
             // What came when nobody served, behind a state page that makes no sense.
             driver.host.poison_at_random(&mut noise).unwrap();
             driver.host.replace().unwrap();
+            generations.push(driver.get(register::CONFIG_GENERATION));
         }
         assert_eq!((driver.wait_used(0).1, driver.peek(DATA + 0x100, 1)), (1, vec![1]));
     }
+    // What it shows is never taken for what another did.
+    generations.sort_unstable();
+    generations.dedup();
+    assert_eq!(generations.len(), 10, "{generations:x?}");
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use cellblock_e2e::vm::patience;
 use cellblock_e2e::{Lab, Vm};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 const MIB: u64 = 1 << 20;
@@ -104,6 +105,13 @@ impl<'a> Guest<'a> {
         }
     }
 
+    /// Its worker dies, and has a successor.
+    fn dies(&mut self) {
+        kill_process(Pid::from_raw(self.worker).unwrap(), Signal::KILL).unwrap();
+        self.vm.expect_message("device balloon: its successor serves").unwrap();
+        self.worker = self.vm.processes(&self.id).unwrap().pid("balloon").unwrap();
+    }
+
     fn ends(mut self) {
         self.vm.type_in("poweroff -f\n").unwrap();
         self.vm.wait().unwrap().assert(0, "guest powered off");
@@ -140,6 +148,12 @@ fn the_host_gets_what_the_balloon_holds_and_the_guest_gets_it_back() {
     let after = guest.held();
     eprintln!("inflated by 128 MiB: the host had {} MiB, has {} MiB", held / MIB, after / MIB);
     assert!(after + 90 * MIB < held, "the host had {held}, has {after}");
+
+    guest.dies();
+    let told = guest.until(|balloon| balloon["fresh"] == true);
+    assert_eq!((bytes(&told, "target"), bytes(&told, "actual")), (128 * MIB, 128 * MIB));
+    assert_eq!(guest.meminfo("MemTotal"), total - 128 * MIB);
+    assert!(guest.held() < after + 4 * MIB, "the host had {after}, has {}", guest.held());
 
     guest.balloon(&["0"]);
     guest.until(|balloon| bytes(balloon, "actual") == 0);
@@ -183,6 +197,7 @@ fn what_the_guest_does_not_use_is_the_hosts() {
         assert_eq!(guest.fills(120), "filled");
         let held = guest.held();
         assert!(held > 120 * MIB, "{held}");
+        guest.dies();
         guest.frees();
         if reported {
             guest.until_held(held - 80 * MIB);

@@ -308,6 +308,17 @@ fn linux_runs_on_when_its_second_disk_a_qcow2_image_has_failed() {
     assert_eq!(told(&mut vm, read, "SAME"), "0", "what was there before");
     assert_eq!((told(&mut vm, write, "WRITTEN"), told(&mut vm, read, "SAME")), ("0".into(), "0".into()));
     assert_eq!(told(&mut vm, ping, "LOST"), "0% packet loss");
+
+    // The network's link goes and comes with its device, and the driver is told of both.
+    let spawner = vm.processes(plan.id()).unwrap().pid("spawner").unwrap();
+    hunt(&vm, spawner, "net", "until `cellblock revive` brings net back");
+    let carrier = |is: u8| {
+        format!("until [ $(cat /sys/class/net/eth0/carrier) = {is} ]; do sleep 0.1; done; tell LINK={is}")
+    };
+    assert_eq!(told(&mut vm, &carrier(0), "LINK"), "0");
+    done(&cellblock(&lab, "revive", &plan, "net"));
+    assert_eq!(told(&mut vm, &carrier(1), "LINK"), "1");
+    assert_eq!(told(&mut vm, ping, "LOST"), "0% packet loss");
     vm.type_in("quit\n").unwrap();
     vm.wait().unwrap().assert(0, "guest rebooted");
     done(&tap(&["delete", "e2e7"]));

@@ -113,7 +113,8 @@ impl<H: Supervised> Bench<H> {
         assert!(!self.driver.host.report().fresh, "the driver said nothing");
     }
 
-    fn statistics(&mut self, told: &[(u16, u64)]) {
+    /// What the guest tells of its memory.
+    pub fn statistics(&mut self, told: &[(u16, u64)]) {
         let pair = |(tag, value): &(u16, u64)| [&tag.to_le_bytes()[..], &value.to_le_bytes()[..]].concat();
         let bytes: Vec<u8> = told.iter().flat_map(pair).collect();
         self.driver.poke(REQUEST, &bytes);

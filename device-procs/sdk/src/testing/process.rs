@@ -463,6 +463,11 @@ impl Supervised {
         self.grant()
     }
 
+    /// What its successors are granted from now on.
+    pub fn reconfigure(&mut self, config: DeviceConfig) {
+        self.wanted.config = config;
+    }
+
     /// Replaces the worker if it has ended, and its successors if they end before they serve: how each of them ended.
     ///
     /// # Errors

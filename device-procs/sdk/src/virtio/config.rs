@@ -11,6 +11,9 @@ use super::spec::register;
 
 /// The most bytes of configuration space that a driver may write: they are saved with the registers.
 pub const MAX_WRITABLE: usize = 16;
+/// Bits of `ConfigGeneration` that count changes; those above are the incarnation's, so that what one process shows is never taken
+/// for what another does.
+const CHANGES: u32 = 0xffff;
 /// Bytes of configuration space that a register page shows: more than any device here has.
 const SHOWN: u64 = 256;
 
@@ -28,6 +31,11 @@ struct Contents {
 }
 
 impl Space {
+    /// What follows is shown by the device's process number `incarnation`, counted from 1.
+    pub(super) fn begin(&self, incarnation: u32) {
+        self.contents().generation = incarnation.wrapping_sub(1) << CHANGES.count_ones();
+    }
+
     /// Bytes that no driver writes.
     pub fn fixed(bytes: Vec<u8>) -> Self {
         Self::with_writable(bytes, 0..0)
@@ -131,18 +139,21 @@ impl Space {
     /// Tells the driver of a change that may have been lost.
     pub(super) fn renew(&self, interrupt: &Interrupt) {
         let mut contents = self.contents();
-        contents.generation = contents.generation.wrapping_add(1);
+        contents.advance();
         drop(contents);
         interrupt.page().into_iter().for_each(|page| self.show(page));
         interrupt.config_changed();
     }
 
-    /// What a predecessor left.
-    pub(super) fn restore(&self, generation: u32, written: &[u8]) {
+    /// What a predecessor left. Whether the driver may have found other bytes than it finds now: there were changes, or processes
+    /// between that one and this.
+    pub(super) fn restore(&self, generation: u32, written: &[u8]) -> bool {
         let mut contents = self.contents();
-        let start = contents.writable.start;
+        let (start, own) = (contents.writable.start, contents.generation & !CHANGES);
         contents.replace(start, written);
-        contents.generation = generation;
+        contents.generation = own | generation & CHANGES;
+        let next = (generation & !CHANGES).wrapping_add(CHANGES + 1);
+        generation & CHANGES != 0 || (own != generation & !CHANGES && own != next)
     }
 }
 
@@ -157,9 +168,15 @@ impl Contents {
         let changed = old.iter().zip(bytes).any(|(old, new)| old != new);
         if changed {
             old.iter_mut().zip(bytes).for_each(|(old, new)| *old = *new);
-            self.generation = self.generation.wrapping_add(1);
+            self.advance();
         }
         changed
+    }
+
+    /// To the next generation. Never back to that of no changes.
+    fn advance(&mut self) {
+        let changes = (self.generation & CHANGES) % CHANGES + 1;
+        self.generation = self.generation & !CHANGES | changes;
     }
 }
 
@@ -204,6 +221,30 @@ mod tests {
         successor.reset();
         successor.get(0, &mut got);
         assert_eq!(got, [5; 8]);
+    }
+
+    #[test]
+    fn no_two_processes_show_the_same_generation() {
+        let space = |incarnation, left| {
+            let space = Space::fixed(vec![0; 4]);
+            space.begin(incarnation);
+            let told = space.restore(left, &[]);
+            (space, told)
+        };
+        let (first, told) = space(1, 0);
+        assert_eq!((first.generation(), told), (0, false));
+        let (second, told) = space(2, first.generation());
+        assert_eq!((second.generation(), told), (0x1_0000, false), "the same bytes");
+        // The third died before it said anything, or was a tombstone.
+        let (fourth, told) = space(4, second.generation());
+        assert_eq!((fourth.generation(), told), (0x3_0000, true));
+        fourth.set(0, &[1], &Interrupt::new(Edges::default()));
+        let (fifth, told) = space(5, fourth.generation());
+        assert_eq!((fifth.generation(), told), (0x4_0001, true));
+        let (last, told) = space(u32::MAX, u32::MAX);
+        assert_eq!((last.generation(), told), (0xfffe_ffff, true));
+        last.renew(&Interrupt::new(Edges::default()));
+        assert_eq!(last.generation(), 0xfffe_0001, "that of no changes does not come again");
     }
 
     #[test]

@@ -464,6 +464,10 @@ impl<E: Engine> Device for Transport<E> {
         }
     }
 
+    fn begin(&mut self, incarnation: u32) {
+        self.identity.config.begin(incarnation);
+    }
+
     fn save(&self, out: &mut Encoder<'_>) {
         let interrupt = (self.interrupt.status(), self.interrupt.asks_for_reset());
         self.registers.save(interrupt, &self.identity.config, self.kept.get(), out);
@@ -476,7 +480,7 @@ impl<E: Engine> Device for Transport<E> {
         self.kept.check(kept)?;
         self.kept.restore(kept);
         self.registers = registers;
-        self.identity.config.restore(generation, &written);
+        let changes = self.identity.config.restore(generation, &written);
         self.interrupt.restore(interrupt_status, needs_reset);
         // What was in flight in the predecessor ended with it.
         self.settle();
@@ -485,8 +489,8 @@ impl<E: Engine> Device for Transport<E> {
             self.start_all(self.going_on())?;
             self.interrupt.used_buffer();
             self.restored = true;
-            if generation != 0 {
-                // It does change, and a change may have been lost.
+            if changes {
+                // One may have been lost.
                 self.identity.config.renew(&self.interrupt);
             }
         }

@@ -121,6 +121,7 @@ impl Granted {
             // Nothing that the restored state asks for is begun yet.
             device.quiesce();
         }
+        device.begin(generation);
         let (page, predecessor) = match inherit(&mut device, &map, shape, generation, &fallback) {
             // At rest the state is still the predecessor's, which goes on with it then.
             Err(refusal) if fallback != Fallback::Refuse && !resting => {

@@ -3,6 +3,8 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use cellblock_wire::device::{DriverQueue, DriverRegisters};
+
 use crate::device::{Device, Event};
 use crate::testing::virtio::{Driver, Edges, shared_ram};
 use crate::testing::{Harness, Host};
@@ -118,6 +120,38 @@ fn a_successor_has_what_was_written_and_tells_of_changes() {
         assert_eq!(bench.driver.host.read(0, register::CONFIG + 4, 4), 0x4433_2211);
         let told = bench.driver.get(register::INTERRUPT_STATUS) & interrupt::CONFIG_CHANGE != 0;
         assert_eq!((told, bench.driver.get(register::CONFIG_GENERATION) != before), (changed, changed));
+    }
+}
+
+/// One stood in its place that showed other bytes: that is told when it comes, and when it goes, even if the device itself never
+/// changed any. What is read in two halves, before and after, is not taken for whole.
+#[test]
+fn a_stand_in_is_told_of_when_it_comes_and_when_it_goes() {
+    let mut bench = bench();
+    bench.driver.host.device.begin(1);
+    bench.driver.begin(u64::MAX, 1, 16);
+    let saved = bench.driver.host.saved();
+    let [desc, driver, used] = Driver::<Harness<Device0>>::areas(0);
+    let registers = DriverRegisters {
+        status: 15,
+        driver_features: bench.driver.features,
+        queues: vec![DriverQueue { size: 16, desc, driver, device: used, ready: true }],
+        ..DriverRegisters::default()
+    };
+    let mut seen = vec![bench.driver.get(register::CONFIG_GENERATION)];
+    for (incarnation, bytes, saved) in
+        [(6, vec![0; 16], None), (7, (1..=16).collect(), Some(&saved)), (8, vec![0; 16], None)]
+    {
+        let space = Space::with_writable(bytes, 4..8);
+        let (mut successor, ..) = device(&bench.driver.ram, &space);
+        successor.begin(incarnation);
+        successor.reconstruct(&registers, saved.map(|saved| &saved[..])).unwrap();
+        bench.driver.host = Harness::new(successor);
+        let told = bench.driver.get(register::INTERRUPT_STATUS) & interrupt::CONFIG_CHANGE;
+        assert_eq!(told, interrupt::CONFIG_CHANGE, "{incarnation}");
+        let generation = bench.driver.get(register::CONFIG_GENERATION);
+        assert!(!seen.contains(&generation), "{generation:#x} of {seen:x?}");
+        seen.push(generation);
     }
 }
 

@@ -24,8 +24,8 @@ impl<E: Engine> Transport<E> {
             self.kept.check(saved.kept)?;
             // A driver that is not there has reset the device, whether or not the one before got as far as that.
             let begun = driver.status & status::DRIVER_OK != 0;
-            (needs_reset, changes) = (saved.needs_reset && begun, saved.generation != 0);
-            self.take_the_rest(saved, begun);
+            needs_reset = saved.needs_reset && begun;
+            changes = self.take_the_rest(saved, begun);
         }
         self.replay(driver);
         reach(Step::RegistersRestored);
@@ -46,10 +46,11 @@ impl<E: Engine> Transport<E> {
         Ok(())
     }
 
-    fn take_the_rest(&mut self, saved: &Restored, begun: bool) {
+    /// Whether the driver has to look at the configuration space anew.
+    fn take_the_rest(&mut self, saved: &Restored, begun: bool) -> bool {
         self.kept.restore(if begun { saved.kept } else { 0 });
-        self.identity.config.restore(saved.generation, &saved.written);
         self.interrupt.restore(saved.interrupt_status, saved.needs_reset && begun);
+        self.identity.config.restore(saved.generation, &saved.written)
     }
 
     /// Writes the registers once more, by the rules that hold for a driver; no queue is served yet.
