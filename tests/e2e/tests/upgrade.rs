@@ -3,9 +3,11 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use cellblock_e2e::lab::Plan;
-use cellblock_e2e::processes::{Process, Row};
+use cellblock_e2e::processes::{Process, Row, descendants};
+use cellblock_e2e::vm::patience;
 use cellblock_e2e::{Ended, Lab, Vm, skip};
 use rustix::process::Signal;
 
@@ -126,13 +128,20 @@ fn whoever_upgrades_what_is_being_upgraded_gets_an_answer_of_his_own() {
     let mut vm = plan.start();
     vm.expect("ready").unwrap();
     let Some(path) = bad(&lab, "HANG") else { return };
-    let mut said = std::thread::scope(|scope| {
-        let one = || upgrade(&lab, plan.id(), "serial", Some(&path)).unwrap_err();
-        [scope.spawn(one), scope.spawn(one)].map(|thread| thread.join().unwrap())
+    let spawner = vm.processes(plan.id()).unwrap().pid("spawner").unwrap();
+    let before = descendants(spawner).unwrap().len();
+    let (first, second) = std::thread::scope(|scope| {
+        let first = scope.spawn(|| upgrade(&lab, plan.id(), "serial", Some(&path)));
+        let end = Instant::now() + patience();
+        while descendants(spawner).unwrap().len() == before && !first.is_finished() {
+            assert!(Instant::now() < end, "nothing was started");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let second = upgrade(&lab, plan.id(), "serial", None);
+        (first.join().unwrap().unwrap_err(), second.unwrap_err())
     });
-    said.sort_by_key(|said| said.contains("did not say"));
-    assert!(said[0].contains("it is being upgraded already"), "{said:?}");
-    assert!(said[1].contains("did not say what it is in time"), "{said:?}");
+    assert!(first.contains("did not say what it is in time"), "{first}");
+    assert!(second.contains("it is being upgraded already"), "{second}");
     vm.type_in("\u{4}").unwrap();
     vm.wait().unwrap().assert(0, "guest powered off");
 }

@@ -7,6 +7,7 @@
 mod boot;
 mod exits;
 mod io;
+mod others;
 mod restart;
 mod rival;
 mod sample;

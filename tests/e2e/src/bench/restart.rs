@@ -14,6 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::Request;
+use crate::others::Others;
 use crate::sample::{Sample, verdict};
 
 /// Limits without a spare, of the 50th and the 99th percentile, in ms.
@@ -26,7 +27,9 @@ const UPGRADE_P99_MS: f64 = 5.0;
 /// Long enough to count as progress, so that the device does not fail.
 const PAUSE: Duration = Duration::from_millis(300);
 /// How many of the slowest are printed, each with its steps.
-const SLOWEST: usize = 4;
+const SLOWEST: usize = 8;
+/// Whoever has so much of a CPU may have kept it from those that are measured.
+const DISTURBING: Duration = Duration::from_micros(500);
 /// Long enough for a successor to serve.
 const TAKING_OVER: Duration = Duration::from_millis(20);
 /// How long a spare may take to be there.
@@ -59,15 +62,17 @@ fn deaths(request: &Request, spares: u32) -> Result<Sample> {
     let (mut all, mut of_each) = (Sample::default(), BTreeMap::<_, Sample>::new());
     let mut steps: [(&str, Sample); 5] =
         ["detect", "reap", "spawn", "sandbox", "restore"].map(|step| (step, Sample::default()));
-    let mut slowest = Vec::new();
+    let (mut slowest, mut undisturbed) = (Vec::new(), Sample::default());
     for generation in 2..request.runs.max(15) + 2 {
         for name in &names {
             thread::sleep(PAUSE / names.len() as u32);
             let pid = settled(&vm, plan.id(), name, spares)?.pid;
+            let others = Others::now();
             let killed = monotonic_ns();
             kill_process(Pid::from_raw(pid).context("no process")?, Signal::KILL)?;
             // Whoever looks for the message meanwhile takes a CPU from those that he waits for.
             thread::sleep(TAKING_OVER);
+            let meanwhile = others.busiest();
             vm.next_message(&format!("device {name}: its successor serves (generation {generation}"))?;
             let pause = settled(&vm, plan.id(), name, 0)?.last_pause.context("no pause")?;
             ensure!(pause.spare == (spares > 0), "{name}: {pause:?}");
@@ -78,7 +83,10 @@ fn deaths(request: &Request, spares: u32) -> Result<Sample> {
             let whole = took.clone().sum();
             all.add(whole);
             of_each.entry(name).or_default().add(whole);
-            slowest.push((whole, name, took.clone().collect::<Vec<_>>()));
+            if meanwhile.ran < DISTURBING && meanwhile.stolen.is_zero() {
+                undisturbed.add(whole);
+            }
+            slowest.push((whole, name, took.clone().collect::<Vec<_>>(), meanwhile));
             steps.iter_mut().zip(took).for_each(|((_, sample), time)| sample.add(time));
         }
     }
@@ -87,9 +95,11 @@ fn deaths(request: &Request, spares: u32) -> Result<Sample> {
     println!("  {:12} {all}, p99 {:.2}", "in all", all.percentile(99).as_secs_f64() * 1e3);
     of_each.iter().for_each(|(name, sample)| println!("    {name:12} {sample}"));
     slowest.sort_by_key(|(whole, ..)| Reverse(*whole));
-    for (whole, name, took) in slowest.iter().take(SLOWEST) {
-        println!("  slowest      {whole:.2?} {name}: {took:.2?}");
+    for (whole, name, took, meanwhile) in slowest.iter().take(SLOWEST) {
+        println!("  slowest      {whole:.2?} {name}: {took:.2?}; meanwhile {meanwhile}");
     }
+    let p99 = undisturbed.percentile(99).as_secs_f64() * 1e3;
+    println!("  while nobody else ran {DISTURBING:.0?} (decides nothing): {undisturbed}, p99 {p99:.2}");
     Ok(all)
 }
 
