@@ -157,6 +157,10 @@ impl<B: Backend, C: Clock> Work for Pair<B, C> {
         queues.signal_all(&[RECEIVE, TRANSMIT])?;
         Ok(wait)
     }
+
+    fn streams(&self) -> bool {
+        true
+    }
 }
 
 impl<B: Backend, C: Clock> Pair<B, C> {

@@ -289,6 +289,39 @@ fn limits_hold() {
     assert!(begun.elapsed() >= Duration::from_millis(190), "{:?}", begun.elapsed());
 }
 
+/// A frame after the other, each large: the queues' thread tries to wake in turn, and stops that when there is no stream any more.
+#[test]
+fn a_stream_is_carried_whichever_way_its_thread_wakes() {
+    let mut bench = fresh();
+    bench.begin(ALL);
+    let sent = frame(1, 40_000);
+    bench.driver.poke(DATA, &sent);
+    let end = Instant::now() + PATIENCE;
+    let mut seen = false;
+    while !seen {
+        assert!(Instant::now() < end, "it never tried");
+        for _ in 0..8 {
+            assert_eq!(bench.send(&[Segment::read(DATA, sent.len() as u32)]), 0);
+            assert!(hear(&bench.far[0]) == sent);
+        }
+        seen = wakes_in_turn(&bench);
+    }
+    while wakes_in_turn(&bench) {
+        assert!(Instant::now() < end, "it goes on without a stream");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    bench.works();
+}
+
+/// Whether the queues' thread is one of `SCHED_BATCH`: proc_pid_stat(5), field 41.
+fn wakes_in_turn(bench: &Remote) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{}/task", bench.driver.host.pid())).unwrap();
+    threads.map(|thread| std::fs::read_to_string(thread.unwrap().path().join("stat")).unwrap()).any(|stat| {
+        let (_, fields) = stat.split_once("(queue 0) ").unwrap_or_default();
+        fields.split(' ').nth(38) == Some("3")
+    })
+}
+
 /// A guest that floods both queues and a far end that floods: whatever comes first, a reset is not held up.
 #[test]
 fn floods_do_not_hold_up_a_reset() {

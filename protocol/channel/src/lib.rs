@@ -63,6 +63,7 @@ pub mod last_words;
 pub mod memory;
 pub mod ram;
 pub mod register_page;
+pub mod scheduling;
 pub mod socket;
 pub mod tap;
 pub mod vectors;

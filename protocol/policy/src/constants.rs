@@ -124,6 +124,9 @@ const TABLE: &[(&str, u64)] = &[
     ("MSG_NOSIGNAL", 0x4000),
     ("MSG_CMSG_CLOEXEC", 0x40000000),
     ("SOL_SOCKET", 1),
+    // sched_setscheduler
+    ("SCHED_OTHER", 0),
+    ("SCHED_BATCH", 3),
     // signals
     ("SIG_BLOCK", 0),
     ("SIG_UNBLOCK", 1),

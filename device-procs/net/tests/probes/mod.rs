@@ -21,7 +21,7 @@ pub const TX: u16 = 1;
 /// Bytes of the header.
 pub const HEADER: usize = 12;
 
-const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(10);
 
 pub fn config() -> NetConfig {
     NetConfig {

@@ -41,6 +41,11 @@ pub trait Work {
     /// # Errors
     /// A queue makes no sense: all of the post's queues are taken away, and the device needs a reset.
     fn work(&mut self, queues: &mut Queues) -> Result<Wait, QueueError>;
+
+    /// Whether its queues carry streams, where what is passed in a second may matter more than when the next buffer is.
+    fn streams(&self) -> bool {
+        false
+    }
 }
 
 impl<W: Work + ?Sized> Work for Box<W> {
@@ -54,6 +59,10 @@ impl<W: Work + ?Sized> Work for Box<W> {
 
     fn work(&mut self, queues: &mut Queues) -> Result<Wait, QueueError> {
         (**self).work(queues)
+    }
+
+    fn streams(&self) -> bool {
+        (**self).streams()
     }
 }
 

@@ -33,6 +33,7 @@ mod tests;
 pub mod threads;
 pub mod transport;
 mod vectored;
+mod waking;
 
 pub use cellblock_channel::ram::{Buffer, Piece, Ram, RamError};
 pub use chain::{Buffers, Chain, ChainError};

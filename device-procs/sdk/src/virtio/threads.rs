@@ -21,6 +21,7 @@ use super::engine::{Engine, MAX_SOURCES, Queues, Wait, Work};
 use super::inflight::{Pages, Region};
 use super::interrupt::Interrupt;
 use super::queue::Virtqueue;
+use super::waking::Wakes;
 use crate::device::SECOND;
 use crate::fail_point::{Step, reach};
 use crate::host::{Traffic, WakeLine, start_thread};
@@ -209,11 +210,13 @@ impl Threads {
         let queues = Queues::new(numbers.iter().copied().zip(desk.stops.iter().cloned()), interrupt.clone())
             .parked_by(Arc::clone(&desk.park));
         let traffic = queues.traffic();
+        let wakes = Wakes::new(Arc::clone(&traffic), work.streams());
         let thread = Thread {
             work,
             queues,
             desk: Arc::clone(&desk),
             sleep,
+            wakes,
             interrupt: interrupt.clone(),
             wake: wake.clone(),
             parked: false,
@@ -329,6 +332,7 @@ struct Thread<W> {
     queues: Queues,
     desk: Arc<Desk>,
     sleep: Sleep,
+    wakes: Wakes,
     interrupt: Interrupt,
     wake: WakeLine,
     /// It rests: no turns.
@@ -342,6 +346,7 @@ impl<W: Work> Thread<W> {
             self.take_orders();
             let works = self.queues.any() && !self.parked;
             let wait = if works { self.turn() } else { Wait::default() };
+            let wait = self.wakes.turned(wait);
             reach(Step::PostSleeps);
             let ready = self.sleep.until(&wait);
             // A source that was not waited for may be ready.
