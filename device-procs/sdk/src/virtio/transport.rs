@@ -55,6 +55,8 @@ pub struct Transport<E> {
     in_order: bool,
     /// It has begun with a predecessor's state.
     restored: bool,
+    /// The driver is to look at the configuration space anew, once the device goes on.
+    changed: bool,
     /// Its predecessor may still go on: what cannot be gone on with here is refused, and the driver not told of it.
     resting: bool,
 }
@@ -92,6 +94,7 @@ impl<E: Engine> Transport<E> {
             kept,
             in_order,
             restored: false,
+            changed: false,
             resting: false,
         }
     }
@@ -371,6 +374,22 @@ impl<E: Engine> Transport<E> {
         self.identity.config.show(&page);
     }
 
+    /// At rest what the guest finds is the predecessor's, which may go on with it.
+    fn show_unless_resting(&mut self) {
+        if !self.resting {
+            self.show();
+        }
+    }
+
+    /// If there were `changes`, the driver is told of them anew, for that may have been lost; of one at rest, when it goes on.
+    fn tell_changes(&mut self, changes: bool) {
+        if self.resting {
+            self.changed = changes;
+        } else if changes {
+            self.identity.config.renew(&self.interrupt);
+        }
+    }
+
     fn read_config(&self, offset: u64, size: u8) -> u64 {
         let mut bytes = [0; 8];
         let wanted = bytes.get_mut(..usize::from(size.min(8))).unwrap_or_default();
@@ -457,6 +476,8 @@ impl<E: Engine> Device for Transport<E> {
         // Another worker that was to take over may have been there meanwhile.
         self.resting = false;
         self.show();
+        let changed = std::mem::take(&mut self.changed);
+        self.tell_changes(changed);
         self.engine.park(false);
         // Restored at rest, it told of that when its predecessor might still have been asked what for.
         if std::mem::take(&mut self.restored) {
@@ -489,18 +510,15 @@ impl<E: Engine> Device for Transport<E> {
             self.start_all(self.going_on())?;
             self.interrupt.used_buffer();
             self.restored = true;
-            if changes {
-                // One may have been lost.
-                self.identity.config.renew(&self.interrupt);
-            }
+            self.tell_changes(changes);
         }
-        self.show();
+        self.show_unless_resting();
         Ok(())
     }
 
     fn reconstruct(&mut self, registers: &DriverRegisters, saved: Option<&[u8]>) -> Result<(), StateError> {
         self.begin_from(registers, saved)?;
-        self.show();
+        self.show_unless_resting();
         Ok(())
     }
 }

@@ -3,11 +3,14 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use cellblock_channel::memory::create_shared;
+use cellblock_channel::register_page::{self, RegisterPage};
 use cellblock_wire::device::{DriverQueue, DriverRegisters};
 
 use crate::device::{Device, Event};
 use crate::testing::virtio::{Driver, Edges, shared_ram};
 use crate::testing::{Harness, Host};
+use crate::virtio::interrupt::Raise;
 use crate::virtio::spec::{interrupt, register};
 use crate::virtio::{Chain, Identity, Inline, Interrupt, OneByOne, Ram, Serve, Space, Transport};
 
@@ -153,6 +156,47 @@ fn a_stand_in_is_told_of_when_it_comes_and_when_it_goes() {
         assert!(!seen.contains(&generation), "{generation:#x} of {seen:x?}");
         seen.push(generation);
     }
+}
+
+/// A line without an end, and the guest's page.
+struct Shown(RegisterPage);
+
+impl Raise for Shown {
+    fn raise(&self) {}
+
+    fn page(&self) -> Option<&RegisterPage> {
+        Some(&self.0)
+    }
+}
+
+#[test]
+fn what_the_guest_finds_is_the_predecessors_until_that_is_gone() {
+    let (ram, map) = (shared_ram().0, create_shared("registers", register_page::BYTES).unwrap().map);
+    let page = RegisterPage::new(map);
+    let device = |incarnation, bytes: Vec<u8>| {
+        let interrupt = Interrupt::new(Shown(page.clone()));
+        let engine = Inline::servers(vec![Idle], interrupt.clone());
+        let config = Space::fixed(bytes);
+        let identity = Identity { id: 42, features: 0, queues: 1, queue_size: 16, config: config.clone() };
+        let mut device = Transport::new(identity, engine, ram.clone(), interrupt.clone());
+        device.begin(incarnation);
+        (device, config, interrupt)
+    };
+    let shown = || (page.get(register::CONFIG), page.get(register::CONFIG_GENERATION));
+    let (first, config, interrupt) = device(1, vec![1; 4]);
+    let mut driver = Driver::new(Harness::new(first), ram.clone());
+    driver.begin(u64::MAX, 1, 16);
+    config.set(0, &[2; 4], &interrupt);
+    assert_eq!(shown(), (0x0202_0202, 1));
+
+    let (mut second, ..) = device(2, vec![3; 4]);
+    second.quiesce();
+    second.restore(&driver.host.saved()).unwrap();
+    assert_eq!(shown(), (0x0202_0202, 1));
+    page.clear_bits(register::INTERRUPT_STATUS, u32::MAX);
+    second.resume();
+    assert_eq!(shown(), (0x0303_0303, 0x1_0002));
+    assert_ne!(page.get(register::INTERRUPT_STATUS) & interrupt::CONFIG_CHANGE, 0);
 }
 
 #[test]

@@ -40,9 +40,7 @@ impl<E: Engine> Transport<E> {
         // Either may have been raised for the last time by a predecessor.
         self.interrupt.used_buffer();
         self.restored = true;
-        if changes {
-            self.identity.config.renew(&self.interrupt);
-        }
+        self.tell_changes(changes);
         Ok(())
     }
 
