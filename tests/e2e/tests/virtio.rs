@@ -236,3 +236,33 @@ fn what_does_not_fit_is_said() {
     let over = lab.guest("poweroff").with(full).with(["--rng"]);
     over.start().wait().unwrap().assert(3, "17 virtio slots");
 }
+
+/// A qcow2 image of version 2 that is its header and nothing else: no cluster is counted as anybody's, the header's neither.
+fn headless() -> Vec<u8> {
+    let words: [&[u8]; 8] = [
+        b"QFI\xfb\0\0\0\x02",
+        &[0; 12],
+        &16u32.to_be_bytes(),
+        &(1u64 << 20).to_be_bytes(),
+        &[0; 4],
+        &1u32.to_be_bytes(),
+        // First and second table: L1, reference counts.
+        &(3u64 << 16).to_be_bytes(),
+        &(1u64 << 16).to_be_bytes(),
+    ];
+    let mut image = words.concat();
+    image.extend(1u32.to_be_bytes());
+    image.resize(128, 0);
+    image
+}
+
+/// To write to such an image cost its workers their lives by SIGSEGV, one after the other.
+#[test]
+fn an_image_that_counts_nobody_is_read_and_not_written() {
+    let Some(lab) = Lab::with_guests("headless") else { return };
+    let image = lab.image("disk.qcow2", &headless());
+    let guest = |options| lab.guest("poweroff").with(disk(&image, options)).start().wait().unwrap();
+    guest(",format=qcow2").assert(6, "its header is nobody's");
+    guest(",format=qcow2,readonly").assert(0, "guest powered off");
+    assert_eq!(std::fs::read(&image).unwrap(), headless());
+}

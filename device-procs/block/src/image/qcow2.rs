@@ -139,6 +139,9 @@ fn open_layer(
     let mut encryption = [0; 4];
     file.read(&mut encryption[..], 32).map_err(failed("qcow2"))?;
     check_feature_names(&file).map_err(failed("qcow2"))?;
+    if writable {
+        check_header_counted(&file).map_err(failed("qcow2"))?;
+    }
     let mut image: Qcow2<File> = Qcow2::open_image(file, writable).map_err(failed("qcow2"))?;
     if encryption != [0; 4] {
         return Err(OpenError::Encrypted { layer });
@@ -189,6 +192,40 @@ fn check_feature_names(file: &File) -> io::Result<()> {
             }
             _ => offset += 8 + u64::from(length).next_multiple_of(8),
         }
+    }
+    Ok(())
+}
+
+/// Refuses an image whose reference counts say that nobody uses its first cluster, which is the header's. Who allocates by them
+/// writes over the header; and where no block of counts covers that cluster, imago 0.2.6 puts a new block there, takes its
+/// offset of 0 for none, and recurses to make another until its stack is full.
+///
+/// Offsets are those of docs/interop/qcow2.txt. Whatever else is wrong with the header is for imago to say.
+fn check_header_counted(file: &File) -> io::Result<()> {
+    const OFFSET: u64 = !0x1ff;
+    // What is past the file's end is zero.
+    let number = |offset, bytes: usize| {
+        let mut number = [0; 8];
+        let start = 8 - bytes.min(8);
+        file.read(&mut number[start..], offset).map(|()| u64::from_be_bytes(number))
+    };
+    let version = number(4, 4)?;
+    let order = if version == 2 { 4 } else { number(96, 4)? };
+    if !matches!(version, 2 | 3) || order > 6 {
+        return Ok(());
+    }
+    // Of the table, how many clusters it has is told apart from where it lies.
+    let block = if number(56, 4)? == 0 { 0 } else { number(number(48, 8)?, 8)? & OFFSET };
+    let bits = 1u64 << order;
+    let count = match block {
+        0 => 0,
+        // Counts of less than a byte begin with its lowest bits.
+        _ if bits < 8 => number(block, 1)? & ((1 << bits) - 1),
+        _ => number(block, bits as usize / 8)?,
+    };
+    if count == 0 {
+        let error = "its reference counts say that its header is nobody's, so it cannot be written to";
+        return Err(io::Error::new(io::ErrorKind::InvalidData, error));
     }
     Ok(())
 }
