@@ -50,6 +50,8 @@ mod shorten;
 #[cfg(feature = "compile")]
 pub mod simulate;
 #[cfg(feature = "compile")]
+mod trace;
+#[cfg(feature = "compile")]
 pub mod used;
 
 #[cfg(feature = "install")]

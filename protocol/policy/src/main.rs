@@ -1,17 +1,18 @@
 //! `cellblock-policy compile IN.policy --arch x86_64 --section start|serve|vhost-user -o OUT.bpf`, and
-//! `cellblock-policy unused IN.policy=TRACE[,TRACE]...`
+//! `cellblock-policy compare --arch x86_64 worker:NAME=POLICY... own:NAME=POLICY... TRACE...`
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use cellblock_policy::used::{Unused, unused};
+use cellblock_policy::used::{Finding, Whose, compare};
 use cellblock_policy::{Arch, PolicyError, Section, compile_file};
 
 const USAGE: &str = "\
 usage: cellblock-policy compile IN.policy --arch x86_64|aarch64 --section start|serve|vhost-user -o OUT.bpf
-       cellblock-policy unused IN.policy=TRACE[,TRACE]...
-Compiles a seccomp policy to the BPF program of one section (the language is described in protocol/policy/src/lib.rs), or names the
-entries that no worker needed in what `strace -f -e raw=all` wrote of it (scripts/policies).";
+       cellblock-policy compare --arch x86_64|aarch64 (worker:NAME=POLICY | own:NAME=POLICY | TRACE)...
+Compiles a seccomp policy to the BPF program of one section (the language is described in protocol/policy/src/lib.rs), or holds
+policies against what strace wrote of who runs under them (scripts/policies): it fails with the name of every entry that
+nobody needed and that is not marked as rare, and of every mark that gives no reason.";
 
 /// What the command line asks for.
 struct Request {
@@ -23,13 +24,12 @@ struct Request {
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if let [command, policies @ ..] = &arguments[..]
-        && command == "unused"
-        && !policies.is_empty()
+    if let [command, flag, arch, rest @ ..] = &arguments[..]
+        && (command, flag) == (&"compare".to_owned(), &"--arch".to_owned())
     {
-        return match tell_unused(policies) {
-            Ok(0) => ExitCode::SUCCESS,
-            Ok(_) => ExitCode::FAILURE,
+        return match tell(arch, rest) {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::FAILURE,
             Err(error) => {
                 eprintln!("cellblock-policy: {error}");
                 ExitCode::FAILURE
@@ -66,23 +66,51 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Option<Request> {
     Some(Request { input: input?, output: output?, arch: arch?, section: section? })
 }
 
-/// Prints the entries of `policies` that nobody needed; returns how many.
-fn tell_unused(policies: &[String]) -> Result<usize, String> {
-    let one = |argument: &String| {
-        let (policy, traces) = argument.split_once('=').ok_or_else(|| USAGE.to_owned())?;
-        let read = |path: &str| std::fs::read_to_string(path).map_err(|error| format!("{path}: {error}"));
-        let traces = traces.split(',').map(read).collect::<Result<Vec<_>, _>>()?;
-        Ok((PathBuf::from(policy), traces))
-    };
-    let policies = policies.iter().map(one).collect::<Result<Vec<_>, String>>()?;
-    let unused = unused(&policies).map_err(|error| error.to_string())?;
-    for Unused { file, line, text } in &unused {
+/// Prints what is not as it should be with the policies among `arguments`, in view of the traces among them; whether all is.
+fn tell(arch: &str, arguments: &[String]) -> Result<bool, String> {
+    let (mut policies, mut traces) = (vec![], vec![]);
+    for argument in arguments {
+        let policy = argument.split_once('=').and_then(|(whose, path)| {
+            let (kind, name) = whose.split_once(':')?;
+            Some((whose_named(kind, name)?, PathBuf::from(path)))
+        });
+        match policy {
+            Some(policy) => policies.push(policy),
+            None => traces
+                .push(std::fs::read_to_string(argument).map_err(|error| format!("{argument}: {error}"))?),
+        }
+    }
+    let arch = Arch::named(arch).map_err(|error| error.to_string())?;
+    let compared = compare(arch, &policies, &traces).map_err(|error| error.to_string())?;
+    let mut good = compared.absent.is_empty() && compared.blind.is_empty();
+    for file in &compared.blind {
         println!(
-            "{}:{line}: no worker needed {text}; take it out, or say in its comment `rare: why`",
+            "FAIL: {}: an entry that nobody needs and a mark without a reason were put into it and not found",
             file.display()
         );
     }
-    Ok(unused.len())
+    for name in &compared.absent {
+        println!("FAIL: no {name} ran");
+    }
+    for found in &compared.found {
+        let (grade, what) = match found.finding {
+            Finding::Unused => ("FAIL", "nobody needed it; take it out, or say in its comment `rare: why`"),
+            Finding::NoReason => ("FAIL", "it is marked as rare, without a reason"),
+            Finding::RareButUsed => ("note", "it is marked as rare, and was needed this time"),
+        };
+        good &= grade != "FAIL";
+        println!("{grade}: {}:{}: {}: {what}", found.file.display(), found.line, found.text);
+    }
+    println!("{} entries, {} of them needed in this run", compared.entries, compared.needed);
+    Ok(good)
+}
+
+fn whose_named(kind: &str, name: &str) -> Option<Whose> {
+    match kind {
+        "worker" => Some(Whose::Worker(name.to_owned())),
+        "own" => Some(Whose::Own(name.to_owned())),
+        _ => None,
+    }
 }
 
 fn section_named(name: &str) -> Option<Section> {

@@ -1,6 +1,7 @@
 //! A device in a real worker process, with a supervisor that is just big enough for tests.
 #![allow(unsafe_code)] // What the spawner does between fork and exec: moving descriptors, installing a program, execveat.
 
+use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -65,15 +66,20 @@ impl Program {
         let control = OwnedFd::from(control);
         let binary = rustix::fs::open(&self.path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
         let start = self.start.clone();
+        // The name under which the spawner executes it.
+        let name = self.path.file_name().unwrap_or_default().as_encoded_bytes();
+        let name = CString::new(name).map_err(io::Error::other)?;
         let mut command = Command::new(&self.path);
         // SAFETY: the closure makes system calls only; it allocates nothing and takes no lock.
-        unsafe { command.pre_exec(move || become_worker(control.as_raw_fd(), binary.as_raw_fd(), &start)) };
+        unsafe {
+            command.pre_exec(move || become_worker(control.as_raw_fd(), binary.as_raw_fd(), &start, &name))
+        };
         command.spawn()
     }
 }
 
 /// The spawner's steps that the tests need, then exec. Returns only if one fails.
-fn become_worker(control: i32, binary: i32, start: &[u8]) -> io::Result<()> {
+fn become_worker(control: i32, binary: i32, start: &[u8], name: &CStr) -> io::Result<()> {
     let moved = |fd: i32| {
         // SAFETY: takes numbers.
         checked(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 100) })
@@ -90,7 +96,7 @@ fn become_worker(control: i32, binary: i32, start: &[u8]) -> io::Result<()> {
     // SAFETY: takes numbers.
     checked(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })?;
     install::install(start, false).map_err(io::Error::other)?;
-    let (name, none) = ([c"worker".as_ptr(), std::ptr::null()], [std::ptr::null::<libc::c_char>()]);
+    let (name, none) = ([name.as_ptr(), std::ptr::null()], [std::ptr::null::<libc::c_char>()]);
     // SAFETY: both lists end with a null and live until the call is over.
     unsafe {
         libc::syscall(libc::SYS_execveat, 4, c"".as_ptr(), name.as_ptr(), none.as_ptr(), libc::AT_EMPTY_PATH)
