@@ -104,7 +104,7 @@ fn a_compromised_worker_gets_nowhere_whichever_layer_must_hold_it() {
             }
         }
     }
-    // Who answers in a failed device's place has a policy of its own.
+    // Who answers in a failed device's place has a policy of its own; all else of its jail is that device's, and judged above.
     let Some(other) = lab("tombstone") else { return };
     infiltrate(&other, "rtc", "tombstone");
     let these = judge(&other, &User::Own, true, &[("rtc".to_owned(), "tombstone".to_owned())]);
