@@ -37,7 +37,7 @@ pub fn space(balloon: &BalloonConfig, pages: &Pages) -> Space {
     let mut bytes = vec![0; config::BYTES];
     let target = balloon.pages.min(pages.count()).to_le_bytes();
     bytes.iter_mut().zip(target).for_each(|(byte, value)| *byte = value);
-    Space::with_writable(bytes, config::ACTUAL..config::BYTES)
+    Space::with_writable(bytes, config::ACTUAL..config::BYTES).changed_on_request()
 }
 
 /// The register thread's part: what the supervisor says, and what it is told.

@@ -159,3 +159,17 @@ fn a_successor_is_the_same_balloon() {
         assert_eq!(bench.given_back(|bench| bench.request(queue, &report)), 16 * PAGE, "queue {queue}");
     }
 }
+
+/// It was asked for, granted to its successors, and then it died.
+#[test]
+fn a_size_that_its_worker_did_not_hear_of_is_told_by_the_next() {
+    let mut bench = start(&EVERYTHING);
+    bench.begin(u64::MAX);
+    let generation = bench.driver.get(register::CONFIG_GENERATION);
+    assert_ne!(bench.num_pages(), 300);
+    bench.driver.host.reconfigure(DeviceConfig::Balloon(BalloonConfig { pages: 300, ..EVERYTHING }));
+    bench.driver.host.replace().unwrap();
+    assert_eq!(bench.num_pages(), 300);
+    assert_ne!(bench.driver.get(register::CONFIG_GENERATION), generation);
+    assert_ne!(bench.driver.get(register::INTERRUPT_STATUS) & interrupt::CONFIG_CHANGE, 0);
+}

@@ -18,10 +18,9 @@
 //!    for.
 //! 8. A request during which two workers ended is not tried a third time: it gets `VIRTIO_BLK_S_IOERR`, and the next is served.
 //!
-//! No guarantee: a service for writes to a crafted qcow2 image. One whose reference counts make no sense has imago 0.2.6 look for a free
-//! cluster by looking for a free cluster, until its stack is full: the worker ends by SIGSEGV, so do its successors, and the
-//! device fails, alone (see `tests/fuzz/src/targets/image_qcow2.rs`). Whoever gives a guest an image that a stranger made
-//! should give it read-only, or look at it with `qemu-img check` first.
+//! No guarantee: the content of a crafted qcow2 image that is written, and a service for it. One whose reference counts call its header
+//! nobody's is refused (imago 0.2.6 would recurse until its stack is full); other nonsense costs errors, or what is in the image.
+//! Whoever gives a guest an image that a stranger made should give it read-only, or look at it with `qemu-img check` first.
 //!
 //! A request that makes no sense gets `VIRTIO_BLK_S_IOERR`, one of an unknown kind `VIRTIO_BLK_S_UNSUPP`; one without room
 //! for its status is given back with nothing written.

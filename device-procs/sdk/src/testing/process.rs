@@ -40,6 +40,8 @@ const ALLOW_ALL: [u8; 8] = [0x06, 0, 0, 0, 0, 0, 0xff, 0x7f];
 #[derive(Debug, Clone)]
 pub struct Program {
     path: PathBuf,
+    /// Under which it is executed.
+    name: String,
     start: Vec<u8>,
 }
 
@@ -47,15 +49,16 @@ impl Program {
     /// The worker `name`: the static one under `$CELLBLOCK_WORKER_DIR` with its start program, if that is set; else the one
     /// that Cargo built for the test, whose dynamic linking needs every system call until the sandbox closes.
     pub fn find(name: &str, cargo_built: &str, start_program: &[u8]) -> Program {
-        match std::env::var_os("CELLBLOCK_WORKER_DIR") {
-            Some(folder) => Program { path: Path::new(&folder).join(name), start: start_program.to_vec() },
-            None => Program { path: cargo_built.into(), start: ALLOW_ALL.to_vec() },
-        }
+        let (path, start) = match std::env::var_os("CELLBLOCK_WORKER_DIR") {
+            Some(folder) => (Path::new(&folder).join(name), start_program),
+            None => (cargo_built.into(), &ALLOW_ALL[..]),
+        };
+        Program { path, name: name.to_owned(), start: start.to_vec() }
     }
 
-    /// A test that is a worker by another name. It starts unfiltered.
+    /// A test that is a worker by that name. It starts unfiltered.
     pub fn own(path: &Path) -> Program {
-        Program { path: path.to_owned(), start: ALLOW_ALL.to_vec() }
+        Program { path: path.to_owned(), name: "worker".to_owned(), start: ALLOW_ALL.to_vec() }
     }
 
     /// Starts the worker with `control` as descriptor 3 and nothing else open.
@@ -66,9 +69,7 @@ impl Program {
         let control = OwnedFd::from(control);
         let binary = rustix::fs::open(&self.path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
         let start = self.start.clone();
-        // The name under which the spawner executes it.
-        let name = self.path.file_name().unwrap_or_default().as_encoded_bytes();
-        let name = CString::new(name).map_err(io::Error::other)?;
+        let name = CString::new(self.name.as_str()).map_err(io::Error::other)?;
         let mut command = Command::new(&self.path);
         // SAFETY: the closure makes system calls only; it allocates nothing and takes no lock.
         unsafe {
@@ -126,6 +127,10 @@ pub struct Wanted {
 /// Runs `tests`, by their names, in a program that has no harness since it starts itself as a worker; if there are arguments, those
 /// whose names hold one of them. Returns how many failed.
 pub fn run_tests(tests: &[(&str, fn())]) -> i32 {
+    // As a worker it has no environment: one that does not know itself by its name would start itself without end.
+    if std::env::vars_os().next().is_none() {
+        return -1;
+    }
     let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
     let mut failed = 0;
     for (name, test) in tests {

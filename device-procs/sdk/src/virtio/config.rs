@@ -12,7 +12,7 @@ use super::spec::register;
 /// The most bytes of configuration space that a driver may write: they are saved with the registers.
 pub const MAX_WRITABLE: usize = 16;
 /// Bits of `ConfigGeneration` that count changes; those above are the incarnation's, so that what one process shows is never taken
-/// for what another does.
+/// for what another does (within 65536 of them).
 const CHANGES: u32 = 0xffff;
 /// Bytes of configuration space that a register page shows: more than any device here has.
 const SHOWN: u64 = 256;
@@ -27,6 +27,8 @@ struct Contents {
     writable: Range<usize>,
     /// What the writable bytes are after a reset.
     initial: Vec<u8>,
+    /// A process may die before it has told of a change, or saved one.
+    asked: bool,
     generation: u32,
 }
 
@@ -47,7 +49,14 @@ impl Space {
         let end = writable.end.min(bytes.len()).min(writable.start.saturating_add(MAX_WRITABLE));
         let writable = writable.start.min(end)..end;
         let initial = bytes.get(writable.clone()).unwrap_or_default().to_vec();
-        Space(Arc::new(Mutex::new(Contents { bytes, writable, initial, generation: 0 })))
+        Space(Arc::new(Mutex::new(Contents { bytes, writable, initial, asked: false, generation: 0 })))
+    }
+
+    /// Somebody asks for changes, who counts one as told once it is granted to successors too: each of them tells of it.
+    #[must_use]
+    pub fn changed_on_request(self) -> Self {
+        self.contents().asked = true;
+        self
     }
 
     fn contents(&self) -> MutexGuard<'_, Contents> {
@@ -146,14 +155,15 @@ impl Space {
     }
 
     /// What a predecessor left. Whether the driver may have found other bytes than it finds now: there were changes, or processes
-    /// between that one and this.
+    /// between that one and this, or there may be a change that the predecessor was asked for and did not save.
     pub(super) fn restore(&self, generation: u32, written: &[u8]) -> bool {
         let mut contents = self.contents();
         let (start, own) = (contents.writable.start, contents.generation & !CHANGES);
         contents.replace(start, written);
         contents.generation = own | generation & CHANGES;
         let next = (generation & !CHANGES).wrapping_add(CHANGES + 1);
-        generation & CHANGES != 0 || (own != generation & !CHANGES && own != next)
+        let another = own != generation & !CHANGES;
+        generation & CHANGES != 0 || another && (contents.asked || own != next)
     }
 }
 
@@ -235,6 +245,11 @@ mod tests {
         assert_eq!((first.generation(), told), (0, false));
         let (second, told) = space(2, first.generation());
         assert_eq!((second.generation(), told), (0x1_0000, false), "the same bytes");
+        let (asked, told) = (Space::fixed(vec![0; 4]).changed_on_request(), first.generation());
+        asked.begin(1);
+        assert!(!asked.restore(told, &[]), "it is the same process's");
+        asked.begin(2);
+        assert!(asked.restore(told, &[]), "a change may not have been saved");
         // The third died before it said anything, or was a tombstone.
         let (fourth, told) = space(4, second.generation());
         assert_eq!((fourth.generation(), told), (0x3_0000, true));

@@ -42,7 +42,8 @@ const MOST_CREDIT: u32 = 4 * MISS;
 const LONG: u64 = 5_000;
 /// When others have had so much of the CPU it is wanted. In ns.
 const WANTED: u64 = 1_000_000;
-/// One turn of another's counts as so much at most: the host's own threads have long ones, now and then. In ns.
+/// One turn of another's counts as so much at most: the host's own threads have long ones, now and then. So one in 600 requests or
+/// more, however long, is suffered. In ns.
 const MOST_TURN: u64 = 600_000;
 /// So much of that is forgotten with each request: a twelfth of the time that one takes at least. In ns.
 const FORGOTTEN: u64 = 1_000;
@@ -530,7 +531,7 @@ mod tests {
     fn now_and_then_somebody_may_run() {
         let mut learned = Learned::new(LONGEST);
         learned.began();
-        // The host's own threads now and then, for 4 ms after every 1000 requests, a few % of a hot device's time.
+        // The host's own threads, however long, once in 1000 requests.
         for _ in 0..100 {
             assert!(!learned.gave_way(4_000_000));
             (0..1000).for_each(|_| learned.in_time());

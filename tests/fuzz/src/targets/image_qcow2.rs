@@ -1,9 +1,9 @@
 //! A disk image in QEMU's format that somebody else made: one that is right but for what the input changes is refused, or read and
 //! read as far as it goes. One that is right is written, too.
 //!
-//! What this does not look at: writes to an image whose reference counts make no sense. There imago 0.2.6 looks for a free cluster by
-//! looking for a free cluster, until its stack is full: the worker ends by SIGSEGV, and the device fails (found by this target with
-//! a writable image; input 2932ffffffffffffff800005212c).
+//! What this does not look at: writes to an image that the input changes. With one whose reference counts call its header nobody's imago
+//! 0.2.6 recursed until its stack was full (found by this target; input 2932ffffffffffffff800005212c). Such an image is refused now, and
+//! `an_image_whose_tables_make_no_sense_is_written_as_far_as_it_goes` (device-procs/block/tests/qcow2.rs) writes to others.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
