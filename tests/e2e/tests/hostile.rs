@@ -194,7 +194,12 @@ fn strike(lab: &Lab, built: &Path, case: &str, fate: Fate) {
     }
     // Those that were answered, and what was wrong only later, gave what they gave.
     assert!([HONEST, "value=0"].contains(&&*third), "{case}: {third}");
-    assert_eq!(answer(&mut vm, "r"), HONEST, "{case}: the access after that");
+    let mut after = answer(&mut vm, "r");
+    if case == "early" && after == "value=0" {
+        // The third had its answer before the early one came, which is then this one's.
+        after = answer(&mut vm, "r");
+    }
+    assert_eq!(after, HONEST, "{case}: the access after that");
     if let Spared = fate {
         if case != "early" {
             assert!(!vm.messages().contains("successor"), "{case}: {}", vm.messages());
