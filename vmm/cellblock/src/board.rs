@@ -21,8 +21,8 @@ const DEADLINE: Duration = Duration::from_secs(1);
 
 /// Offset of virtio-mmio's `QueueNotify` (Virtio 1.3 §4.2.2).
 const QUEUE_NOTIFY: u64 = 0x50;
-/// virtio-mmio's `InterruptStatus` and `InterruptACK`.
-const CAUSES: CauseRegisters = CauseRegisters { status: 0x60, acknowledge: 0x64 };
+/// virtio-mmio's `InterruptStatus` and `InterruptACK`, and its used-buffer notification.
+const CAUSES: CauseRegisters = CauseRegisters { status: 0x60, acknowledge: 0x64, lasting: 1 };
 /// Memory that a worker may take beside guest memory, in bytes.
 const WORKER_MEMORY: u64 = 32 << 20;
 /// Page cache that a disk's worker may fill on top, in bytes.

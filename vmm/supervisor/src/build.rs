@@ -59,7 +59,7 @@ pub(crate) fn build(plan: Plan) -> Result<Machine, BuildError> {
     let vm = vm?;
     let supported = supported.map_err(|_| BuildError::Thread { what: "KVM_GET_SUPPORTED_CPUID" })??;
     connect(&vm, &wires)?;
-    drop_writes_to_nobody(&vm, &bus)?;
+    forget_writes(&vm, &bus, &wires)?;
     if plan.cpus == 1 {
         vm.hold_writes(layout::HELD_PORT)?;
     }
@@ -159,14 +159,17 @@ fn connect(vm: &KvmVm, wires: &Wires) -> Result<(), BuildError> {
     Ok(())
 }
 
-/// Has KVM take the writes that go nowhere, so that they are no exits: into an event that nobody looks at.
-fn drop_writes_to_nobody(vm: &KvmVm, bus: &Bus) -> Result<(), BuildError> {
+/// Has KVM take the writes that nobody needs to know of, so that they are no exits: into an event that nobody looks at.
+fn forget_writes(vm: &KvmVm, bus: &Bus, wires: &Wires) -> Result<(), BuildError> {
     let nowhere = eventfd(0, EventfdFlags::CLOEXEC)
         .map_err(|errno| system("an eventfd cannot be made")(errno.into()))?;
     for port in
         layout::DEAF_PORTS.into_iter().filter(|port| bus.find(Space::Pio, (*port).into(), 1).is_none())
     {
         vm.ioeventfd(IoAddress::Pio(port), DataMatch::Any, nowhere.as_fd())?;
+    }
+    for write in &wires.forgotten {
+        vm.ioeventfd(IoAddress::Mmio(write.address), DataMatch::U32(write.value), nowhere.as_fd())?;
     }
     Ok(())
 }

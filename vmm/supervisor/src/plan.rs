@@ -74,4 +74,7 @@ pub struct CauseRegisters {
     pub status: u64,
     /// Written: a bit for each cause that is handled.
     pub acknowledge: u64,
+    /// The cause that stays pending when it alone is acknowledged: KVM takes that write, and it is no exit. The interrupt is a
+    /// pulse for each cause, so the driver looks for it as often as without.
+    pub lasting: u32,
 }

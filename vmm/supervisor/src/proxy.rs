@@ -350,7 +350,7 @@ mod tests {
     fn the_cause_of_an_interrupt_is_told_without_asking_the_worker() {
         let memory = memory::create_shared("registers", register_page::BYTES).unwrap();
         let worker = RegisterPage::new(memory::open_write(&memory.fd, register_page::BYTES).unwrap());
-        let registers = CauseRegisters { status: 0x60, acknowledge: 0x64 };
+        let registers = CauseRegisters { status: 0x60, acknowledge: 0x64, lasting: 1 };
         let answers = CauseAnswers { registers, page: RegisterPage::new(memory.map) };
         let access = |op, offset, data| Access { space: Space::Mmio, op, size: 4, region: 0, offset, data };
         let status = || answers.answer(&access(Op::Read, 0x60, 0));

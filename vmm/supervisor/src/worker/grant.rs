@@ -23,6 +23,8 @@ pub(crate) struct Wires {
     pub interrupts: Vec<(OwnedFd, u32)>,
     /// The descriptors that count the guest's kicks, and what is one.
     pub kicks: Vec<(OwnedFd, Kick)>,
+    /// Writes that nobody needs to know of.
+    pub forgotten: Vec<Kick>,
     /// The pages from which the guest reads registers.
     pub pages: Vec<RegisterPage>,
 }
@@ -31,6 +33,7 @@ impl Wires {
     pub(crate) fn append(&mut self, more: Wires) {
         self.interrupts.extend(more.interrupts);
         self.kicks.extend(more.kicks);
+        self.forgotten.extend(more.forgotten);
         self.pages.extend(more.pages);
     }
 }
@@ -121,6 +124,7 @@ pub(super) fn resources(plan: &mut DevicePlan, ram: Option<&GuestRam>) -> Result
             memory.map_err(|source| BuildError::Memory { device: kind, memory: "register page", source })?;
         let own = memory.fd.try_clone().map_err(failed("register page"))?;
         wires.pages.push(RegisterPage { address: region.base, memory: own });
+        wires.forgotten.push(Kick { address: region.base + registers.acknowledge, value: registers.lasting });
         roles.push((Role::Registers, memory.fd));
         causes = Some(CauseAnswers { registers, page: register_page::RegisterPage::new(memory.map) });
     }
