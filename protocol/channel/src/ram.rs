@@ -16,6 +16,7 @@ use rustix::fs::{SealFlags, fcntl_get_seals, fstat};
 use rustix::io::Errno;
 use rustix::mm::{Advice, madvise};
 use rustix::param::page_size;
+use smallvec::SmallVec;
 use thiserror::Error;
 use vm_memory::mmap::MmapRegion;
 use vm_memory::{
@@ -25,6 +26,8 @@ use vm_memory::{
 
 /// The most pieces of guest memory that one call moves; what is left takes another.
 const MAX_VECTORS: usize = 256;
+/// On the stack, which is touched as far as there are some.
+type Few = SmallVec<[libc::iovec; MAX_VECTORS]>;
 
 /// Seals that keep a peer from shrinking it under us (`SIGBUS`).
 const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::SEAL);
@@ -151,11 +154,17 @@ impl Ram {
     ///
     /// # Errors
     /// The host's; `EFAULT` if a piece is not in guest memory, and nothing is touched.
-    pub fn readv(&self, fd: BorrowedFd<'_>, into: &[Buffer], at: Option<u64>) -> io::Result<usize> {
-        let (vectors, count) = self.vectors(into, Permissions::Write)?;
+    pub fn readv(
+        &self,
+        fd: BorrowedFd<'_>,
+        into: impl IntoIterator<Item = Buffer>,
+        at: Option<u64>,
+    ) -> io::Result<usize> {
+        let mut vectors = Few::new();
+        let count = self.look_up(into, Permissions::Write, &mut vectors)?;
         let at = offset(at)?;
         moved(|| {
-            // SAFETY: the first `count` vectors lie in mappings that live as long as `self`. They are shared with the guest's
+            // SAFETY: the `count` vectors lie in mappings that live as long as `self`. They are shared with the guest's
             // vCPUs anyway, and nothing in this process has a reference to what is in them.
             unsafe { libc::preadv2(fd.as_raw_fd(), vectors.as_ptr(), count, at, 0) }
         })
@@ -169,11 +178,12 @@ impl Ram {
     pub fn writev(
         &self,
         fd: BorrowedFd<'_>,
-        from: &[Buffer],
+        from: impl IntoIterator<Item = Buffer>,
         at: Option<u64>,
         durability: Durability,
     ) -> io::Result<usize> {
-        let (vectors, count) = self.vectors(from, Permissions::Read)?;
+        let mut vectors = Few::new();
+        let count = self.look_up(from, Permissions::Read, &mut vectors)?;
         let at = offset(at)?;
         let flags = match durability {
             Durability::Visible => 0,
@@ -221,28 +231,26 @@ impl Ram {
         Ok(whole)
     }
 
-    /// Where the pieces lie in this process, as many as one call takes. An empty range of guest memory is none.
-    fn vectors(
+    /// Puts the vectors of `pieces` into `vectors`, as many as there is room for; how many these are.
+    fn look_up(
         &self,
-        pieces: &[Buffer],
+        pieces: impl IntoIterator<Item = Buffer>,
         access: Permissions,
-    ) -> io::Result<([libc::iovec; MAX_VECTORS], libc::c_int)> {
-        let mut vectors = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; MAX_VECTORS];
-        let mut free = vectors.iter_mut();
+        vectors: &mut Few,
+    ) -> io::Result<libc::c_int> {
         for Buffer { address, length } in pieces {
             let slices =
-                GuestMemory::get_slices(self.memory(), GuestAddress(*address), *length as usize, access);
+                GuestMemory::get_slices(self.memory(), GuestAddress(address), length as usize, access);
             for slice in slices.map_err(|_| Errno::FAULT)? {
                 let slice = slice.map_err(|_| Errno::FAULT)?;
                 // What does not fit is still looked at: a bad piece is an error wherever it is.
-                if let Some(vector) = free.next() {
+                if vectors.len() < MAX_VECTORS {
                     let start = slice.ptr_guard_mut();
-                    *vector = libc::iovec { iov_base: start.as_ptr().cast(), iov_len: slice.len() };
+                    vectors.push(libc::iovec { iov_base: start.as_ptr().cast(), iov_len: slice.len() });
                 }
             }
         }
-        let count = MAX_VECTORS - free.len();
-        Ok((vectors, count as libc::c_int))
+        Ok(vectors.len() as libc::c_int)
     }
 }
 
@@ -351,7 +359,7 @@ mod tests {
         let (ram, file) = (two_mappings(), memfd(MIB, SealFlags::empty()));
         rustix::io::pwrite(&file, b"0123456789abcdef", 100).unwrap();
         let into = [buffer(5, 3), buffer(MIB - 2, 4), buffer(0x2000, 9)];
-        assert_eq!(ram.readv(file.as_fd(), &into, Some(100)).unwrap(), 16);
+        assert_eq!(ram.readv(file.as_fd(), into, Some(100)).unwrap(), 16);
         let mut got = [0; 9];
         ram.memory().read_slice(&mut got[..4], GuestAddress(MIB - 2)).unwrap();
         assert_eq!(&got[..4], b"3456");
@@ -360,7 +368,7 @@ mod tests {
         let from = [buffer(0x2000, 2), buffer(MIB - 2, 4)];
         for durability in [Durability::Visible, Durability::Stable] {
             rustix::io::pwrite(&file, &[0; 6], 50).unwrap();
-            assert_eq!(ram.writev(file.as_fd(), &from, Some(50), durability).unwrap(), 6);
+            assert_eq!(ram.writev(file.as_fd(), from, Some(50), durability).unwrap(), 6);
             let mut got = [0; 7];
             rustix::io::pread(&file, &mut got, 50).unwrap();
             assert_eq!(&got, b"783456\0");
@@ -372,13 +380,13 @@ mod tests {
         let (ram, (read, write)) = (two_mappings(), rustix::pipe::pipe().unwrap());
         ram.memory().write_slice(b"a stream", GuestAddress(0)).unwrap();
         let visible = Durability::Visible;
-        assert_eq!(ram.writev(write.as_fd(), &[buffer(0, 8)], None, visible).unwrap(), 8);
-        assert_eq!(ram.readv(read.as_fd(), &[buffer(0x100, 2), buffer(0x200, 100)], None).unwrap(), 8);
+        assert_eq!(ram.writev(write.as_fd(), [buffer(0, 8)], None, visible).unwrap(), 8);
+        assert_eq!(ram.readv(read.as_fd(), [buffer(0x100, 2), buffer(0x200, 100)], None).unwrap(), 8);
         let mut got = [0; 6];
         ram.memory().read_slice(&mut got, GuestAddress(0x200)).unwrap();
         assert_eq!(&got, b"stream");
         drop(write);
-        assert_eq!(ram.readv(read.as_fd(), &[buffer(0, 8)], None).unwrap(), 0, "the end");
+        assert_eq!(ram.readv(read.as_fd(), [buffer(0, 8)], None).unwrap(), 0, "the end");
     }
 
     #[test]
@@ -387,16 +395,16 @@ mod tests {
         rustix::io::pwrite(&file, &[7; 64], 0).unwrap();
         for bad in [(2 * MIB, 1), (2 * MIB - 1, 2), (u64::MAX, 1), (u64::MAX, 2), (0, u32::MAX)] {
             let list = [buffer(0, 8), buffer(bad.0, bad.1)];
-            let error = ram.readv(file.as_fd(), &list, Some(0)).unwrap_err();
+            let error = ram.readv(file.as_fd(), list, Some(0)).unwrap_err();
             assert_eq!(error.raw_os_error(), Some(Errno::FAULT.raw_os_error()));
-            assert!(ram.writev(file.as_fd(), &list, Some(1000), Durability::Visible).is_err());
+            assert!(ram.writev(file.as_fd(), list, Some(1000), Durability::Visible).is_err());
         }
         let mut untouched = [1; 8];
         ram.memory().read_slice(&mut untouched, GuestAddress(0)).unwrap();
         assert_eq!(untouched, [0; 8]);
         rustix::io::pread(&file, &mut untouched, 1000).unwrap();
         assert_eq!(untouched, [0; 8]);
-        assert!(ram.readv(file.as_fd(), &[buffer(0, 8)], Some(u64::MAX)).is_err());
+        assert!(ram.readv(file.as_fd(), [buffer(0, 8)], Some(u64::MAX)).is_err());
     }
 
     #[test]
@@ -404,13 +412,16 @@ mod tests {
         let (ram, file) = (two_mappings(), memfd(MIB, SealFlags::empty()));
         let mut many = vec![buffer(0, 2); MAX_VECTORS + 1];
         let visible = Durability::Visible;
-        assert_eq!(ram.writev(file.as_fd(), &many, Some(0), visible).unwrap(), 2 * MAX_VECTORS);
+        assert_eq!(
+            ram.writev(file.as_fd(), many.iter().copied(), Some(0), visible).unwrap(),
+            2 * MAX_VECTORS
+        );
         many.push(buffer(u64::MAX, 2));
         assert!(
-            ram.writev(file.as_fd(), &many, Some(0), visible).is_err(),
+            ram.writev(file.as_fd(), many.iter().copied(), Some(0), visible).is_err(),
             "a bad one is found nevertheless"
         );
-        assert_eq!(ram.writev(file.as_fd(), &[], Some(0), visible).unwrap(), 0);
+        assert_eq!(ram.writev(file.as_fd(), [], Some(0), visible).unwrap(), 0);
     }
 
     #[test]

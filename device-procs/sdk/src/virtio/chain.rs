@@ -171,8 +171,7 @@ impl<'a> Chain<'a> {
         most: u64,
         durability: Durability,
     ) -> io::Result<usize> {
-        let (pieces, count) = self.readable.pieces(most);
-        let sent = self.ram.writev(fd, pieces.get(..count).unwrap_or_default(), at, durability)?;
+        let sent = self.ram.writev(fd, self.readable.pieces(most), at, durability)?;
         self.readable.advance(sent as u64);
         Ok(sent)
     }
@@ -183,8 +182,7 @@ impl<'a> Chain<'a> {
     /// # Errors
     /// As [`send_to`](Self::send_to).
     pub fn fill_from(&mut self, fd: BorrowedFd<'_>, at: Option<u64>, most: u64) -> io::Result<usize> {
-        let (pieces, count) = self.writable.pieces(most);
-        let filled = self.ram.readv(fd, pieces.get(..count).unwrap_or_default(), at)?;
+        let filled = self.ram.readv(fd, self.writable.pieces(most), at)?;
         self.writable.advance(filled as u64);
         self.count_written(filled as u64);
         Ok(filled)
@@ -288,21 +286,17 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// The next pieces of at most `most` bytes together, and how many these are. Takes nothing.
-    fn pieces(&self, most: u64) -> ([Buffer; MAX_PIECES], usize) {
-        let mut pieces = [Buffer { address: 0, length: 0 }; MAX_PIECES];
-        let (mut rest, mut offset, mut count) = (most.min(self.left), self.offset, 0);
+    /// The next pieces of at most `most` bytes together. Takes nothing.
+    fn pieces(&self, most: u64) -> impl Iterator<Item = Buffer> {
         let buffers = self.buffers.get(self.index..).unwrap_or_default();
-        for (piece, buffer) in pieces.iter_mut().zip(buffers) {
-            let length = u32::try_from(rest).unwrap_or(u32::MAX).min(buffer.length - offset);
-            if length == 0 {
-                break;
-            }
+        let pieces = buffers.iter().scan((most.min(self.left), self.offset), |(rest, offset), buffer| {
+            let length = u32::try_from(*rest).unwrap_or(u32::MAX).min(buffer.length - *offset);
             // Past the top of the address space there is no guest memory, which the access will find.
-            *piece = Buffer { address: buffer.address.saturating_add(offset.into()), length };
-            (rest, offset, count) = (rest - u64::from(length), 0, count + 1);
-        }
-        (pieces, count)
+            let piece = Buffer { address: buffer.address.saturating_add((*offset).into()), length };
+            (*rest, *offset) = (*rest - u64::from(length), 0);
+            (length > 0).then_some(piece)
+        });
+        pieces.take(MAX_PIECES)
     }
 }
 
