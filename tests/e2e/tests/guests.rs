@@ -229,6 +229,15 @@ fn a_blocked_console_does_not_stall_the_guest() {
     plan.start().wait_for(Duration::from_secs(60)).unwrap().assert(0, "guest powered off");
 }
 
+/// Reads and writes of a device's register that left the guest, as `--exit-stats=json` tells.
+fn accesses(ended: &Ended, device: &str, offset: u64) -> Option<(u64, u64)> {
+    let line = ended.messages.lines().find(|line| line.starts_with('{')).unwrap_or_else(|| panic!("{ended}"));
+    let told: serde_json::Value = serde_json::from_str(line).unwrap();
+    let registers = told["registers"].as_array().unwrap();
+    let found = registers.iter().find(|one| one["device"] == device && one["offset"] == offset);
+    found.map(|one| (one["reads"].as_u64().unwrap(), one["writes"].as_u64().unwrap()))
+}
+
 #[test]
 fn what_left_the_guest_is_told_register_by_register() {
     let Some(lab) = Lab::with_guests("exit-stats") else { return };
@@ -236,18 +245,24 @@ fn what_left_the_guest_is_told_register_by_register() {
     let run = |form| lab.guest("exits").with(options).with([form]).start().wait().unwrap();
     let ended = run("--exit-stats=json");
     ended.assert(0, "guest powered off");
-    let line = ended.messages.lines().find(|line| line.starts_with('{')).unwrap_or_else(|| panic!("{ended}"));
-    let told: serde_json::Value = serde_json::from_str(line).unwrap();
-    let of = |device: &str, offset: u64| {
-        let registers = told["registers"].as_array().unwrap();
-        let found = registers.iter().find(|one| one["device"] == device && one["offset"] == offset);
-        found.map(|one| (one["reads"].as_u64().unwrap(), one["writes"].as_u64().unwrap()))
-    };
+    let of = |device, offset| accesses(&ended, device, offset);
     // Line status, scratch, `QueueSel`, and what powers off.
     assert_eq!([of("serial", 5), of("serial", 7)], [Some((50, 0)), Some((0, 50))], "{ended}");
     assert_eq!([of("entropy", 0x30), of("acpi-power", 0)], [Some((0, 50)), Some((0, 1))], "{ended}");
     let ended = run("--exit-stats");
     ended.assert(0, "0x3fd    0x5       50        0");
+}
+
+#[test]
+fn a_request_to_a_virtio_device_is_no_exit() {
+    let Some(lab) = Lab::with_guests("requests") else { return };
+    let options = ["--rng", "--exit-stats=json", "--cmdline", "rounds=100"];
+    let ended = lab.guest("entropy").with(options).start().wait().unwrap();
+    ended.assert(0, "guest powered off");
+    assert!(ended.output.contains("rounds=100") && ended.output.contains("wrong=0"), "{ended}");
+    // `QueueNotify`, `InterruptStatus`, `InterruptACK`; and the queue's address, once for each beginning.
+    let of = |offset| accesses(&ended, "entropy", offset);
+    assert_eq!([of(0x50), of(0x60), of(0x64), of(0x80)], [None, None, None, Some((0, 7))], "{ended}");
 }
 
 #[test]

@@ -28,6 +28,8 @@ use crate::host::{Traffic, WakeLine, start_thread};
 
 /// The longest sleep of a post that waits for a time: longer ones would take another system call.
 const LONGEST_SLEEP: u64 = 3600 * SECOND;
+/// As long as kicks cannot be waited for, for want of the kernel's memory, they are looked for so often.
+const BLIND: u64 = SECOND / 1000;
 /// What one wait tells of. It need not be all: the next tells of the rest.
 const EVENTS: usize = 4;
 /// What kicks tell of themselves; sources tell their number.
@@ -408,6 +410,8 @@ struct Sleep {
     epoll: Arc<OwnedFd>,
     /// Open as long as they are in the set.
     kicks: Vec<Arc<OwnedFd>>,
+    /// They are in the set: not before that is needed, for whoever kicks would have two to wake.
+    listens: bool,
     /// There are, or were, other eventfds in the set.
     guests: Arc<AtomicBool>,
     sources: Vec<Source>,
@@ -425,11 +429,13 @@ struct Source {
 impl Sleep {
     fn new(kicks: Vec<Arc<OwnedFd>>, sources: Vec<Arc<OwnedFd>>) -> io::Result<Sleep> {
         let epoll = Arc::new(epoll::create(epoll::CreateFlags::CLOEXEC)?);
-        for kick in &kicks {
+        let listens = kicks.len() != 1 || !sources.is_empty();
+        for kick in kicks.iter().filter(|_| listens) {
             add_kick(&epoll, kick.as_fd())?;
         }
         let source = |fd| Source { fd, armed: epoll::EventFlags::empty(), always: false };
-        Ok(Sleep { epoll, kicks, guests: Arc::default(), sources: sources.into_iter().map(source).collect() })
+        let sources = sources.into_iter().map(source).collect();
+        Ok(Sleep { epoll, kicks, listens, guests: Arc::default(), sources })
     }
 
     /// Waits; a bit for each source that may be ready then.
@@ -442,7 +448,11 @@ impl Sleep {
         }
         let always = self.arm(wait);
         let pause = wait.until.map(|time| time.saturating_sub(clock::now()).min(LONGEST_SLEEP));
-        let pause = if always != 0 { Some(0) } else { pause };
+        let pause = match (always, self.listen()) {
+            (0, true) => pause,
+            (0, false) => Some(pause.map_or(BLIND, |pause| pause.min(BLIND))),
+            _ => Some(0),
+        };
         let pause = pause.map(|ns| Timespec { tv_sec: (ns / SECOND) as i64, tv_nsec: (ns % SECOND) as i64 });
         let none = epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(KICK) };
         let mut events = [none; EVENTS];
@@ -451,6 +461,13 @@ impl Sleep {
         let source = |event: &epoll::Event| u32::try_from(event.data.u64()).ok();
         let bit = |number| 1u32.checked_shl(number).unwrap_or(0);
         events.iter().take(count).filter_map(source).fold(always, |ready, number| ready | bit(number))
+    }
+
+    /// Has kicks end the waits in the set; whether they do.
+    fn listen(&mut self) -> bool {
+        self.listens =
+            self.listens || self.kicks.iter().all(|kick| add_kick(&self.epoll, kick.as_fd()).is_ok());
+        self.listens
     }
 
     /// Sleeps until the one queue's kick, if nothing else is waited for.
