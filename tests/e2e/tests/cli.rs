@@ -86,6 +86,55 @@ fn files_that_cannot_be_used_refuse_the_start() {
     refused(&program, &["run", "--kernel", &text.display().to_string()], 3, &["kernel"]);
 }
 
+/// As root, whoever may make links in a folder on the way could have the VM read, write to, run or reach what is not his.
+#[test]
+fn root_follows_nobodys_links_on_any_path() {
+    if !rustix::process::geteuid().is_root() {
+        return skip("root alone can make a stranger's link");
+    }
+    let Some(lab) = Lab::with_guests("links") else { return };
+    let at = |name: &str| lab.folder().join(name);
+    let text = |path: &Path| path.display().to_string();
+    let link = |to: &Path, name: &str| {
+        std::os::unix::fs::symlink(to, at(name)).unwrap();
+        std::os::unix::fs::lchown(at(name), Some(12345), None).unwrap();
+        text(&at(name))
+    };
+    let program = lab.places().program();
+    let kernel = text(&lab.places().guest("poweroff"));
+    std::fs::create_dir(at("real")).unwrap();
+    std::fs::write(at("real/file"), [0; 4096]).unwrap();
+    let (folder, file) = (link(&at("real"), "folder"), link(&at("real/file"), "file"));
+    let linked_kernel = link(Path::new(&kernel), "kernel");
+    let workers = link(&lab.places().dist.join("libexec/cellblock"), "workers");
+    let real = text(&at("real/file"));
+    let cases: &[&[&str]] = &[
+        &["run", "--kernel", &linked_kernel],
+        &["run", "--kernel", &kernel, "--initrd", &file],
+        &["run", "--kernel", &kernel, "--disk", &format!("path={file}")],
+        &["run", "--kernel", &kernel, "--disk", &format!("path={folder}/file,readonly")],
+        &["run", "--kernel", &kernel, "--disk", &format!("path={real},backing={file},format=qcow2")],
+        &["run", "--kernel", &kernel, "--serial", &format!("file={folder}/log")],
+        &["run", "--kernel", &kernel, "--serial", &format!("socket={folder}/socket")],
+        &["run", "--kernel", &kernel, "--vsock", &format!("cid=3,path={folder}/socket")],
+        &["run", "--kernel", &kernel, "--worker-dir", &workers],
+        &["vhost-user", "--socket", &format!("{folder}/socket"), "--rng"],
+    ];
+    for arguments in cases {
+        refused(
+            &program,
+            arguments,
+            3,
+            &["symbolic link of uid 12345", "root does not follow", "name what it leads to"],
+        );
+    }
+    assert_eq!(std::fs::read_dir(at("real")).unwrap().count(), 1, "something was made behind the link");
+    // Root's own links are followed, as /var/run.
+    std::os::unix::fs::symlink(&kernel, at("own")).unwrap();
+    let plan = lab.plan().with(["--kernel", &text(&at("own"))]).start().wait().unwrap();
+    plan.assert(0, "guest powered off");
+}
+
 #[test]
 fn a_configuration_file_says_the_same_and_its_errors_have_a_place() {
     let Some(program) = program() else { return };

@@ -314,7 +314,7 @@ fn the_socket_is_this_users_alone_and_nobody_elses() {
     let (end, _) = back_end(&lab, &socket, &["--rng"]);
     assert_eq!(socket.metadata().unwrap().permissions().mode() & 0o777, 0o600);
     let second = lab.back_end(&socket).with(["--rng"]).start().wait().unwrap();
-    second.assert(3, "something is there already");
+    second.assert(3, "is in use by another VM or program");
     // A front that is killed leaves its socket, which the next one replaces.
     end.signal(Signal::KILL).unwrap();
     end.wait().unwrap();

@@ -3,7 +3,7 @@
 use std::fs::{File, TryLockError};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,8 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use rustix::fs::OFlags;
+
+use crate::front::paths;
 
 /// How long the processes of a VM that has just ended may still hold an image.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -60,9 +62,9 @@ pub(crate) fn open(disk: &Disk) -> Result<OpenDisk, String> {
 /// Opens and locks one file of a disk.
 fn open_file(what: &str, path: &Path, read_only: bool, direct: bool) -> Result<File, String> {
     let shown = path.display();
+    let access = if read_only { OFlags::RDONLY } else { OFlags::RDWR };
     let flags = if direct { OFlags::DIRECT } else { OFlags::empty() };
-    let opened = File::options().read(true).write(!read_only).custom_flags(flags.bits() as i32).open(path);
-    let file = opened.map_err(|error| {
+    let file = paths::open(path, access | flags).map_err(|error| {
         let hint = if direct { "; cache=direct needs a file system with O_DIRECT" } else { "" };
         format!("the {what} {shown} cannot be opened: {error}{hint}")
     })?;

@@ -27,6 +27,7 @@ use cellblock_supervisor::{DevicePlan, Plan};
 use cellblock_wire::device::{
     BalloonConfig, ConsoleConfig, DeviceConfig, DeviceKind, EntropyConfig, Limits as Rates, Role, VsockConfig,
 };
+use rustix::fs::OFlags;
 
 use crate::board::Granted;
 use crate::front::paths;
@@ -301,7 +302,7 @@ fn open(config: &VmConfig, devices: &[DevicePlan]) -> Result<Opened, String> {
         let path = path.display().to_string();
         move |error: std::io::Error| format!("{what} {path} cannot be opened: {error}")
     };
-    let image = |what, path: &Path| File::open(path).map_err(named(what, path));
+    let image = |what, path: &Path| paths::open(path, OFlags::RDONLY).map_err(named(what, path));
     let kernel = image("kernel", &config.kernel)?;
     let initrd = config.initrd.as_deref().map(|path| image("initrd", path)).transpose()?;
     let dev_kvm = Path::new("/dev/kvm");
@@ -310,7 +311,7 @@ fn open(config: &VmConfig, devices: &[DevicePlan]) -> Result<Opened, String> {
     })?;
     let null = Path::new("/dev/null");
     let null = File::options().read(true).write(true).open(null).map_err(named("the null device", null))?;
-    let directory = worker_directory(config.worker_dir.as_deref())?;
+    let directory = WorkerFolder::open(config.worker_dir.as_deref())?;
     let kinds: Vec<_> = devices.iter().map(|device| device.config.kind()).collect();
     let workers = devices
         .iter()
@@ -326,7 +327,7 @@ fn open(config: &VmConfig, devices: &[DevicePlan]) -> Result<Opened, String> {
 
 /// What a worker for a device of this kind is started with.
 fn open_worker(
-    directory: &Path,
+    directory: &WorkerFolder,
     kind: DeviceKind,
     name: String,
     (limits, group_limits): (Limits, GroupLimits),
@@ -335,21 +336,42 @@ fn open_worker(
 }
 
 /// The program `name` of those in `directory`.
-fn open_program(directory: &Path, name: &str) -> Result<Program, String> {
-    let path = directory.join(name);
-    let failed = |path: &Path, error: std::io::Error| {
+fn open_program(directory: &WorkerFolder, name: &str) -> Result<Program, String> {
+    let open = |file: &str| paths::open_program(directory.folder.as_fd(), Path::new(file));
+    let failed = |file: &str, error: std::io::Error| {
         format!(
             "the worker of device {name}, {}, cannot be read: {error}; build it with scripts/build, or say where it is \
              with --worker-dir",
-            path.display()
+            directory.path.join(file).display()
         )
     };
-    let binary = paths::open_program(&path).map_err(|error| failed(&path, error))?;
-    let path = directory.join(format!("{name}.bpf"));
+    let binary = open(name).map_err(|error| failed(name, error))?;
+    let filter = format!("{name}.bpf");
     let mut start_filter = Vec::new();
-    let read = paths::open_program(&path).and_then(|mut file| file.read_to_end(&mut start_filter));
-    read.map_err(|error| failed(&path, error))?;
+    let read = open(&filter).and_then(|mut file| file.read_to_end(&mut start_filter));
+    read.map_err(|error| failed(&filter, error))?;
     Ok(Program { binary, start_filter })
+}
+
+/// Where the workers' programs are.
+struct WorkerFolder {
+    path: PathBuf,
+    folder: File,
+}
+
+impl WorkerFolder {
+    /// As [`worker_directory`], opened.
+    fn open(told: Option<&Path>) -> Result<Self, String> {
+        let path = worker_directory(told)?;
+        let folder = paths::open(&path, paths::FOLDER).map_err(|error| {
+            format!(
+                "the folder of the workers, {}, cannot be opened: {error}; build them with scripts/build, or say where they are \
+                 with --worker-dir",
+                path.display()
+            )
+        })?;
+        Ok(WorkerFolder { path, folder })
+    }
 }
 
 /// `--worker-dir`, or `../libexec/cellblock` beside this program.

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use rustix::fs::{CWD, MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use rustix::io::Errno;
 
 use crate::cli::UpgradeArgs;
@@ -51,20 +51,21 @@ pub(crate) fn upgrade(args: &UpgradeArgs) -> anyhow::Result<()> {
 
 /// The binary at `path`, and its start program, if there is one beside it.
 fn files(path: &Path) -> anyhow::Result<Vec<OwnedFd>> {
-    let mut files = vec![sealed(path)?];
+    let mut files = vec![sealed(paths::open_program(CWD, path), path)?];
     let mut program = path.as_os_str().to_owned();
     program.push(".bpf");
     let program = PathBuf::from(program);
-    if program.exists() {
-        files.push(sealed(&program)?);
+    match paths::open_program(CWD, &program) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        opened => files.push(sealed(opened, &program)?),
     }
     Ok(files)
 }
 
-/// A copy of the file at `path` that nobody can change.
-fn sealed(path: &Path) -> anyhow::Result<OwnedFd> {
+/// A copy of the file at `path`, which was `opened`, that nobody can change.
+fn sealed(opened: io::Result<File>, path: &Path) -> anyhow::Result<OwnedFd> {
     let failed = || format!("{} cannot be read", path.display());
-    let source = paths::open_program(path).with_context(failed)?;
+    let source = opened.with_context(failed)?;
     let mut copy = File::from(memfd().context("no memory for the binary")?);
     let length = io::copy(&mut source.take(MAX_BINARY + 1), &mut copy).with_context(failed)?;
     ensure!(length <= MAX_BINARY, "{} has more than {} MiB", path.display(), MAX_BINARY >> 20);

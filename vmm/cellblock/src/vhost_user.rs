@@ -5,22 +5,20 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::MetadataExt;
-use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use cellblock_channel::socket::SocketError;
 use cellblock_config::{BackEnd, BackEndDevice};
 use cellblock_supervisor::link::{Command, End, Event};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{SocketFlags, accept_with};
 use rustix::process::Signal;
 
 use crate::cli::VhostUserArgs;
 use crate::front::control_socket::{ControlSocket, What};
 use crate::front::relay::see_off;
 use crate::front::signals::Signals;
-use crate::front::sink::remove_stale_socket;
+use crate::front::socket_path::{Access, NamedSocket};
 use crate::front::vsock::{self, Listener, Vsock};
 use crate::launch;
 use crate::run::{chain, control_socket, layers_without, tell_what_is_lost};
@@ -47,7 +45,8 @@ fn serve(config: &BackEnd, verbose: u8) -> Result<Ending, Ending> {
     let signals = Signals::take().map_err(|error| refused(format!("signals cannot be queued: {error}")))?;
     tell_what_is_lost(layers);
     let mut control = control_socket(config.id.as_str()).map_err(refused)?;
-    let socket = Socket::bind(&config.socket).map_err(refused)?;
+    let socket = NamedSocket::listen(&config.socket, Access::Owner);
+    let socket = socket.map_err(|error| refused(format!("socket {} {error}", config.socket.display())))?;
     let listener = match &config.device {
         BackEndDevice::Vsock(vsock) => Some(Listener::open(&vsock.path).map_err(refused)?),
         _ => None,
@@ -78,46 +77,6 @@ fn serve(config: &BackEnd, verbose: u8) -> Result<Ending, Ending> {
     Ok(front.ending())
 }
 
-/// Where front ends connect; removed on drop.
-struct Socket {
-    listener: UnixListener,
-    path: PathBuf,
-    /// Device and inode, so that nobody else's socket is removed in the end.
-    inode: Option<(u64, u64)>,
-}
-
-impl Socket {
-    /// A socket that only this user may open. One that nobody listens on any more is replaced.
-    fn bind(path: &Path) -> Result<Self, String> {
-        let failed = |error: io::Error| match error.kind() {
-            io::ErrorKind::AddrInUse => format!("socket {}: something is there already", path.display()),
-            _ => format!("socket {} cannot be made: {error}", path.display()),
-        };
-        remove_stale_socket(path);
-        // This process has one thread yet, so the mask is nobody else's.
-        let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
-        let listener = UnixListener::bind(path);
-        rustix::process::umask(before);
-        let listener = listener.map_err(failed)?;
-        let socket = Socket { listener, path: path.to_owned(), inode: inode(path) };
-        socket.listener.set_nonblocking(true).map_err(failed)?;
-        Ok(socket)
-    }
-}
-
-impl Drop for Socket {
-    fn drop(&mut self) {
-        if inode(&self.path) == self.inode {
-            let _ = std::fs::remove_file(&self.path);
-        }
-    }
-}
-
-fn inode(path: &Path) -> Option<(u64, u64)> {
-    let meta = std::fs::symlink_metadata(path).ok()?;
-    Some((meta.dev(), meta.ino()))
-}
-
 /// What the front's loop knows.
 struct Front<'a> {
     config: &'a BackEnd,
@@ -128,7 +87,7 @@ struct Front<'a> {
     spawner: crate::front::relay::Process,
     signals: Signals,
     control: ControlSocket,
-    socket: Socket,
+    socket: NamedSocket,
     vsock: Option<Vsock<'a>>,
     /// A front end is connected, or its worker still ends.
     serving: bool,
@@ -186,7 +145,7 @@ impl Front<'_> {
             watched.push((Source::Link, self.link.as_fd()));
         }
         if !self.serving && self.stopping.is_none() {
-            watched.push((Source::Listener, self.socket.listener.as_fd()));
+            watched.push((Source::Listener, self.socket.as_fd()));
         }
         // While there is no worker, nobody would take what host programs want.
         let vsock = self.vsock.as_ref().filter(|_| self.serving);
@@ -257,10 +216,7 @@ impl Front<'_> {
 
     /// Passes a front end on. What it says is the worker's to read.
     fn accept(&mut self) {
-        let Ok((stream, _)) = self.socket.listener.accept() else { return };
-        if stream.set_nonblocking(false).is_err() {
-            return;
-        }
+        let Ok(stream) = accept_with(&self.socket, SocketFlags::CLOEXEC) else { return };
         match self.link.send_message(&Command::FrontEnd, &[stream.as_fd()]) {
             Ok(()) => {
                 self.serving = true;

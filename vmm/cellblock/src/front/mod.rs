@@ -7,6 +7,7 @@ pub(crate) mod paths;
 pub(crate) mod relay;
 pub(crate) mod signals;
 pub(crate) mod sink;
+pub(crate) mod socket_path;
 pub(crate) mod stream;
 pub(crate) mod terminal;
 pub(crate) mod vsock;

@@ -1,60 +1,75 @@
 //! Opening what the user names where others may have been first.
 //!
 //! Each path is walked once, and from then on there is its descriptor; what is looked at is the open file. As root, whoever can write to the
-//! folder could otherwise have the VM write to, or run, what is not his.
+//! folder could otherwise have the VM read, write to, or run, what is not his: so for root any link on the way must be root's own. The
+//! kernel sees to it (`openat2` with `RESOLVE_NO_SYMLINKS`); root's own links are followed here, one by one. The names of this process' own
+//! descriptors are always followed, and an ordinary user's paths as the kernel does.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::{Component, Path};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
 
 /// The most links on the way to a file, as the kernel's.
 const MAX_LINKS: usize = 40;
+/// A folder, or anything else, to be named by its descriptor.
+pub(crate) const FOLDER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY);
 
-/// The file at `path` for appending, made if there is none. For root the last name of the path may be no link, of either kind, and
-/// any other only a link of root's own, as strangers' may lead to what is not theirs; what is there must be a file or a terminal. The
-/// names of this process' own descriptors are always followed.
+/// What is at `path`, opened with `flags`.
+///
+/// # Errors
+/// It cannot be opened, or is not to be followed.
+pub(crate) fn open(path: &Path, flags: OFlags) -> io::Result<File> {
+    open_below(CWD, path, flags)
+}
+
+/// The same, of a path that begins at `folder`.
+///
+/// # Errors
+/// As [`open`].
+pub(crate) fn open_below(folder: BorrowedFd<'_>, path: &Path, flags: OFlags) -> io::Result<File> {
+    open_as(folder, path, flags, Mode::empty(), trusted(path))
+}
+
+/// The file at `path` for appending, made if there is none. For root the last name of the path may be no link, of either kind, and what
+/// is there must be a file or a terminal.
 ///
 /// # Errors
 /// It cannot be opened, or is not to be followed.
 pub(crate) fn open_log(path: &Path) -> io::Result<File> {
-    let wary = rustix::process::geteuid().is_root() && !names_own_descriptor(path);
-    open_log_as(path, wary.then_some(0))
+    open_log_as(path, trusted(path))
 }
 
-/// `/dev/stdout`, `/dev/stderr`, `/dev/fd/N`: links that only root makes, to what this process has open.
+/// Whose links alone are followed along `path`; `None`: all that the kernel follows.
+fn trusted(path: &Path) -> Option<u32> {
+    (rustix::process::geteuid().is_root() && !names_own_descriptor(path)).then_some(0)
+}
+
+/// `/dev/stdout`, `/dev/fd/N`, `/proc/self/fd/N`: links that only root makes, to what this process has open.
 fn names_own_descriptor(path: &Path) -> bool {
-    let Some(name) = path.to_str().and_then(|path| path.strip_prefix("/dev/")) else { return false };
+    let below = |folder| path.to_str().and_then(|path| path.strip_prefix(folder));
     let number = |number: &str| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
-    matches!(name, "stdout" | "stderr") || name.strip_prefix("fd/").is_some_and(number)
+    below("/dev/").is_some_and(|name| matches!(name, "stdin" | "stdout" | "stderr"))
+        || below("/dev/fd/").or_else(|| below("/proc/self/fd/")).is_some_and(number)
 }
 
-/// With `owner`, whose links alone are followed; without, as the kernel does.
+/// As [`open_log`], with the one whose links alone are followed.
 fn open_log_as(path: &Path, owner: Option<u32>) -> io::Result<File> {
-    let Some(owner) = owner else { return OpenOptions::new().append(true).create(true).open(path) };
-    let (folder, name) = walk(path, owner)?;
+    let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE;
+    let mode = Mode::from_raw_mode(0o666);
+    if owner.is_none() {
+        return open_as(CWD, path, flags, mode, None);
+    }
     // A FIFO that somebody has put there would make it wait.
-    let flags = OFlags::WRONLY
-        | OFlags::APPEND
-        | OFlags::CREATE
-        | OFlags::NOFOLLOW
-        | OFlags::NONBLOCK
-        | OFlags::NOCTTY
-        | OFlags::CLOEXEC;
-    let file = match rustix::fs::openat(folder, name, flags, Mode::from_raw_mode(0o666)) {
-        Err(rustix::io::Errno::LOOP) => {
-            return Err(io::Error::other(
-                "it is a symbolic link, which root does not follow; name the file itself",
-            ));
-        }
-        opened => File::from(opened?),
-    };
+    let wary = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = open_as(CWD, path, flags | wary, mode, owner)?;
     let found = file.metadata()?;
     match FileType::from_raw_mode(found.mode()) {
         FileType::RegularFile if found.nlink() > 1 => Err(io::Error::other(format!(
@@ -69,44 +84,85 @@ fn open_log_as(path: &Path, owner: Option<u32>) -> io::Result<File> {
     }
 }
 
-/// The folder of what `path` names, and its last name: name by name, along no links but those of `owner`.
-fn walk(path: &Path, owner: u32) -> io::Result<(OwnedFd, OsString)> {
-    let open = |folder: &str| {
-        rustix::fs::open(folder, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+/// Opens `path`, which begins at `folder`, along no links but those of `owner`, if there is one.
+fn open_as(
+    folder: BorrowedFd<'_>,
+    path: &Path,
+    flags: OFlags,
+    mode: Mode,
+    owner: Option<u32>,
+) -> io::Result<File> {
+    let flags = flags | OFlags::CLOEXEC;
+    let opened = match owner {
+        Some(owner) => open_along(folder, path, flags, mode, owner)?,
+        None => rustix::fs::openat(folder, path, flags, mode)?,
     };
-    let mut folder = open(if path.is_absolute() { "/" } else { "." })?;
+    Ok(opened.into())
+}
+
+fn open_along(
+    folder: BorrowedFd<'_>,
+    path: &Path,
+    flags: OFlags,
+    mode: Mode,
+    owner: u32,
+) -> io::Result<OwnedFd> {
+    let root = || rustix::fs::open("/", FOLDER | OFlags::CLOEXEC, Mode::empty());
+    let plain = |folder: &OwnedFd, path: &Path, flags, mode| {
+        rustix::fs::openat2(folder, path, flags, mode, ResolveFlags::NO_SYMLINKS)
+    };
+    let mut folder = if path.is_absolute() {
+        root()?
+    } else {
+        rustix::fs::openat(folder, ".", FOLDER | OFlags::CLOEXEC, Mode::empty())?
+    };
     let mut rest = names(path);
-    let last = rest.pop_back().ok_or(rustix::io::Errno::ISDIR)?;
-    let mut links = 0;
-    while let Some(name) = rest.pop_front() {
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let next = rustix::fs::openat(&folder, &name, flags, Mode::empty())?;
-        let found = rustix::fs::fstat(&next)?;
-        if FileType::from_raw_mode(found.st_mode) != FileType::Symlink {
-            folder = next;
-            continue;
+    for _ in 0..=MAX_LINKS {
+        let whole: PathBuf = if rest.is_empty() { ".".into() } else { rest.iter().collect() };
+        match plain(&folder, &whole, flags, mode) {
+            Err(Errno::LOOP) => {}
+            opened => return Ok(opened?),
         }
-        if found.st_uid != owner {
+        let (name, link) = first_link(&mut folder, &mut rest, plain)?;
+        let of = rustix::fs::fstat(&link)?.st_uid;
+        if of != owner {
             return Err(io::Error::other(format!(
-                "{} in its path is a symbolic link of uid {}, which root does not follow; name the folder itself",
-                name.display(),
-                found.st_uid
+                "{} in its path is a symbolic link of uid {of}, which root does not follow; name what it leads to",
+                name.display()
             )));
         }
-        links += 1;
-        if links > MAX_LINKS {
-            return Err(rustix::io::Errno::LOOP.into());
+        if rest.is_empty() && flags.contains(OFlags::NOFOLLOW) {
+            return Err(io::Error::other(
+                "it is a symbolic link, which root does not follow; name the file itself",
+            ));
         }
-        let target = rustix::fs::readlinkat(&next, "", Vec::new())?;
+        let target = rustix::fs::readlinkat(&link, "", Vec::new())?;
         let target = Path::new(OsStr::from_bytes(target.as_bytes()));
         if target.is_absolute() {
-            folder = open("/")?;
+            folder = root()?;
         }
         let mut further = names(target);
         further.append(&mut rest);
         rest = further;
     }
-    Ok((folder, last))
+    Err(Errno::LOOP.into())
+}
+
+/// The first link along `rest`, and its name. Then `folder` is where it is, and `rest` what comes after it.
+fn first_link(
+    folder: &mut OwnedFd,
+    rest: &mut VecDeque<OsString>,
+    plain: impl Fn(&OwnedFd, &Path, OFlags, Mode) -> rustix::io::Result<OwnedFd>,
+) -> io::Result<(OsString, OwnedFd)> {
+    while let Some(name) = rest.pop_front() {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let next = plain(folder, Path::new(&name), flags, Mode::empty())?;
+        if FileType::from_raw_mode(rustix::fs::fstat(&next)?.st_mode) == FileType::Symlink {
+            return Ok((name, next));
+        }
+        *folder = next;
+    }
+    Err(io::Error::other("somebody changes its path meanwhile"))
 }
 
 /// The names of `path`, one after the other.
@@ -115,14 +171,13 @@ fn names(path: &Path) -> VecDeque<OsString> {
     path.components().filter(named).map(|part| part.as_os_str().to_owned()).collect()
 }
 
-/// The file at `path`, of which a VM's process is made: only root and this user may be able to change it. An ordinary user is
-/// taken to know who is in his file's group.
+/// The file at `path`, which begins at `folder`, and of which a VM's process is made: only root and this user may be able to change it. An
+/// ordinary user is taken to know who is in his file's group.
 ///
 /// # Errors
 /// It cannot be opened, is no file, or others may write to it.
-pub(crate) fn open_program(path: &Path) -> io::Result<File> {
-    let flags = OFlags::NONBLOCK.bits().cast_signed();
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+pub(crate) fn open_program(folder: BorrowedFd<'_>, path: &Path) -> io::Result<File> {
+    let file = open_below(folder, path, OFlags::RDONLY | OFlags::NONBLOCK)?;
     let found = file.metadata()?;
     let own = rustix::process::geteuid().as_raw();
     if !found.is_file() {
@@ -143,8 +198,14 @@ pub(crate) fn open_program(path: &Path) -> io::Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs;
+    use std::fs::{self, OpenOptions};
+    use std::io::Read;
+    use std::os::fd::AsFd;
     use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::{Duration, Instant};
+
+    use rustix::fs::RenameFlags;
 
     /// As a launcher that follows a link as root writes where the link's maker may not: CVE-2026-1386.
     #[test]
@@ -179,6 +240,90 @@ mod tests {
     }
 
     #[test]
+    fn what_is_read_is_reached_by_the_right_users_links_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let own = rustix::process::geteuid().as_raw();
+        let at = |name: &str| folder.path().join(name);
+        fs::create_dir(at("images")).unwrap();
+        fs::write(at("images/1"), "one").unwrap();
+        symlink("images/1", at("current")).unwrap();
+        symlink(folder.path(), at("away")).unwrap();
+        let read = |path: &Path, owner| -> io::Result<String> {
+            let mut text = String::new();
+            open_as(CWD, path, OFlags::RDONLY, Mode::empty(), owner)?.read_to_string(&mut text)?;
+            Ok(text)
+        };
+        for path in ["images/1", "images/../current", "away/away/current", "current"] {
+            for owner in [None, Some(own)] {
+                assert_eq!(read(&at(path), owner).unwrap(), "one", "{path} {owner:?}");
+            }
+            let error = read(&at(path), Some(own + 1)).map_err(|error| error.to_string());
+            match path {
+                "images/1" => assert_eq!(error.unwrap(), "one"),
+                _ => assert!(
+                    error.unwrap_err().contains(&format!("is a symbolic link of uid {own}, which")),
+                    "{path}"
+                ),
+            }
+        }
+        // Below a folder that is open, wherever its name leads by now.
+        let images = open(&at("images"), FOLDER).unwrap();
+        fs::rename(at("images"), at("moved")).unwrap();
+        symlink("/nowhere", at("images")).unwrap();
+        let below = |path: &str| open_below(images.as_fd(), Path::new(path), OFlags::RDONLY);
+        assert!(below("1").is_ok() && below("../moved/1").is_ok());
+        assert_eq!(below("2").unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert!(open_as(CWD, &at("moved/1/x"), OFlags::RDONLY, Mode::empty(), Some(own)).is_err());
+    }
+
+    /// Who may write to the folder exchanges a file, or the folder that it is in, for a link while root opens it.
+    #[test]
+    fn a_link_that_is_swapped_in_is_never_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        for (name, text) in [("real", "own"), ("secret", "secret")] {
+            fs::create_dir(at(name)).unwrap();
+            fs::write(at(name).join("image"), text).unwrap();
+        }
+        symlink("secret", at("link")).unwrap();
+        symlink("../secret/image", at("real/link")).unwrap();
+        let stop = AtomicBool::new(false);
+        let swap = |one: PathBuf, other: PathBuf| {
+            while !stop.load(Ordering::Relaxed) {
+                rustix::fs::renameat_with(CWD, &one, CWD, &other, RenameFlags::EXCHANGE).unwrap();
+            }
+        };
+        // Nobody's links are right.
+        let stranger = Some(rustix::process::geteuid().as_raw() + 1);
+        for (one, other) in [("real", "link"), ("real/image", "real/link")] {
+            let (mut opened, mut refused) = (0, 0);
+            stop.store(false, Ordering::Relaxed);
+            let strange = std::thread::scope(|scope| {
+                scope.spawn(|| swap(at(one), at(other)));
+                let end = Instant::now() + Duration::from_secs(20);
+                let mut text = String::new();
+                while (opened < 200 || refused < 200) && Instant::now() < end {
+                    text.clear();
+                    match open_as(CWD, &at("real/image"), OFlags::RDONLY, Mode::empty(), stranger) {
+                        Ok(mut file) => {
+                            file.read_to_string(&mut text).unwrap_or_default();
+                            opened += 1;
+                            if text != "own" {
+                                break;
+                            }
+                        }
+                        Err(_) => refused += 1,
+                    }
+                }
+                stop.store(true, Ordering::Relaxed);
+                text
+            });
+            assert!(strange.is_empty() || strange == "own", "{one}: root has read {strange:?}");
+            assert!(opened > 0 && refused > 0, "{one}: opened {opened} times, refused {refused} times");
+        }
+    }
+
+    #[test]
     fn root_writes_to_files_and_terminals_alone() {
         let folder = tempfile::tempdir().unwrap();
         let own = rustix::process::geteuid().as_raw();
@@ -195,12 +340,19 @@ mod tests {
 
     #[test]
     fn the_own_descriptors_alone_are_named_by_links() {
-        for path in ["/dev/stdout", "/dev/stderr", "/dev/fd/2", "/dev/fd/17"] {
+        for path in ["/dev/stdin", "/dev/stdout", "/dev/stderr", "/dev/fd/2", "/dev/fd/17", "/proc/self/fd/3"]
+        {
             assert!(names_own_descriptor(Path::new(path)), "{path}");
         }
-        for path in
-            ["/dev/shm/log", "/dev/../home/x", "/dev/fd/", "/dev/fd/1/x", "/dev/fd/../shm/x", "stdout"]
-        {
+        for path in [
+            "/dev/shm/log",
+            "/dev/../home/x",
+            "/dev/fd/",
+            "/dev/fd/1/x",
+            "/dev/fd/../shm/x",
+            "stdout",
+            "/proc/self/fd/x",
+        ] {
             assert!(!names_own_descriptor(Path::new(path)), "{path}");
         }
     }
@@ -212,20 +364,20 @@ mod tests {
         fs::write(&program, "").unwrap();
         let mode = |mode| fs::set_permissions(&program, fs::Permissions::from_mode(mode)).unwrap();
         mode(0o755);
-        assert!(open_program(&program).is_ok());
+        assert!(open_program(CWD, &program).is_ok());
         mode(0o757);
-        let error = open_program(&program).unwrap_err().to_string();
+        let error = open_program(CWD, &program).unwrap_err().to_string();
         assert!(error.contains("mode 757"), "{error}");
         mode(0o755);
         if rustix::process::geteuid().is_root() {
             std::os::unix::fs::chown(&program, Some(12345), None).unwrap();
-            let error = open_program(&program).unwrap_err().to_string();
+            let error = open_program(CWD, &program).unwrap_err().to_string();
             assert!(error.contains("owner 12345"), "{error}");
             std::os::unix::fs::chown(&program, Some(0), Some(12345)).unwrap();
             mode(0o775);
-            let error = open_program(&program).unwrap_err().to_string();
+            let error = open_program(CWD, &program).unwrap_err().to_string();
             assert!(error.contains("group 12345, mode 775"), "{error}");
         }
-        assert!(open_program(folder.path()).unwrap_err().to_string().contains("no file"));
+        assert!(open_program(CWD, folder.path()).unwrap_err().to_string().contains("no file"));
     }
 }

@@ -6,12 +6,14 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 use cellblock_config::StreamSink;
+use rustix::net::{SocketFlags, accept_with};
 
 use super::paths::open_log;
+use super::socket_path::{Access, NamedSocket};
 use super::terminal::{Escape, Keys, RawTerminal, TerminalSize};
 
 /// The host's side of a stream of bytes.
@@ -39,11 +41,9 @@ pub(crate) enum Sink {
     /// Whoever is connected to a Unix socket.
     Socket {
         /// Accepts one client at a time.
-        listener: UnixListener,
+        listener: NamedSocket,
         /// The client.
         client: Option<UnixStream>,
-        /// Unlinked on drop.
-        path: PathBuf,
     },
 }
 
@@ -75,10 +75,9 @@ impl Sink {
                 Sink::File { file, left: *limit, dropped: 0 }
             }
             StreamSink::Socket { path } => {
-                remove_stale_socket(path);
-                let listener = UnixListener::bind(path).map_err(|e| named(path, e))?;
-                listener.set_nonblocking(true).map_err(|e| named(path, e))?;
-                Sink::Socket { listener, client: None, path: path.clone() }
+                let listened = NamedSocket::listen(path, Access::Umask);
+                let listener = listened.map_err(|error| format!("{what}: {} {error}", path.display()))?;
+                Sink::Socket { listener, client: None }
             }
         })
     }
@@ -153,10 +152,8 @@ impl Sink {
                 }
             }
             Sink::Socket { listener, client, .. } => {
-                *client = listener.accept().ok().and_then(|(stream, _)| {
-                    stream.set_nonblocking(true).ok()?;
-                    Some(stream)
-                });
+                let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+                *client = accept_with(listener, flags).ok().map(UnixStream::from);
                 Input::Bytes(Vec::new(), None)
             }
             Sink::Null | Sink::File { .. } => Input::End,
@@ -202,31 +199,15 @@ impl Sink {
     }
 }
 
-impl Drop for Sink {
-    fn drop(&mut self) {
-        if let Sink::Socket { path, .. } = self {
-            let _ = std::fs::remove_file(path);
-        }
-    }
-}
-
 fn would_block(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
-}
-
-/// Removes a socket that nobody listens on any more; anything else stays, and `bind` will say so.
-pub(crate) fn remove_stale_socket(path: &Path) {
-    use std::os::unix::fs::FileTypeExt;
-    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket());
-    let refused = || UnixStream::connect(path).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused);
-    if is_socket && refused() {
-        let _ = std::fs::remove_file(path);
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::net::UnixListener;
+    use std::path::PathBuf;
 
     fn scratch(name: &str) -> PathBuf {
         std::env::temp_dir().join(format!("cellblock-sink-{}-{name}", std::process::id()))

@@ -5,19 +5,17 @@
 //! blocks, waits or queues: what the worker does not take is closed.
 
 use std::ffi::OsString;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use cellblock_channel::socket::{Control, SocketError};
 use cellblock_wire::vsock::{MESSAGE_BYTES, Stream, Wanted};
 use rustix::event::PollFlags;
-use rustix::fs::{FileType, Mode, lstat, unlink};
 use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen, socket_with,
-};
-use rustix::process::umask;
+use rustix::net::{SocketAddrUnix, SocketFlags, accept_with};
+
+use super::socket_path::{Access, NamedSocket};
 
 /// Connections made in a row; then the others of the front's loop have their turn.
 const BATCH: usize = 16;
@@ -25,16 +23,9 @@ const BATCH: usize = 16;
 const REST: Duration = Duration::from_millis(1);
 /// How long it rests when the front can open nothing more.
 const LONG_REST: Duration = Duration::from_millis(200);
-/// Clients that may wait to be accepted.
-const BACKLOG: i32 = 128;
 
 /// Where host programs connect to the guest.
-pub(crate) struct Listener {
-    socket: OwnedFd,
-    path: PathBuf,
-    /// Device and inode, so that nobody else's socket is removed in the end.
-    inode: (u64, u64),
-}
+pub(crate) struct Listener(NamedSocket);
 
 impl Listener {
     /// Listens at `path`, for its owner only. A socket that nobody listens at any more is replaced.
@@ -42,71 +33,26 @@ impl Listener {
     /// # Errors
     /// A sentence: the path is in use, is no socket's, or is too long.
     pub(crate) fn open(path: &Path) -> Result<Self, String> {
-        let failed = |error: Errno| format!("vsock: {} cannot be listened at: {error}", path.display());
         if SocketAddrUnix::new(with_port(path, u32::MAX)).is_err() {
             return Err(format!(
                 "vsock: the path {} is too long: with _ and a port it may have 107 bytes",
                 path.display()
             ));
         }
-        let address = SocketAddrUnix::new(path).map_err(failed)?;
-        let socket = stream_socket().map_err(failed)?;
-        match bind_private(&socket, &address) {
-            Err(Errno::ADDRINUSE) => {
-                remove_stale(path, &address)?;
-                bind_private(&socket, &address).map_err(failed)?;
-            }
-            done => done.map_err(failed)?,
-        }
-        let stat = lstat(path).map_err(failed)?;
-        listen(&socket, BACKLOG).map_err(failed)?;
-        Ok(Listener { socket, path: path.to_owned(), inode: (stat.st_dev, stat.st_ino) })
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        if lstat(&self.path).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == self.inode) {
-            let _ = unlink(&self.path);
-        }
+        let listened = NamedSocket::listen(path, Access::Owner);
+        listened.map(Listener).map_err(|error| format!("vsock: {} {error}", path.display()))
     }
 }
 
 /// The path of the host program that listens for the guest at `port`.
 fn with_port(path: &Path, port: u32) -> OsString {
     let mut path = path.as_os_str().to_owned();
-    path.push(format!("_{port}"));
+    path.push(suffix(port));
     path
 }
 
-/// For its owner only from its first moment on: a mode that is set by the path later may be set on what somebody has put there.
-fn bind_private(socket: &OwnedFd, address: &SocketAddrUnix) -> Result<(), Errno> {
-    let before = umask(Mode::from_raw_mode(0o177));
-    let bound = bind(socket, address);
-    umask(before);
-    bound
-}
-
-fn stream_socket() -> Result<OwnedFd, Errno> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
-}
-
-/// Removes a socket that nobody listens at; what is alive, or no socket, is said.
-fn remove_stale(path: &Path, address: &SocketAddrUnix) -> Result<(), String> {
-    let is_socket = lstat(path).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Socket);
-    if !is_socket {
-        return Err(format!("vsock: {} exists and is no socket; choose another path", path.display()));
-    }
-    let answer = stream_socket().and_then(|socket| connect(&socket, address));
-    if answer != Err(Errno::CONNREFUSED) {
-        return Err(format!(
-            "vsock: {} is in use by another VM or program; choose another path",
-            path.display()
-        ));
-    }
-    unlink(path)
-        .map_err(|error| format!("vsock: the stale socket {} cannot be removed: {error}", path.display()))
+fn suffix(port: u32) -> String {
+    format!("_{port}")
 }
 
 /// What can be waited for.
@@ -137,7 +83,7 @@ impl<'a> Vsock<'a> {
     pub(crate) fn watched(&self, now: Instant) -> impl Iterator<Item = (Side, BorrowedFd<'_>, PollFlags)> {
         let worker = self.worker.as_ref();
         // Without a worker nobody is accepted.
-        let listener = worker.map(|_| self.listener.socket.as_fd());
+        let listener = worker.map(|_| self.listener.0.as_fd());
         [(Side::Listener, listener), (Side::Worker, worker.map(AsFd::as_fd))]
             .into_iter()
             .filter(move |(side, _)| self.rests[*side as usize].is_none_or(|until| until <= now))
@@ -175,7 +121,7 @@ impl<'a> Vsock<'a> {
     /// The front can accept no more for now.
     fn accept(&mut self) -> Result<bool, Errno> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        match accept_with(&self.listener.socket, flags) {
+        match accept_with(&self.listener.0, flags) {
             Ok(stream) => {
                 self.say(Stream::Accepted, Some(stream.as_fd()));
                 Ok(self.worker.is_some())
@@ -206,18 +152,15 @@ impl<'a> Vsock<'a> {
                 return Ok(false);
             }
         };
-        let stream = stream_socket().and_then(|stream| {
-            let address = SocketAddrUnix::new(with_port(&self.listener.path, port))?;
-            connect(&stream, &address).map(|()| stream)
-        });
+        let stream = self.listener.0.connect_beside(&suffix(port));
         match &stream {
             Ok(stream) if self.say(Stream::Connected { id }, Some(stream.as_fd())) => {}
             _ => {
                 self.say(Stream::Refused { id }, None);
             }
         }
-        match stream {
-            Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM)) => Err(error),
+        match stream.map_err(|error| Errno::from_io_error(&error)) {
+            Err(Some(error @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM))) => Err(error),
             _ => Ok(self.worker.is_some()),
         }
     }
@@ -239,9 +182,12 @@ impl<'a> Vsock<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::OwnedFd;
+    use std::path::PathBuf;
+
     use cellblock_channel::socket::pair;
+    use rustix::net::{AddressFamily, SocketType, bind, listen, socket};
     use std::io::{Read, Write};
-    use std::os::unix::fs::{FileTypeExt, PermissionsExt};
     use std::os::unix::net::{UnixListener, UnixStream};
 
     fn scratch() -> (tempfile::TempDir, PathBuf) {
@@ -269,34 +215,8 @@ mod tests {
     }
 
     #[test]
-    fn the_path_is_the_owners_and_goes_away() {
-        let (_folder, path) = scratch();
-        let listener = Listener::open(&path).unwrap();
-        let meta = std::fs::symlink_metadata(&path).unwrap();
-        assert!(meta.file_type().is_socket());
-        assert_eq!(meta.permissions().mode() & 0o777, 0o600);
-        drop(listener);
-        assert!(!path.exists());
-    }
-
-    #[test]
-    fn what_is_in_use_is_refused_and_what_is_stale_replaced() {
-        let (folder, path) = scratch();
-        let mut first = Listener::open(&path).unwrap();
-        assert!(Listener::open(&path).err().unwrap().contains("in use"));
-        // As after a kill: the socket is closed, its path stays.
-        first.inode = (0, 0);
-        drop(first);
-        assert!(path.exists());
-        let second = Listener::open(&path).unwrap();
-        std::fs::remove_file(&path).unwrap();
-        let others = UnixListener::bind(&path).unwrap();
-        drop(second);
-        assert!(path.exists(), "it is another's now");
-        drop(others);
-        let file = folder.path().join("file");
-        std::fs::write(&file, "x").unwrap();
-        assert!(Listener::open(&file).err().unwrap().contains("no socket"));
+    fn a_path_that_leaves_no_room_for_a_port_is_refused() {
+        let (folder, _) = scratch();
         let long = folder.path().join("x".repeat(100));
         assert!(Listener::open(&long).err().unwrap().contains("too long"));
     }
@@ -341,7 +261,7 @@ mod tests {
         let (folder, path) = scratch();
         let listener = Listener::open(&path).unwrap();
         let address = SocketAddrUnix::new(folder.path().join("vsock_52")).unwrap();
-        let host = stream_socket().unwrap();
+        let host = socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
         bind(&host, &address).unwrap();
         listen(&host, 0).unwrap();
         let (ours, worker) = pair().unwrap();

@@ -13,7 +13,7 @@ use cellblock_supervisor::BackEndPlan;
 use cellblock_wire::device::DeviceConfig;
 
 use super::{
-    Ground, granted_disk, granted_rng, granted_vsock, ground, kept, manifest, open_worker, worker_directory,
+    Ground, WorkerFolder, granted_disk, granted_rng, granted_vsock, ground, kept, manifest, open_worker,
 };
 use crate::board::{self, Granted};
 use crate::front::relay::Process;
@@ -63,7 +63,7 @@ pub(crate) fn back_end(config: &config::BackEnd, layers: LayerSet) -> Result<Bac
             Granted { config: DeviceConfig::Net(config), resources }
         }
     });
-    let directory = worker_directory(config.worker_dir.as_deref())?;
+    let directory = WorkerFolder::open(config.worker_dir.as_deref())?;
     let limits = (board::back_end_limits(&device), board::back_end_group_limits(&device));
     let worker = open_worker(&directory, device.config.kind(), device.config.kind().to_string(), limits)?;
     let null = Path::new("/dev/null");
