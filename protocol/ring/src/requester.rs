@@ -139,6 +139,11 @@ impl<Q: WordsMut, R: Wait> Requester<Q, R> {
         self.slept
     }
 
+    /// Whether there is something to [`poll`](Self::poll) for, an answer or a violation.
+    pub fn is_answered(&self) -> bool {
+        self.replies.load(layout::reply_slot(self.lane)) != self.previous
+    }
+
     /// Publishes `access` to the worker. `true` = the worker sleeps: ring its doorbell.
     ///
     /// A request still outstanding is forgotten, and a late answer to it becomes a violation: do that only if its worker

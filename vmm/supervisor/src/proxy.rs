@@ -190,8 +190,11 @@ impl Proxy {
         if let Some(reply) = self.settled.take() {
             return Ok(Waited::Replied(reply));
         }
-        for _ in 0..self.pace.turns() {
-            self.pace.give_turn();
+        for turn in 0..self.pace.turns() {
+            // Woken, it may have had one already.
+            if turn > 0 || !self.requester.is_answered() {
+                self.pace.give_turn();
+            }
             if let Some(reply) = self.requester.poll()? {
                 self.pace.replied(Way::Turns);
                 self.exits.answered(reply.data);
