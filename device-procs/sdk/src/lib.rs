@@ -3,6 +3,7 @@
 //!
 //! A device model is a plain state machine over the traits of [`device`]; it knows no process, descriptor or ring, and
 //! runs as well in a test ([`testing`]) as in a jailed worker.
+#![forbid(unsafe_code)]
 
 pub mod device;
 pub mod fail_point;

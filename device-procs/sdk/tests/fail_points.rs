@@ -1,13 +1,15 @@
 //! A real worker process that ends at each step of its life in turn: no register access is lost or done twice, no request and no
 //! interrupt is lost. The worker is this very program, started by another name.
 #![no_main]
-#![allow(unsafe_code, clippy::unwrap_used, clippy::panic)] // `main`; tests.
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, clippy::panic)] // Tests.
 
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use cellblock_channel::process::entry;
 use cellblock_policy::{Arch, Section, compile_file};
 use cellblock_ring::Access as Asked;
 use cellblock_sdk::device::{Access, Action, Device, Event};
@@ -46,13 +48,14 @@ const RESTORE: [Step; 9] = [
 /// Steps of a device with streams to the host, which this one does not have: `tests/e2e/tests/fail_points.rs`.
 const STREAMS: [Step; 2] = [Step::SinkTook, Step::SourceCounted];
 
-#[unsafe(no_mangle)]
-extern "C" fn main() -> i32 {
+cellblock_channel::c_main!(work_or_test());
+
+fn work_or_test() -> i32 {
     if std::env::args().next().as_deref() == Some(WORKER) {
         return work();
     }
-    // SAFETY: takes numbers. Workers end while they are written to.
-    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+    // Workers end while they are written to.
+    entry::prepare();
     run_tests(&[(
         "whichever_step_it_ends_at_nothing_is_lost_or_done_twice",
         whichever_step_it_ends_at_nothing_is_lost_or_done_twice,

@@ -1,7 +1,7 @@
 //! A real worker that commits what workers die of: it dies of that and nothing else, and its last words tell what it was. The
 //! worker is this very program, started by another name.
 #![no_main]
-#![allow(unsafe_code, clippy::unwrap_used, clippy::panic)] // `main`, and crimes; tests.
+#![allow(unsafe_code, clippy::unwrap_used, clippy::panic)] // Crimes; tests.
 
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -14,6 +14,7 @@ use cellblock_sdk::device::{self, Action, Device};
 use cellblock_sdk::state::{Encoder, StateError};
 use cellblock_sdk::testing::process::{Program, Supervised, Wanted, run_tests};
 use cellblock_sdk::worker;
+use cellblock_wire::control::FromWorker;
 use cellblock_wire::device::{DeviceConfig, DeviceKind};
 use cellblock_wire::slot::{Op, Space};
 
@@ -30,12 +31,14 @@ enum Crime {
     WildWrite,
     BadInstruction,
     ByAnotherThread,
+    Panic,
     /// None: it is sent a signal.
     Victim,
 }
 
-#[unsafe(no_mangle)]
-extern "C" fn main() -> i32 {
+cellblock_channel::c_main!(work_or_test());
+
+fn work_or_test() -> i32 {
     if std::env::args().next().as_deref() == Some(WORKER) {
         return work();
     }
@@ -44,6 +47,7 @@ extern "C" fn main() -> i32 {
         ("a_fault_is_told_by_its_address", a_fault_is_told_by_its_address),
         ("a_signal_that_was_sent_is_told_as_such", a_signal_that_was_sent_is_told_as_such),
         ("who_is_killed_says_nothing", who_is_killed_says_nothing),
+        ("a_bug_is_told_by_its_place", a_bug_is_told_by_its_place),
     ])
 }
 
@@ -62,6 +66,7 @@ impl Device for Criminal {
             data if data == Crime::ByAnotherThread as u64 => {
                 OTHER.get().unwrap().unpark();
             }
+            data if data == Crime::Panic as u64 => panic!("a device's bug"),
             _ => {}
         }
         Action::None
@@ -178,4 +183,15 @@ fn who_is_killed_says_nothing() {
     };
     let (status, words) = committed(Crime::Victim, kill);
     assert_eq!((status.signal(), words), (Some(libc::SIGKILL), None));
+}
+
+/// Under the program that it serves under.
+fn a_bug_is_told_by_its_place() {
+    let mut told = None;
+    let (status, words) = committed(Crime::Panic, |worker| told = Some(worker.message()));
+    let Some(Ok(FromWorker::Log { text, .. })) = told else {
+        panic!("it told {told:?}, and ended with {status}")
+    };
+    assert!(text.contains("a device's bug") && text.contains(file!()), "{text}");
+    assert_eq!((status.code(), words), (Some(worker::status::PANICKED), None));
 }

@@ -1,7 +1,8 @@
 //! A real worker process that is killed while it holds requests, and gives them back in any order: its successor finishes all of
 //! them, each once. The worker is this very program, started by another name.
 #![no_main]
-#![allow(unsafe_code, clippy::unwrap_used, clippy::panic)] // `main`; tests.
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, clippy::panic)] // Tests.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
@@ -26,8 +27,9 @@ use rustix::event::{EventfdFlags, eventfd};
 const WORKER: &str = "worker";
 const SIZE: u16 = 32;
 
-#[unsafe(no_mangle)]
-extern "C" fn main() -> i32 {
+cellblock_channel::c_main!(work_or_test());
+
+fn work_or_test() -> i32 {
     if std::env::args().next().as_deref() == Some(WORKER) {
         return work();
     }

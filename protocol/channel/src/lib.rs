@@ -1,5 +1,6 @@
 //! The kernel objects under the protocol: sealed memfds and their mappings ([`memory`]), guest memory ([`ram`]), futexes ([`futex`]), doorbells
-//! ([`doorbell`]) and the control socket ([`socket`]); and the ring's types over them.
+//! ([`doorbell`]) and the control socket ([`socket`]); the ring's types over them; and what a process at either end asks of the
+//! kernel for itself ([`process`]).
 //!
 //! # Supervisor's side
 //! Per worker: [`memory::create_requests`], [`memory::create_replies`], [`memory::create_state`], [`doorbell::pair`] and
@@ -61,6 +62,7 @@ pub mod doorbell;
 pub mod futex;
 pub mod last_words;
 pub mod memory;
+pub mod process;
 pub mod ram;
 pub mod register_page;
 pub mod scheduling;

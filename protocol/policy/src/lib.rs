@@ -1,11 +1,9 @@
-//! Seccomp policies: readable text in, BPF out, at build time; and, at run time, what installs such a program.
+//! Seccomp policies: readable text in, BPF out, at build time. What installs such a program is `cellblock_channel::process`.
 //!
-//! The two halves are features, so that a worker does not carry the compiler:
+//! Features, so that a worker does not carry the compiler:
 //!
 //! - `compile` (build scripts, the `cellblock-policy` tool): [`compile()`], [`compile_file`], [`build::embed`] and the
 //!   interpreter [`simulate`] for tests that ask what a program says to a call.
-//! - `install` (processes): [`install::install`], [`seal::close_sandbox`], and [`fault`], by which a process notes what it
-//!   dies of.
 //! - `names`: [`call_name`].
 //!
 //! # The language
@@ -34,6 +32,7 @@
 //!
 //! What no line allows kills the process. To the start section the compiler adds what closing the sandbox needs
 //! ([`SEAL`]).
+#![forbid(unsafe_code)]
 
 #[cfg(feature = "compile")]
 pub mod build;
@@ -54,15 +53,6 @@ mod trace;
 #[cfg(feature = "compile")]
 pub mod used;
 
-#[cfg(feature = "install")]
-pub mod fault;
-#[cfg(feature = "install")]
-pub mod install;
-#[cfg(feature = "install")]
-pub mod landlock;
-#[cfg(feature = "install")]
-pub mod seal;
-
 #[cfg(feature = "compile")]
 pub use compile::{Arch, PolicyError, SEAL, Section, compile, compile_file};
 
@@ -79,7 +69,7 @@ pub enum Refusal {
     /// Let it pass and write it to the kernel's audit log (`SECCOMP_RET_LOG`): `dmesg | grep type=1326`.
     Log,
     /// Send `SIGSYS` to the calling thread (`SECCOMP_RET_TRAP`). Without a handler, or blocked, it ends the process as
-    /// `Kill` does; the handler of [`fault`] notes the call before it does.
+    /// `Kill` does; a worker's handler notes the call before it does.
     Trap,
 }
 

@@ -1,5 +1,6 @@
 //! `cellblock-policy compile IN.policy --arch x86_64 --section start|serve|vhost-user -o OUT.bpf`, and
 //! `cellblock-policy compare --arch x86_64 worker:NAME=POLICY... own:NAME=POLICY... TRACE...`
+#![forbid(unsafe_code)]
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

@@ -1,5 +1,4 @@
 //! Policies, compiled and asked.
-#![allow(unsafe_code)] // One test forks and enters a program for good.
 #![allow(clippy::unwrap_used, clippy::panic)] // Helpers outside #[test] functions are test code, too.
 
 use cellblock_policy::simulate::{AUDIT_AARCH64, AUDIT_X86_64, Verdict, verdict};
@@ -117,46 +116,6 @@ fn mistakes_name_file_and_line() {
 fn includes_that_loop_are_refused() {
     let error = compile("include a", &[("a", "include a")], Arch::X86_64, Section::Serve).unwrap_err();
     assert!(error.to_string().contains("include each other"));
-}
-
-/// In a child: the program of this very crate, in the kernel.
-#[cfg(target_arch = "x86_64")]
-#[test]
-fn the_kernel_takes_and_obeys_a_program() {
-    let text = "[start]\ngetpid\n[serve]\nexit_group\nrt_sigprocmask\nsigaltstack\nmunmap\n";
-    let start = compile(text, &[], Arch::X86_64, Section::Start).unwrap();
-    let serve = compile(text, &[], Arch::X86_64, Section::Serve).unwrap();
-    let run = |child: &dyn Fn() -> i32| {
-        // SAFETY: the child makes plain system calls and ends by _exit.
-        match unsafe { libc::fork() } {
-            0 => {
-                let status = child();
-                // SAFETY: ends the child.
-                unsafe { libc::_exit(status) }
-            }
-            pid => {
-                let mut status = 0;
-                // SAFETY: waits for the child just made, into a local.
-                unsafe { libc::waitpid(pid, &raw mut status, 0) };
-                status
-            }
-        }
-    };
-    let enter = || {
-        // SAFETY: a number, no pointer.
-        unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
-        cellblock_policy::install::install(&start, false).is_ok()
-            && cellblock_policy::seal::close_sandbox(&serve).is_ok_and(|closed| closed.seccomp)
-    };
-    let closed = run(&|| if enter() { 7 } else { 1 });
-    assert!(libc::WIFEXITED(closed) && libc::WEXITSTATUS(closed) == 7, "{closed:#x}");
-    let refused = run(&|| {
-        enter();
-        // SAFETY: harmless where it is allowed.
-        unsafe { libc::syscall(libc::SYS_getpid) };
-        0
-    });
-    assert!(libc::WIFSIGNALED(refused) && libc::WTERMSIG(refused) == libc::SIGSYS, "{refused:#x}");
 }
 
 /// Every number, of a policy long enough for far jumps.

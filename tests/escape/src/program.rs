@@ -1,10 +1,11 @@
 //! The hostile worker's life.
-#![allow(unsafe_code)] // Adopts its one inherited descriptor.
+#![allow(unsafe_code)] // Reads what the compiler would take for constant.
 
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 
+use cellblock_channel::process::{entry, seal};
 use cellblock_channel::socket::Control;
-use cellblock_policy::{Refusal, seal, with_refusal};
+use cellblock_policy::{Refusal, with_refusal};
 use cellblock_wire::Version;
 use cellblock_wire::control::{Counters, FIXED_DESCRIPTORS, FromWorker, LogLevel, MAX_ROLES, ToWorker};
 use cellblock_wire::device::Role;
@@ -44,8 +45,7 @@ fn named() -> String {
 
 /// From the first instruction to the end: 1 if there was no grant or no sandbox, 2 once nobody listens.
 pub fn run() -> i32 {
-    // SAFETY: by the contract with the spawner number 3 is the control socket and nobody else's.
-    let control = Control::from_fd(unsafe { OwnedFd::from_raw_fd(3) });
+    let control = entry::control_socket();
     survive_refusals();
     if control.send_message(&FromWorker::Hello { version: Version::CURRENT, device: None }, &[]).is_err() {
         return 1;
@@ -68,13 +68,13 @@ pub fn run() -> i32 {
     if control.send_message(&FromWorker::Ready, &[]).is_err() {
         return 2;
     }
-    let own = own(&control, &grant.roles, &descriptors);
+    let own = own(control, &grant.roles, &descriptors);
     let mut reports = Vec::new();
     for case in all() {
         reports.push((case.name, report((case.attempt)(&own))));
         // It behaves as if it served, however long all of it takes.
         while let Ok((asked, _)) = control.try_recv_message::<ToWorker>(0) {
-            answer(&control, &asked);
+            answer(control, &asked);
         }
     }
     for text in lines(&reports) {
@@ -83,7 +83,7 @@ pub fn run() -> i32 {
         }
     }
     while let Ok((asked, _)) = control.recv_message::<ToWorker>(0) {
-        answer(&control, &asked);
+        answer(control, &asked);
     }
     2
 }

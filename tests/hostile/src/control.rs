@@ -78,10 +78,10 @@ impl Worker {
             "log-flood" => self.noise = Noise::Log,
             "counter-flood" => self.noise = Noise::Counters,
             "closed" => {
-                let _ = shutdown(&self.control, Shutdown::Both);
+                let _ = shutdown(self.control, Shutdown::Both);
             }
             "half-closed" => {
-                let _ = shutdown(&self.control, Shutdown::Write);
+                let _ = shutdown(self.control, Shutdown::Write);
             }
             "deaf" => self.deaf = true,
             _ => return None,

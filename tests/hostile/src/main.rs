@@ -6,7 +6,7 @@
 //!
 //! Not Rust's own `main`, because that opens `/dev/null` for missing standard streams, which a jailed worker cannot.
 #![no_main]
-#![allow(unsafe_code)] // The inherited descriptor, and the text that was written into the binary.
+#![allow(unsafe_code)] // Reads the text that was written into the binary.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -17,12 +17,13 @@
 mod control;
 mod ring;
 
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use cellblock_channel::Responder;
 use cellblock_channel::doorbell::Bell;
 use cellblock_channel::memory::{self, Mapping, ReadOnly, Writable};
+use cellblock_channel::process::entry;
 use cellblock_channel::socket::Control;
 use cellblock_ring::{LaneId, answer, layout};
 use cellblock_wire::Version;
@@ -53,13 +54,13 @@ fn case() -> String {
     String::from_utf8_lossy(&bytes[MARK..]).trim_end_matches('.').to_owned()
 }
 
-#[unsafe(no_mangle)]
-extern "C" fn main() -> i32 {
-    // SAFETY: number 3 is the control socket, and nobody else's.
-    let control = Control::from_fd(unsafe { OwnedFd::from_raw_fd(3) });
+cellblock_channel::c_main!(run());
+
+fn run() -> i32 {
+    let control = entry::control_socket();
     let case = case();
     let (always, name) = case.strip_prefix("always ").map_or((false, &*case), |name| (true, name));
-    control::greet(&control, name);
+    control::greet(control, name);
     let Ok((ToWorker::Grant(grant), descriptors)) = control.recv_message(FIXED_DESCRIPTORS + MAX_ROLES)
     else {
         return 1;
@@ -92,7 +93,7 @@ enum Noise {
 
 /// A worker with all that it was granted.
 struct Worker {
-    control: Control,
+    control: &'static Control,
     requests: OwnedFd,
     replies_fd: OwnedFd,
     page: OwnedFd,
@@ -110,7 +111,7 @@ struct Worker {
 }
 
 impl Worker {
-    fn new(control: Control, grant: &Grant, descriptors: Vec<OwnedFd>) -> Self {
+    fn new(control: &'static Control, grant: &Grant, descriptors: Vec<OwnedFd>) -> Self {
         let mut rest = descriptors.into_iter();
         let mut next = || rest.next().unwrap();
         let (requests, replies_fd, page, bell) = (next(), next(), next(), next());
@@ -196,7 +197,7 @@ impl Worker {
         let Some(bell) = &self.bell else { return };
         let mut sources = vec![PollFd::new(bell, PollFlags::IN)];
         if !self.deaf {
-            sources.push(PollFd::new(&self.control, PollFlags::IN));
+            sources.push(PollFd::new(self.control, PollFlags::IN));
         }
         let _ = poll(&mut sources, None);
         bell.silence();

@@ -5,7 +5,7 @@
 use std::fs;
 use std::os::fd::AsFd;
 
-use cellblock_policy::landlock;
+use cellblock_channel::process::landlock;
 
 use crate::speculation::{Control, Speculation};
 use crate::{Layer, cgroup, spawner, sys};

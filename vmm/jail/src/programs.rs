@@ -4,7 +4,7 @@
 
 use std::borrow::Cow;
 
-use cellblock_policy::install::install as install_program;
+use cellblock_channel::process::install::install as install_program;
 use cellblock_policy::{Refusal, with_refusal};
 
 use crate::{JailError, Step};

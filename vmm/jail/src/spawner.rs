@@ -5,7 +5,8 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use cellblock_policy::{Refusal, landlock};
+use cellblock_channel::process::landlock;
+use cellblock_policy::Refusal;
 
 use crate::step::During;
 use crate::{JailError, Layer, LayerSet, Step, capabilities, limits, programs, speculation, sys};

@@ -5,7 +5,8 @@ use std::ffi::CString;
 use std::fs::File;
 use std::os::fd::AsFd;
 
-use cellblock_policy::{Refusal, landlock};
+use cellblock_channel::process::landlock;
+use cellblock_policy::Refusal;
 
 use crate::step::During;
 use crate::{JailError, Layer, LayerSet, Step, capabilities, limits, programs, speculation, sys, worker};

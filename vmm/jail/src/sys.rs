@@ -1,5 +1,5 @@
-//! The system calls of the sandbox as safe functions. None allocates on success, so all may be called between clone
-//! and exec.
+//! The system calls of the sandbox as safe functions. None but `may_write` allocates, so the others may be called between clone
+//! and exec. Other crates see those alone that do no harm whatever their arguments are.
 #![allow(unsafe_code)] // Each wraps one call that libc offers as unsafe or not at all.
 
 use std::ffi::CStr;
@@ -62,7 +62,7 @@ pub unsafe fn fork_into(namespaces: i32, cgroup: Option<BorrowedFd>) -> io::Resu
 ///
 /// # Errors
 /// The kernel's.
-pub unsafe fn fork_to_exec(namespaces: i32, cgroup: Option<BorrowedFd>) -> io::Result<Side> {
+pub(crate) unsafe fn fork_to_exec(namespaces: i32, cgroup: Option<BorrowedFd>) -> io::Result<Side> {
     // SAFETY: the caller's promise.
     unsafe { fork_with(namespaces | libc::CLONE_VFORK, cgroup) }
 }
@@ -94,20 +94,20 @@ pub fn exit_now(status: i32) -> ! {
 }
 
 /// New namespaces for this process.
-pub fn unshare(namespaces: i32) -> io::Result<()> {
+pub(crate) fn unshare(namespaces: i32) -> io::Result<()> {
     // SAFETY: takes no pointer.
     checked(unsafe { libc::unshare(namespaces) }.into()).map(drop)
 }
 
 /// prctl with numbers only.
-pub fn prctl(option: i32, a: u64, b: u64) -> io::Result<i64> {
+pub(crate) fn prctl(option: i32, a: u64, b: u64) -> io::Result<i64> {
     // SAFETY: the options used here take numbers, no pointers.
     checked(unsafe { libc::prctl(option, a, b, 0u64, 0u64) }.into())
 }
 
 /// From now on no memory of this process, and of what it forks and executes, gains the right to be executed
 /// (`PR_SET_MDWE`, Linux 6.3; nothing before).
-pub fn refuse_new_code() -> io::Result<()> {
+pub(crate) fn refuse_new_code() -> io::Result<()> {
     const PR_SET_MDWE: i32 = 65;
     const PR_MDWE_REFUSE_EXEC_GAIN: u64 = 1;
     match prctl(PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN, 0) {
@@ -117,17 +117,17 @@ pub fn refuse_new_code() -> io::Result<()> {
 }
 
 /// Has this kind of speculation (`PR_SPEC_*`) held back in this thread and in what it starts, for good.
-pub fn hold_speculation(kind: u64) -> io::Result<()> {
+pub(crate) fn hold_speculation(kind: u64) -> io::Result<()> {
     prctl(libc::PR_SET_SPECULATION_CTRL, kind, libc::PR_SPEC_FORCE_DISABLE.into()).map(drop)
 }
 
 /// How it stands with this kind of speculation in this thread.
-pub fn speculation(kind: u64) -> io::Result<u64> {
+pub(crate) fn speculation(kind: u64) -> io::Result<u64> {
     prctl(libc::PR_GET_SPECULATION_CTRL, kind, 0).map(|state| state as u64)
 }
 
 /// A core-scheduling cookie of its own for this process.
-pub fn new_core_cookie() -> io::Result<()> {
+pub(crate) fn new_core_cookie() -> io::Result<()> {
     let (create, own, group) =
         (libc::PR_SCHED_CORE_CREATE, 0u64, libc::PR_SCHED_CORE_SCOPE_THREAD_GROUP as u64);
     // SAFETY: without an address it writes nothing.
@@ -135,7 +135,7 @@ pub fn new_core_cookie() -> io::Result<()> {
 }
 
 /// The core-scheduling cookie of `thread` (0: this one).
-pub fn core_cookie(thread: i32) -> io::Result<u64> {
+pub(crate) fn core_cookie(thread: i32) -> io::Result<u64> {
     let (get, scope) = (libc::PR_SCHED_CORE_GET as u64, libc::PR_SCHED_CORE_SCOPE_THREAD as u64);
     let mut cookie = 0u64;
     // SAFETY: the kernel writes one 8-byte cookie.
@@ -145,7 +145,7 @@ pub fn core_cookie(thread: i32) -> io::Result<u64> {
 
 /// A session keyring of its own, empty, in place of the user's, which may hold what opens file systems and networks. Where there
 /// are no keyrings, or no more of them for this user, the old one stays: only calls that no policy allows reach it.
-pub fn fresh_keyring() -> io::Result<()> {
+pub(crate) fn fresh_keyring() -> io::Result<()> {
     const KEYCTL_JOIN_SESSION_KEYRING: i32 = 1;
     let nameless = std::ptr::null::<libc::c_char>();
     // SAFETY: a null name is one that is not given.
@@ -158,7 +158,7 @@ pub fn fresh_keyring() -> io::Result<()> {
 }
 
 /// `fd` as number `number`, replacing what was there.
-pub fn place(fd: RawFd, number: RawFd, close_on_exec: bool) -> io::Result<()> {
+pub(crate) fn place(fd: RawFd, number: RawFd, close_on_exec: bool) -> io::Result<()> {
     let flags = if close_on_exec { libc::O_CLOEXEC } else { 0 };
     // SAFETY: takes no pointer. Callers are about to close everything else, so no owner is left surprised.
     checked(unsafe { libc::dup3(fd, number, flags) }.into()).map(drop)
@@ -173,13 +173,13 @@ pub fn above(fd: BorrowedFd, least: RawFd) -> io::Result<OwnedFd> {
 }
 
 /// Closes every descriptor from `first` to `last`.
-pub fn close_range(first: u32, last: u32) -> io::Result<()> {
+pub(crate) fn close_range(first: u32, last: u32) -> io::Result<()> {
     // SAFETY: takes no pointer. Callers hold no owner of such a descriptor that they use again.
     checked(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0u32) }).map(drop)
 }
 
 /// A session of its own, umask 077, no blocked signals, SIGPIPE ignored (also across exec).
-pub fn fresh_session() -> io::Result<()> {
+pub(crate) fn fresh_session() -> io::Result<()> {
     // SAFETY: takes no pointer. It fails only for a process group's leader, which a fresh child is not.
     checked(unsafe { libc::setsid() }.into())?;
     // SAFETY: takes no pointer and cannot fail.
@@ -207,13 +207,13 @@ pub fn forget_children() {
 }
 
 /// Gives up all supplementary groups.
-pub fn no_groups() -> io::Result<()> {
+pub(crate) fn no_groups() -> io::Result<()> {
     // SAFETY: an empty list is not read.
     checked(unsafe { libc::syscall(libc::SYS_setgroups, 0usize, std::ptr::null::<u32>()) }).map(drop)
 }
 
 /// Real, effective and saved gid, then uid, of this thread (raw: in a fresh child there is no other).
-pub fn become_id(uid: u32, gid: u32) -> io::Result<()> {
+pub(crate) fn become_id(uid: u32, gid: u32) -> io::Result<()> {
     // SAFETY: takes no pointer.
     checked(unsafe { libc::syscall(libc::SYS_setresgid, gid, gid, gid) })?;
     // SAFETY: takes no pointer.
@@ -229,7 +229,7 @@ pub fn own_ids() -> (u32, u32) {
 }
 
 /// Whether this process may write to the file or directory at `path`, by its effective ids.
-pub fn may_write(path: &std::path::Path) -> bool {
+pub(crate) fn may_write(path: &std::path::Path) -> bool {
     use std::os::unix::ffi::OsStrExt;
     let Ok(path) = std::ffi::CString::new(path.as_os_str().as_bytes()) else { return false };
     // SAFETY: the path ends in zero.
@@ -237,7 +237,7 @@ pub fn may_write(path: &std::path::Path) -> bool {
 }
 
 /// Soft and hard limit of `resource`.
-pub fn limit(resource: u32, value: u64) -> io::Result<()> {
+pub(crate) fn limit(resource: u32, value: u64) -> io::Result<()> {
     let limit = libc::rlimit64 { rlim_cur: value, rlim_max: value };
     // SAFETY: reads one limit, writes none.
     checked(unsafe {
@@ -253,7 +253,7 @@ pub fn limit(resource: u32, value: u64) -> io::Result<()> {
 }
 
 /// capset(2), version 3: effective and permitted are `kept` (bit N = capability N), inheritable empty.
-pub fn keep_capabilities(kept: u64) -> io::Result<()> {
+pub(crate) fn keep_capabilities(kept: u64) -> io::Result<()> {
     let header: [u32; 2] = [0x2008_0522, 0];
     let (low, high) = (kept as u32, (kept >> 32) as u32);
     let data: [u32; 6] = [low, low, 0, high, high, 0];
@@ -272,7 +272,7 @@ pub fn open_at(directory: BorrowedFd, path: &CStr, flags: i32) -> io::Result<Own
 }
 
 /// One write(2) of all of `bytes`.
-pub fn write_all(fd: BorrowedFd, bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn write_all(fd: BorrowedFd, bytes: &[u8]) -> io::Result<()> {
     // SAFETY: the kernel reads `bytes.len()` bytes.
     let written = checked(unsafe { libc::write(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) } as i64)?;
     if written as usize == bytes.len() { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EIO)) }
@@ -286,13 +286,13 @@ pub fn read(fd: BorrowedFd, buffer: &mut [u8]) -> io::Result<usize> {
 }
 
 /// The host name of this UTS namespace.
-pub fn set_host_name(name: &[u8]) -> io::Result<()> {
+pub(crate) fn set_host_name(name: &[u8]) -> io::Result<()> {
     // SAFETY: the kernel reads `name.len()` bytes.
     checked(unsafe { libc::sethostname(name.as_ptr().cast(), name.len()) }.into()).map(drop)
 }
 
 /// Replaces the process by the binary behind `fd`, with one argument and no environment. Returns only to fail.
-pub fn exec(fd: RawFd, name: &CStr) -> io::Error {
+pub(crate) fn exec(fd: RawFd, name: &CStr) -> io::Error {
     let arguments = [name.as_ptr(), std::ptr::null()];
     let environment = [std::ptr::null::<libc::c_char>()];
     // SAFETY: both lists end in null, and all strings end in zero.
@@ -310,7 +310,7 @@ pub fn exec(fd: RawFd, name: &CStr) -> io::Error {
 }
 
 /// Makes an empty read-only tmpfs this mount namespace's only mount, and the root and working directory.
-pub fn enter_empty_root() -> io::Result<()> {
+pub(crate) fn enter_empty_root() -> io::Result<()> {
     let none = std::ptr::null::<libc::c_char>();
     let private = libc::MS_REC | libc::MS_PRIVATE;
     // SAFETY: only flags change; the kernel reads the path, which ends in zero.

@@ -2,11 +2,11 @@
 
 use std::ffi::{CStr, CString};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
-use cellblock_policy::{install::install, landlock};
+use cellblock_channel::process::{install::install, landlock};
 
 use crate::step::During;
 use crate::{JailError, Layer, LayerSet, Limits, Step, capabilities, sys};
@@ -124,9 +124,25 @@ pub fn namespaces(layers: LayerSet) -> i32 {
     of(Layer::Pid, libc::CLONE_NEWPID) | of(Layer::Mount, libc::CLONE_NEWNS)
 }
 
+/// Clones a child into `cgroup`, if given, that enters the jail and executes the worker: its pidfd. The caller rests until it has, or
+/// has ended; if it could not, `progress` says why.
+///
+/// # Errors
+/// [`Step::Clone`].
+#[allow(unsafe_code)] // Clones without exec: the child makes its jail first.
+pub fn start(plan: &Plan, cgroup: Option<BorrowedFd>, progress: &Progress) -> Result<OwnedFd, JailError> {
+    // SAFETY: until it executes the worker or ends, the child makes system calls and stores into memory: nothing in `enter`
+    // allocates or takes a lock, so it may stand in for whatever other threads the caller has.
+    let side = unsafe { sys::fork_to_exec(namespaces(plan.layers), cgroup) };
+    match side.during(Step::Clone)? {
+        sys::Side::Child => enter(plan, progress),
+        sys::Side::Parent { pidfd, .. } => Ok(pidfd),
+    }
+}
+
 /// In the child, right after the clone: enters the jail and executes the worker. If it cannot, `progress` says why, and
 /// the process ends.
-pub fn enter(plan: &Plan, progress: &Progress) -> ! {
+fn enter(plan: &Plan, progress: &Progress) -> ! {
     if let Err(error) = try_enter(plan, progress) {
         progress.fail(error);
     }

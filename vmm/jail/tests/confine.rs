@@ -230,8 +230,9 @@ fn refuse_speculation_controls() {
     let bytes = code.iter().flat_map(|(code, yes, no, value)| {
         [&code.to_ne_bytes()[..], &[*yes, *no], &value.to_ne_bytes()].concat()
     });
-    sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).unwrap();
-    cellblock_policy::install::install(&bytes.collect::<Vec<_>>(), false).unwrap();
+    // SAFETY: takes numbers.
+    assert_eq!(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }, 0);
+    cellblock_channel::process::install::install(&bytes.collect::<Vec<_>>(), false).unwrap();
 }
 
 /// Whether `entered` ended where speculation is held back, by the answer to that.

@@ -14,6 +14,7 @@
 //!    asks for it, with the worker's sandbox as it was, and only if nobody can change it any more.
 //! 4. A worker that could not enter its jail is reported with step, layer and errno.
 //! 5. Every worker's end is reported with its exit status or signal.
+#![forbid(unsafe_code)]
 
 mod activity;
 pub mod client;
@@ -28,7 +29,9 @@ use std::{fs, io};
 
 use cellblock_channel::socket::{self, Control};
 use cellblock_jail::spawner::{self as jail, Ids};
-use cellblock_jail::{JailError, Layer, LayerConflict, LayerSet, Limits, Refusal, loader, sys, worker};
+use cellblock_jail::{
+    JailError, Layer, LayerConflict, LayerSet, Limits, Refusal, loader, process, sys, worker,
+};
 use thiserror::Error;
 
 /// The most workers of a VM: the uids of its range, less spawner and supervisor.
@@ -141,7 +144,8 @@ pub fn start(manifest: Manifest) -> Result<Spawner, SpawnerError> {
     let (authority, offers) = socket::pair().map_err(starting("making its socket"))?;
     let (gate, mut opener) = io::pipe().map_err(starting("making its gate"))?;
     let cgroup = manifest.cgroup.as_ref().filter(|_| manifest.layers.has(Layer::Cgroup)).map(AsFd::as_fd);
-    match fork(jail::clone_namespaces(manifest.layers), cgroup).map_err(starting("clone"))? {
+    let namespaces = jail::clone_namespaces(manifest.layers);
+    match process::fork_into(proc.as_fd(), namespaces, cgroup).map_err(starting("clone"))? {
         sys::Side::Child => {
             // While we held these, neither the front's nor the supervisor's end would ever be seen to close.
             drop((ours, authority, opener));
@@ -168,12 +172,6 @@ fn open_proc() -> io::Result<OwnedFd> {
 /// Waits until the front has mapped the ids. If the front is gone, or could not, there is no byte.
 fn wait_at(mut gate: io::PipeReader) -> io::Result<()> {
     gate.read_exact(&mut [0])
-}
-
-#[allow(unsafe_code)] // clone3 without exec.
-fn fork(namespaces: i32, cgroup: Option<BorrowedFd>) -> io::Result<sys::Side> {
-    // SAFETY: the front is single-threaded here, as `start` demands, so the child may do anything.
-    unsafe { sys::fork_into(namespaces, cgroup) }
 }
 
 /// Closes what the front had open, but `kept`.

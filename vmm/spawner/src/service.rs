@@ -5,14 +5,14 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use cellblock_channel::socket::{Control, SocketError};
-use cellblock_jail::{JailError, Layer, spawner as jail, sys};
+use cellblock_jail::{JailError, Layer, process, spawner as jail, sys};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_send_signal, waitid};
 
 use crate::protocol::{Cause, Event, Offer, Program, Refusal, Request};
 use crate::slot::{self, Ground, Process, Slot, Unstarted, cloning, descriptors, host_pid};
 use crate::{MAX_PROCESSES, Manifest, keep_only, out_of_the_way};
-use crate::{activity, fork, init};
+use crate::{activity, init};
 
 /// Exit statuses of the spawner process.
 pub(crate) const ENDED: i32 = 0;
@@ -37,7 +37,7 @@ pub(crate) fn run(
         unable(error)
     }
     if manifest.layers.has(Layer::Pid) {
-        match fork(0, None).map_err(cloning) {
+        match process::fork_into(proc.as_fd(), 0, None).map_err(cloning) {
             Ok(sys::Side::Child) => {}
             Ok(sys::Side::Parent { pidfd, .. }) => init::run(&socket, &pidfd, manifest.lock.as_ref()),
             Err(error) => unable(error),

@@ -1,5 +1,4 @@
 //! One worker of the manifest: what its processes are made of, and those that run.
-#![allow(unsafe_code)] // Clones workers.
 
 use std::ffi::CString;
 use std::io;
@@ -7,17 +6,15 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::AtomicU32;
 use std::time::Instant;
 
+use cellblock_channel::process::{install::MAX_PROGRAM, landlock};
 use cellblock_jail::worker::{self, Progress};
 use cellblock_jail::{JailError, Layer, LayerSet, Limits, Step, spawner as jail, sys};
-use cellblock_policy::{landlock, with_refusal};
+use cellblock_policy::with_refusal;
 use rustix::fs::{SealFlags, fcntl_get_seals};
 use rustix::io::pread;
 
 use crate::protocol::{self, Refusal, StartTime};
 use crate::{Entry, Tombstone, out_of_the_way};
-
-/// The longest seccomp program, in bytes: 4096 instructions (`BPF_MAXINSNS`) of 8 bytes.
-const MAX_PROGRAM: usize = 4096 * 8;
 
 /// Why a process was not started.
 pub(crate) enum Unstarted {
@@ -186,12 +183,7 @@ impl Slot {
         ground.progress.reset();
         // One after the other on their way into the jail: the first that is asked for is the first that a starting guest
         // needs, and would be held up by the others.
-        // SAFETY: the spawner is single-threaded, so the child may do anything.
-        let side = unsafe { sys::fork_to_exec(worker::namespaces(ground.layers), cgroup) };
-        match side.map_err(cloning)? {
-            sys::Side::Child => worker::enter(&plan, &ground.progress),
-            sys::Side::Parent { pidfd, .. } => Ok(pidfd),
-        }
+        worker::start(&plan, cgroup, &ground.progress)
     }
 }
 

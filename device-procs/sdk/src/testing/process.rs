@@ -1,20 +1,18 @@
 //! A device in a real worker process, with a supervisor that is just big enough for tests.
-#![allow(unsafe_code)] // What the spawner does between fork and exec: moving descriptors, installing a program, execveat.
 
-use std::ffi::{CStr, CString};
+use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, ExitStatus};
 use std::time::{Duration, Instant};
 
 use cellblock_channel::last_words::{self, LastWords};
 use cellblock_channel::memory::{self, ReadOnly, Sealed, Writable};
+use cellblock_channel::process::start;
 use cellblock_channel::socket::{self, Control};
 use cellblock_channel::{Kick, KickWatch, RegisterPage, Requester, clock, doorbell, kick, register_page};
-use cellblock_policy::install;
 use cellblock_ring::state_page::Shape;
 use cellblock_ring::{Access, Outcome, Succession, layout};
 use cellblock_wire::Version;
@@ -22,7 +20,7 @@ use cellblock_wire::control::{Counters, Fallback, FromWorker, Grant, ToWorker};
 use cellblock_wire::device::{DeviceConfig, IN_FLIGHT_BYTES, Role, host_bytes};
 use cellblock_wire::slot::{Action, Op, Reply, Space};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use rustix::fs::{Mode, OFlags, fcntl_setfl};
+use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::Host;
@@ -66,47 +64,9 @@ impl Program {
     /// # Errors
     /// The binary is missing, or fork fails.
     pub fn start(&self, control: Control) -> io::Result<Child> {
-        let control = OwnedFd::from(control);
-        let binary = rustix::fs::open(&self.path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-        let start = self.start.clone();
         let name = CString::new(self.name.as_str()).map_err(io::Error::other)?;
-        let mut command = Command::new(&self.path);
-        // SAFETY: the closure makes system calls only; it allocates nothing and takes no lock.
-        unsafe {
-            command.pre_exec(move || become_worker(control.as_raw_fd(), binary.as_raw_fd(), &start, &name))
-        };
-        command.spawn()
+        start::start(&self.path, &name, control, &self.start)
     }
-}
-
-/// The spawner's steps that the tests need, then exec. Returns only if one fails.
-fn become_worker(control: i32, binary: i32, start: &[u8], name: &CStr) -> io::Result<()> {
-    let moved = |fd: i32| {
-        // SAFETY: takes numbers.
-        checked(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 100) })
-    };
-    let (control, binary) = (moved(control)?, moved(binary)?);
-    // SAFETY: takes numbers.
-    checked(unsafe { libc::dup2(control, 3) })?;
-    // SAFETY: takes numbers.
-    checked(unsafe { libc::dup3(binary, 4, libc::O_CLOEXEC) })?;
-    // SAFETY: takes numbers. Nothing of this process uses what is closed: it becomes another.
-    checked(unsafe { libc::close_range(5, u32::MAX, 0) })?;
-    // SAFETY: as above.
-    checked(unsafe { libc::close_range(0, 2, 0) })?;
-    // SAFETY: takes numbers.
-    checked(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })?;
-    install::install(start, false).map_err(io::Error::other)?;
-    let (name, none) = ([name.as_ptr(), std::ptr::null()], [std::ptr::null::<libc::c_char>()]);
-    // SAFETY: both lists end with a null and live until the call is over.
-    unsafe {
-        libc::syscall(libc::SYS_execveat, 4, c"".as_ptr(), name.as_ptr(), none.as_ptr(), libc::AT_EMPTY_PATH)
-    };
-    Err(io::Error::last_os_error())
-}
-
-fn checked(result: i32) -> io::Result<i32> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
 /// What a worker is to be granted.

@@ -4,11 +4,10 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use cellblock_channel::doorbell::Bell;
-use cellblock_channel::last_words::{self, LastWords};
 use cellblock_channel::memory::{self, Mapping, MemoryError, Writable};
+use cellblock_channel::process::fault;
 use cellblock_channel::socket::Control;
 use cellblock_channel::{Responder, StateWriter};
-use cellblock_policy::fault::{self, Fault};
 use cellblock_ring::layout;
 use cellblock_ring::state_page::{Committed, MAX_DEVICE_BYTES, Shape};
 use cellblock_wire::Version;
@@ -89,11 +88,7 @@ impl Granted {
     pub(super) fn note_faults(&self) -> Result<(), Refusal> {
         let replies = memory::open_write(&self.replies, memory::bytes(layout::reply_words(self.grant.lanes)))
             .map_err(|source| Refusal::Memory { part: "replies", source })?;
-        fault::watch(move |fault| {
-            let Fault { signal, code, call, address, instruction } = *fault;
-            last_words::note(&replies, &LastWords { signal, code, call, address, instruction });
-        })
-        .map_err(|source| Refusal::system("signal handlers", source))
+        fault::watch(replies).map_err(|source| Refusal::system("signal handlers", source))
     }
 
     /// Builds the device, gives it its predecessor's state, and wires it up.

@@ -6,8 +6,11 @@
 use std::mem::ManuallyDrop;
 use std::process;
 
+#[doc(hidden)]
+pub use cellblock_channel::c_main;
+use cellblock_channel::process::seal;
 use cellblock_channel::socket::{Control, SocketError};
-use cellblock_policy::{seal, with_refusal};
+use cellblock_policy::with_refusal;
 use cellblock_wire::Version;
 use cellblock_wire::control::{FromWorker, MAX_TEXT};
 use cellblock_wire::device::DeviceKind;
@@ -46,17 +49,13 @@ pub mod status {
 /// `#![no_main]` whose build script embedded the policy as `worker`.
 ///
 /// A worker for whatever device is granted has `None::<DeviceKind>` in the kind's place.
-///
-/// Not Rust's own `main`, because that opens `/dev/null` for missing standard streams, which a jailed worker cannot, and
-/// sets up signal stacks that it does not need.
 #[macro_export]
 macro_rules! worker {
     ($kind:expr, $build:expr) => {
-        #[unsafe(no_mangle)]
-        extern "C" fn main() -> i32 {
+        $crate::worker::c_main!({
             let serve_program = include_bytes!(concat!(env!("OUT_DIR"), "/worker.serve.bpf"));
             $crate::worker::run($kind, serve_program, $build)
-        }
+        });
     };
 }
 
@@ -65,14 +64,13 @@ macro_rules! worker {
 #[macro_export]
 macro_rules! virtio_worker {
     ($kind:expr, $build:expr) => {
-        #[unsafe(no_mangle)]
-        extern "C" fn main() -> i32 {
+        $crate::worker::c_main!({
             let programs = $crate::worker::Programs {
                 serve: include_bytes!(concat!(env!("OUT_DIR"), "/worker.serve.bpf")),
                 vhost_user: include_bytes!(concat!(env!("OUT_DIR"), "/worker.vhost-user.bpf")),
             };
             $crate::worker::run_virtio($kind, &programs, $build)
-        }
+        });
     };
 }
 
@@ -123,14 +121,13 @@ pub fn run_virtio<E: Engine>(
 }
 
 fn live(kind: Option<DeviceKind>, serve: impl FnOnce(Granted, &Control) -> Result<End, Refusal>) -> i32 {
-    process_setup::prepare();
-    let control = process_setup::control_socket();
-    let granted = granted(kind, &control).and_then(|granted| granted.note_faults().map(|()| granted));
-    match granted.and_then(|granted| serve(granted, &control)) {
+    let control = process_setup::prepare();
+    let granted = granted(kind, control).and_then(|granted| granted.note_faults().map(|()| granted));
+    match granted.and_then(|granted| serve(granted, control)) {
         Ok(End::Quit) => status::QUIT,
         Ok(End::Orphaned) | Err(Refusal::Socket(SocketError::Closed)) => status::ORPHANED,
-        Ok(End::Violation(reason)) => refuse(&control, &reason),
-        Err(refusal) => refuse(&control, &refusal.to_string()),
+        Ok(End::Violation(reason)) => refuse(control, &reason),
+        Err(refusal) => refuse(control, &refusal.to_string()),
     }
 }
 

@@ -3,9 +3,9 @@
 use std::io;
 
 use cellblock_channel::memory::MemoryError;
+use cellblock_channel::process::seal::SealError;
 use cellblock_channel::ram::RamError;
 use cellblock_channel::socket::SocketError;
-use cellblock_policy::seal::SealError;
 use cellblock_ring::{TooSmall, state_page};
 use cellblock_wire::Version;
 use cellblock_wire::device::{DeviceKind, Role};

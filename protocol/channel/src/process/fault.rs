@@ -1,7 +1,7 @@
-//! What a process notes of its own death: the signal, where it stood, and which system call was refused.
+//! What a worker notes of its own death ([`last_words`]): the signal, where it stood, and which system call was refused.
 //!
-//! The kernel tells a parent the signal alone. So a process that has called [`watch`] hears of a fault first, tells it, and
-//! then dies of it: of a refused call ([`Refusal::Trap`](crate::Refusal::Trap)) by one more while `SIGSYS` is blocked, of all
+//! The kernel tells a parent the signal alone. So a process that has called [`watch`] hears of a fault first, notes it, and
+//! then dies of it: of a refused call (`SECCOMP_RET_TRAP`) by one more while `SIGSYS` is blocked, of all
 //! else by meeting it again without a handler. A refused call is never made, whatever becomes of the handler.
 #![allow(unsafe_code)] // Signal handlers, and what the kernel hands to them.
 
@@ -10,6 +10,9 @@ use std::io;
 use std::sync::OnceLock;
 
 use libc::{siginfo_t, ucontext_t};
+
+use crate::last_words::{self, LastWords};
+use crate::memory::{Mapping, Writable};
 
 /// The signals that a process dies of by its own doing. A start program must let it set handlers for these, and a
 /// serve program return from one (`rt_sigreturn`).
@@ -28,39 +31,24 @@ struct Info {
     call: u32,
 }
 
-/// One fault.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Fault {
-    /// The signal's number.
-    pub signal: u32,
-    /// `si_code`: not above zero = a process sent it.
-    pub code: i32,
-    /// The system call that was refused, with `SIGSYS`.
-    pub call: Option<u32>,
-    /// The address at fault, as far as the signal has one.
-    pub address: u64,
-    /// The instruction, counted from where the binary's image begins.
-    pub instruction: u64,
-}
-
 struct Watch {
     /// Where the binary's image begins.
     image: u64,
-    tell: Box<dyn Fn(&Fault) + Send + Sync>,
+    replies: Mapping<Writable>,
 }
 
 /// The one thing that a handler can find: there is no other way into it than a static.
 static WATCH: OnceLock<Watch> = OnceLock::new();
 
-/// From now on `tell` is called with a fault of any thread, right before the process dies of it. It runs in a signal
-/// handler: it may store into memory, and nothing else. Once in a process; later calls change nothing.
+/// From now on a fault of any thread is noted in `replies`, right before the process dies of it. Once in a process; later calls
+/// change nothing.
 ///
 /// # Errors
 /// The kernel does not take a handler.
-pub fn watch(tell: impl Fn(&Fault) + Send + Sync + 'static) -> io::Result<()> {
+pub fn watch(replies: Mapping<Writable>) -> io::Result<()> {
     // SAFETY: reads a number that the kernel gave at exec. The program headers stand in the image's first page.
     let image = unsafe { libc::getauxval(libc::AT_PHDR) } & !0xfff;
-    if WATCH.set(Watch { image, tell: Box::new(tell) }).is_err() {
+    if WATCH.set(Watch { image, replies }).is_err() {
         return Ok(());
     }
     SIGNALS.iter().try_for_each(|signal| handle(*signal))
@@ -73,7 +61,7 @@ fn handle(signal: c_int) -> io::Result<()> {
     // A fault is met again without a handler; a refused call must find its signal blocked, not reset.
     let once = if signal == libc::SIGSYS { 0 } else { libc::SA_RESETHAND };
     action.sa_flags = libc::SA_SIGINFO | once;
-    // SAFETY: `action` is whole, and its handler makes no call that is not safe in one.
+    // SAFETY: `action` is whole, and its handler only stores into memory that stays mapped and makes system calls.
     match unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
@@ -89,7 +77,8 @@ extern "C" fn on_signal(signal: c_int, info: *mut siginfo_t, context: *mut c_voi
     let instruction = unsafe { instruction(context.cast()) };
     if let Some(watch) = WATCH.get() {
         let instruction = instruction.wrapping_sub(watch.image);
-        (watch.tell)(&Fault { signal: signal as u32, code, call, address, instruction });
+        let words = LastWords { signal: signal as u32, code, call, address, instruction };
+        last_words::note(&watch.replies, &words);
     }
     if call.is_some() {
         // SAFETY: takes numbers. No program of ours allows it; refused while its signal is blocked, it ends the process.

@@ -5,7 +5,10 @@ use std::io;
 
 use thiserror::Error;
 
-use crate::{INSTRUCTION_BYTES, MAX_INSTRUCTIONS};
+/// Bytes of one BPF instruction (`struct sock_filter`).
+const INSTRUCTION: usize = size_of::<libc::sock_filter>();
+/// The longest program that Linux takes, in bytes.
+pub const MAX_PROGRAM: usize = libc::BPF_MAXINSNS as usize * INSTRUCTION;
 
 /// A program that was not installed.
 #[derive(Debug, Error)]
@@ -38,8 +41,8 @@ impl InstallError {
 /// # Errors
 /// See [`InstallError`]; nothing is installed then.
 pub fn install(program: &[u8], tsync: bool) -> Result<(), InstallError> {
-    let count = program.len() / INSTRUCTION_BYTES;
-    if !program.len().is_multiple_of(INSTRUCTION_BYTES) || count == 0 || count > MAX_INSTRUCTIONS {
+    let count = program.len() / INSTRUCTION;
+    if !program.len().is_multiple_of(INSTRUCTION) || count == 0 || program.len() > MAX_PROGRAM {
         return Err(InstallError::Length(program.len()));
     }
     // The kernel copies the program in byte by byte, so its alignment does not matter.

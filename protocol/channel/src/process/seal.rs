@@ -1,14 +1,16 @@
 //! The worker's half of its sandbox: what it closes itself once it is set up, so that nothing of what start-up needed
 //! is left. The spawner's half (namespaces, uid, capabilities, limits, Landlock, the start program) is in place
 //! before the worker's first instruction and does not rely on this.
-#![allow(unsafe_code)] // prctl has no safe wrapper in libc.
 
 use std::io;
 
+use rustix::io::Errno;
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+use rustix::thread::{SecureComputingMode, secure_computing_mode, set_no_new_privs};
 use thiserror::Error;
 
-use crate::install::{InstallError, install};
-use crate::landlock::Ruleset;
+use super::install::{InstallError, install};
+use super::landlock::Ruleset;
 
 /// What of the sandbox was closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,9 +44,10 @@ pub enum SealError {
 /// # Errors
 /// The step that failed.
 pub fn deny_paths() -> Result<bool, SealError> {
-    prctl(libc::PR_SET_DUMPABLE, 0).map_err(|source| SealError::Step { step: "dumpable", source })?;
+    let failed = |step| move |error: Errno| SealError::Step { step, source: error.into() };
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(failed("dumpable"))?;
     // Only without the layer no-new-privs is this not set already; Landlock and seccomp cannot do without it.
-    prctl(libc::PR_SET_NO_NEW_PRIVS, 1).map_err(|source| SealError::Step { step: "no_new_privs", source })?;
+    set_no_new_privs(true).map_err(failed("no_new_privs"))?;
     match Ruleset::deny_all().and_then(|ruleset| ruleset.restrict()) {
         Ok(()) => Ok(true),
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EOPNOTSUPP)) => Ok(false),
@@ -76,14 +79,5 @@ pub fn allow_serving(serve_program: &[u8]) -> Result<bool, SealError> {
 
 /// Whether the calling thread runs under a seccomp program.
 fn filtered() -> bool {
-    // SAFETY: takes no pointer. Without a program that forbids it, prctl(PR_GET_SECCOMP) has no other effect.
-    unsafe { libc::prctl(libc::PR_GET_SECCOMP, 0, 0, 0, 0) == 2 }
-}
-
-fn prctl(option: i32, value: libc::c_ulong) -> io::Result<()> {
-    // SAFETY: the options used here take a number, no pointer.
-    match unsafe { libc::prctl(option, value, 0, 0, 0) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
+    secure_computing_mode() == Ok(SecureComputingMode::Filter)
 }
