@@ -1,5 +1,6 @@
 //! The power registers' worker.
 #![no_main]
+#![forbid(unsafe_code)]
 
 use cellblock_acpi_power::AcpiPower;
 use cellblock_sdk::worker;

@@ -12,6 +12,7 @@
 //! 7. Across a restart what was given back stays so, and a request that was in flight is done again, to the same end. The size
 //!    that the balloon shall have and the one that it has stay, statistics and reports of free pages go on, and a change of
 //!    size that may have been lost is told again.
+#![forbid(unsafe_code)]
 
 pub mod device;
 pub mod pages;

@@ -1,5 +1,6 @@
 //! The balloon's worker.
 #![no_main]
+#![forbid(unsafe_code)]
 
 use cellblock_balloon::{Balloon, Desk, Front, Pages, identity, space};
 use cellblock_sdk::virtio::{Interrupt, Post, Transport};

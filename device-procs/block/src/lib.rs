@@ -24,6 +24,7 @@
 //!
 //! A request that makes no sense gets `VIRTIO_BLK_S_IOERR`, one of an unknown kind `VIRTIO_BLK_S_UNSUPP`; one without room
 //! for its status is given back with nothing written.
+#![forbid(unsafe_code)]
 
 pub mod device;
 pub mod image;

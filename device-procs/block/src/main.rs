@@ -1,5 +1,6 @@
 //! A disk's worker.
 #![no_main]
+#![forbid(unsafe_code)]
 
 use cellblock_block::Disk;
 use cellblock_block::image::Stored;

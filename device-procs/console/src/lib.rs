@@ -19,6 +19,7 @@
 //!    ports also by a message; only the last of several that come at once is.
 //!
 //! Only port 0 is a console; the others are streams with names.
+#![forbid(unsafe_code)]
 
 pub mod control;
 pub mod device;

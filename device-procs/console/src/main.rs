@@ -1,5 +1,6 @@
 //! The console's worker.
 #![no_main]
+#![forbid(unsafe_code)]
 
 use std::sync::Arc;
 

@@ -6,6 +6,7 @@
 //! 3. With limits, bytes and requests flow as fast as those say on average, after a burst. The request that uses a limit up is
 //!    served whole; the next waits until it is paid for. A successor begins with a full burst.
 //! 4. Across a restart a request that was not in the used ring is served anew, with other bytes.
+#![forbid(unsafe_code)]
 
 pub mod device;
 pub mod request;

@@ -1,5 +1,6 @@
 //! The entropy device's worker.
 #![no_main]
+#![forbid(unsafe_code)]
 
 use cellblock_entropy::{HostRandom, Requests, identity};
 use cellblock_sdk::virtio::{Interrupt, Transport};

@@ -1,5 +1,6 @@
 //! The keyboard controller's worker.
 #![no_main]
+#![forbid(unsafe_code)]
 
 use cellblock_i8042::I8042;
 use cellblock_sdk::worker;

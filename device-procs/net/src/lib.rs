@@ -15,6 +15,7 @@
 //! 7. The limits of each direction hold for all queue pairs together.
 //!
 //! Over how many queue pairs frames come is the driver's to say by the control queue; a tap spreads flows over them.
+#![forbid(unsafe_code)]
 
 pub mod backend;
 mod control;

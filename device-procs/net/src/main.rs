@@ -1,5 +1,6 @@
 //! A network device's worker.
 #![no_main]
+#![forbid(unsafe_code)]
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;

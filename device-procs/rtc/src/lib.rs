@@ -5,7 +5,7 @@
 //! 2. Across a restart each register access takes effect exactly once; the time goes on as if nothing had been. A pending
 //!    interrupt is raised again: at least once.
 //! 3. It wakes the host only while the guest has an interrupt of it enabled and handled.
-
+#![forbid(unsafe_code)]
 #![warn(unreachable_pub)]
 
 pub mod calendar;

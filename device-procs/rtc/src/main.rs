@@ -1,5 +1,6 @@
 //! The clock's worker.
 #![no_main]
+#![forbid(unsafe_code)]
 
 use cellblock_rtc::Rtc;
 use cellblock_sdk::worker;

@@ -11,6 +11,7 @@
 //!    microseconds, has its successor give the guest these bytes again (16 at most). An orderly end writes the buffer out first.
 //! 5. With a limit, output is as fast as that on average, after a burst; a driver that keeps to THRE loses no byte by it.
 //!    A successor begins with a full burst.
+#![forbid(unsafe_code)]
 
 pub mod device;
 pub mod fifo;

@@ -1,5 +1,6 @@
 //! The serial port's worker.
 #![no_main]
+#![forbid(unsafe_code)]
 
 use cellblock_sdk::worker;
 use cellblock_serial::Serial;

@@ -16,6 +16,7 @@
 //! 7. Nothing that the guest writes ends it; queues that make no sense need a reset of the device, as with any.
 //!
 //! The device comes back by `cellblock revive`, as it is when it is switched on, with the registers that its driver has written.
+#![forbid(unsafe_code)]
 
 pub mod device;
 pub mod request;

@@ -1,5 +1,6 @@
 //! The worker that answers for a device that has failed, whatever that is.
 #![no_main]
+#![forbid(unsafe_code)]
 
 use cellblock_sdk::device::Device;
 use cellblock_sdk::virtio::{Interrupt, Post, Transport};

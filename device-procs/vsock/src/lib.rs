@@ -30,6 +30,7 @@
 //! Bytes move between guest memory and a stream by one `preadv2` or `pwritev2`, so the state machine is not apart from the
 //! descriptors: [`connection`] and [`credit`] have the protocol and no input or output, [`streams`] moves the bytes. The
 //! `virtio-vsock` crate was looked at: it parses headers over another kind of chain, and has none of the rest.
+#![forbid(unsafe_code)]
 
 pub mod backlog;
 pub mod connection;

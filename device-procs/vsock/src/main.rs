@@ -1,5 +1,6 @@
 //! The socket device's worker.
 #![no_main]
+#![forbid(unsafe_code)]
 
 use cellblock_sdk::virtio::{Interrupt, Post, Transport};
 use cellblock_sdk::virtio_worker;

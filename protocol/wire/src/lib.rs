@@ -2,6 +2,7 @@
 //! exit ring ([`slot`]) and the control messages of the handshake and after ([`control`]).
 //!
 //! Nothing here touches memory that is shared or a file descriptor; that is `cellblock-ring` and `cellblock-channel`.
+#![forbid(unsafe_code)]
 
 pub mod control;
 pub mod device;

@@ -2,6 +2,7 @@
 //!
 //! A case ([`cases`], [`kicks`]) is written once against the portable traits. It says what the guest shall do as a list of [`Op`]s; a
 //! [`Platform`] turns that into a guest: the mock into a script, KVM into machine code. [`suite!`] makes a test of each case.
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "all of this crate is test code")]
 
 pub mod assembler;

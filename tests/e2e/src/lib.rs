@@ -13,6 +13,7 @@
 //! | `CELLBLOCK_HOSTILE` | the worker of `tests/hostile` that breaks the rules (`scripts/test build`) | `.cache/hostile/hostile` |
 //! | `CELLBLOCK_IMAGES` | Debian's kernel and the initrd | `/boot` in the emulated host, else none (QEMU's guests: `.cache/images/x86_64`) |
 //! | `CELLBLOCK_DEBIAN` | what boots `root.img` of `scripts/debian`, copies of which are `/dev/vda`, `/dev/vdb` | none |
+#![forbid(unsafe_code)]
 
 pub mod cage;
 pub mod deaths;

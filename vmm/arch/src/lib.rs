@@ -4,6 +4,7 @@
 //! ([`Piece`]s of guest memory, register structs, CPUID leaves). The crate has one implementation for each guest architecture
 //! behind the same names, so that its users need no `target_arch` of their own; on an architecture that cannot boot yet
 //! each function returns [`Error::Unsupported`].
+#![forbid(unsafe_code)]
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;

@@ -3,6 +3,7 @@
 //! A [`Bus`] is built once, shared by all vCPUs as a snapshot, and never locked. An access belongs to a device only if
 //! every byte of it lies in one region; any other is unclaimed: reads give all ones, writes are dropped, as on a real
 //! board.
+#![forbid(unsafe_code)]
 
 use cellblock_wire::slot::Space;
 use thiserror::Error;

@@ -2,6 +2,7 @@
 //!
 //! The front parses, opens and checks everything, then forks the VM's other processes ([`launch`]) and stays as their
 //! link to the terminal and to `cellblock ps` ([`front`]). It holds no KVM descriptor and no guest memory afterwards.
+#![forbid(unsafe_code)]
 #![deny(clippy::print_stdout, clippy::print_stderr)] // They panic where nobody listens: `words` does not.
 
 #[macro_use]

@@ -2,6 +2,7 @@
 //!
 //! The same names serve the command line and the file (TOML or JSON). Runtime code sees a [`VmConfig`] only, in which
 //! every value is within its bounds.
+#![forbid(unsafe_code)]
 
 mod back_end;
 mod devices;

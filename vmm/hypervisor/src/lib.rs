@@ -16,6 +16,7 @@
 //! 4. A refused entry changes nothing: the right one may follow.
 //!
 //! This crate has no `unsafe`, no system call and no `target_arch`.
+#![forbid(unsafe_code)]
 
 mod entry;
 mod error;

@@ -11,6 +11,7 @@
 //!
 //! Kernel formats are parsed here and not by `linux-loader`, whose ELF and bzImage loaders do unchecked arithmetic on header
 //! fields and follow tables of any length; its ABI structures are used (in `cellblock-arch`).
+#![forbid(unsafe_code)]
 
 mod bzimage;
 mod elf;

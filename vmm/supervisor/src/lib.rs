@@ -5,6 +5,7 @@
 //!
 //! It is forked from the front ([`Plan`] is what it gets), tells it how things go ([`link`]), and ends with the VM: its
 //! last message is [`link::End`].
+#![forbid(unsafe_code)]
 
 mod back_end;
 mod build;

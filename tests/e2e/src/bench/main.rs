@@ -3,6 +3,7 @@
 //!
 //! `scripts/bench` builds and runs it; `boot` and `io` inside the emulated host, `start` and `restart` on this machine. A peer's program may be
 //! measured in turn with ours, run by run, so that both see the same machine.
+#![forbid(unsafe_code)]
 
 mod boot;
 mod exits;
