@@ -10,10 +10,11 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 
 mod bytes;
+mod crew;
 mod pipes;
 
 pub use bytes::{Consumer, Producer, ring};
-pub(crate) use pipes::start_thread;
+pub use crew::Crew;
 pub use pipes::{Pipes, WakeLine};
 
 /// The far end of a byte device.

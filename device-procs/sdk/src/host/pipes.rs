@@ -8,8 +8,8 @@
 use std::convert::Infallible;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
-use std::sync::{Arc, mpsc};
 use std::thread::{self, Thread};
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
 use super::bytes::{Consumer, LEFT, Producer, SETTLED, Shared, ring, ring_in};
-use super::{Port, Tally};
+use super::{Crew, Port, Tally};
 use crate::fail_point::{Step, reach};
 
 /// Bytes on the way from the host to the device: one FIFO's worth.
@@ -29,8 +29,6 @@ const INPUT_BYTES: usize = 16;
 const GATHER: Duration = Duration::from_millis(1);
 /// Bytes per write.
 const CHUNK: usize = 2048;
-/// Enough for what the threads keep on it; a page is taken when it is touched.
-const STACK: usize = 256 << 10;
 
 /// Wakes the register thread: it gets an [`Event::Host`](crate::device::Event::Host).
 #[derive(Debug, Clone)]
@@ -89,14 +87,14 @@ struct Input {
 }
 
 impl Pipes {
-    /// Starts one thread for each of the two that there is. `buffer` bytes of output are kept for a sink that is slow, in
+    /// Has `crew` start one thread for each of the two that there is. `buffer` bytes of output are kept for a sink that is slow, in
     /// `kept` if there is such memory, of [`host_bytes`](cellblock_wire::device::host_bytes) bytes.
     ///
     /// # Errors
     /// A thread cannot be made.
     pub fn start(
-        input: Option<OwnedFd>,
-        output: Option<OwnedFd>,
+        crew: &mut Crew,
+        (input, output): (Option<OwnedFd>, Option<OwnedFd>),
         buffer: usize,
         kept: Option<Mapping<Writable>>,
         wake: WakeLine,
@@ -105,9 +103,9 @@ impl Pipes {
         let shared = kept.map_or_else(|| Shared::own(buffer), Shared::Kept);
         let begin = Arc::new(AtomicBool::new(false));
         let when = || Begin(Arc::clone(&begin));
-        let start = |sink| Output::start(sink, shared.clone(), when(), Arc::clone(&tally));
+        let start = |sink| Output::start(crew, sink, shared.clone(), when(), Arc::clone(&tally));
         let output = output.map(start).transpose()?;
-        let start = |source| Input::start(source, shared.clone(), when(), wake, Arc::clone(&tally));
+        let start = |source| Input::start(crew, source, shared.clone(), when(), wake, Arc::clone(&tally));
         let input = input.map(start).transpose()?;
         Ok(Pipes { output, input, tally, begun: false, begin })
     }
@@ -205,28 +203,18 @@ impl Begin {
     }
 }
 
-/// Starts a thread and waits until it runs: what a thread's start takes is not allowed once the sandbox is closed.
-pub(crate) fn start_thread(
-    name: &str,
-    work: impl FnOnce() -> Infallible + Send + 'static,
-) -> io::Result<Thread> {
-    let (running, wait) = mpsc::sync_channel(1);
-    let builder = thread::Builder::new().name(name.to_owned()).stack_size(STACK);
-    let handle = builder.spawn(move || {
-        let _ = running.send(());
-        drop(running);
-        work()
-    })?;
-    wait.recv().map_err(io::Error::other)?;
-    Ok(handle.thread().clone())
-}
-
 impl Output {
-    fn start(sink: OwnedFd, shared: Shared, begin: Begin, tally: Arc<Tally>) -> io::Result<Output> {
+    fn start(
+        crew: &mut Crew,
+        sink: OwnedFd,
+        shared: Shared,
+        begin: Begin,
+        tally: Arc<Tally>,
+    ) -> io::Result<Output> {
         let (producer, consumer) = ring_in(shared);
         let resting = Arc::new(AtomicBool::new(false));
         let rests = Arc::clone(&resting);
-        let thread = start_thread("host output", move || {
+        let thread = crew.start("host output", move || {
             begin.wait();
             write_out(consumer, &sink, &rests, &tally)
         })?;
@@ -236,6 +224,7 @@ impl Output {
 
 impl Input {
     fn start(
+        crew: &mut Crew,
         source: OwnedFd,
         shared: Shared,
         begin: Begin,
@@ -244,7 +233,7 @@ impl Input {
     ) -> io::Result<Input> {
         let (producer, consumer) = ring(INPUT_BYTES);
         let counts = shared.clone();
-        let thread = start_thread("host input", move || {
+        let thread = crew.start("host input", move || {
             begin.wait();
             read_in(producer, LookedAt::new(source, counts, tally), &wake)
         })?;
@@ -386,7 +375,18 @@ mod tests {
 
     fn pipes(input: Option<OwnedFd>, output: Option<OwnedFd>, buffer: usize) -> (Pipes, Arc<Tally>) {
         let tally = Arc::new(Tally::default());
-        (Pipes::start(input, output, buffer, None, wake_line().1, Arc::clone(&tally)).unwrap(), tally)
+        (
+            Pipes::start(
+                &mut Crew::default(),
+                (input, output),
+                buffer,
+                None,
+                wake_line().1,
+                Arc::clone(&tally),
+            )
+            .unwrap(),
+            tally,
+        )
     }
 
     #[test]
@@ -475,7 +475,8 @@ mod tests {
         let (_host, worker) = socket(b"0123456789abcdefghij");
         let start = || {
             let input = Some(worker.try_clone().unwrap());
-            Pipes::start(input, None, 64, kept(), wake_line().1, Arc::default()).unwrap()
+            Pipes::start(&mut Crew::default(), (input, None), 64, kept(), wake_line().1, Arc::default())
+                .unwrap()
         };
         // Its threads stay; what they would do yet is what a dead one's do not.
         let mut first = start();
@@ -499,8 +500,15 @@ mod tests {
         let (mut left, _) = ring_in(Shared::Kept(kept().unwrap()));
         b"left".iter().for_each(|byte| assert!(left.put(*byte)));
         let (_host, worker) = socket(b"typed");
-        let mut pipes =
-            Pipes::start(Some(worker), Some(write), 64, kept(), wake_line().1, Arc::default()).unwrap();
+        let mut pipes = Pipes::start(
+            &mut Crew::default(),
+            (Some(worker), Some(write)),
+            64,
+            kept(),
+            wake_line().1,
+            Arc::default(),
+        )
+        .unwrap();
         thread::sleep(Duration::from_millis(30));
         assert_eq!(rustix::io::read(&read, &mut [0; 8]), Err(Errno::AGAIN));
         assert_eq!(pipes.take(), None);
@@ -517,7 +525,14 @@ mod tests {
             let shared = Shared::Kept(map());
             shared.publish(SETTLED, settled);
             shared.publish(LEFT, left);
-            let start = Pipes::start(Some(worker), None, 64, Some(map()), wake_line().1, Arc::default());
+            let start = Pipes::start(
+                &mut Crew::default(),
+                (Some(worker), None),
+                64,
+                Some(map()),
+                wake_line().1,
+                Arc::default(),
+            );
             assert_eq!(taken(&mut start.unwrap(), 4), then, "settled {settled}, left {left}");
         }
     }

@@ -24,7 +24,7 @@ use super::queue::Virtqueue;
 use super::waking::Wakes;
 use crate::device::SECOND;
 use crate::fail_point::{Step, reach};
-use crate::host::{Traffic, WakeLine, start_thread};
+use crate::host::{Crew, Traffic, WakeLine};
 
 /// The longest sleep of a post that waits for a time: longer ones would take another system call.
 const LONGEST_SLEEP: u64 = 3600 * SECOND;
@@ -171,17 +171,18 @@ struct Seat {
 }
 
 impl Threads {
-    /// Starts a thread for each of `posts`, with the eventfds of its queues' kicks. `wake` tells the register thread when a
+    /// Has `crew` start a thread for each of `posts`, with the eventfds of its queues' kicks. `wake` tells the register thread when a
     /// queue is not served any more.
     ///
     /// # Errors
     /// A thread or an epoll set cannot be made, a post has no queue or too many sources, or not as many kicks as queues.
     pub fn start<W: Work + Send + 'static>(
+        crew: &mut Crew,
         posts: Vec<(Post<W>, Vec<OwnedFd>)>,
         interrupt: &Interrupt,
         wake: &WakeLine,
     ) -> io::Result<Threads> {
-        let seat = |(number, (post, kicks))| Self::start_one(number, post, kicks, interrupt, wake);
+        let seat = |(number, (post, kicks))| Self::start_one(crew, number, post, kicks, interrupt, wake);
         let seats = posts.into_iter().enumerate().map(seat).collect::<io::Result<_>>()?;
         Ok(Threads { seats, pages: None })
     }
@@ -194,6 +195,7 @@ impl Threads {
     }
 
     fn start_one<W: Work + Send + 'static>(
+        crew: &mut Crew,
         number: usize,
         post: Post<W>,
         kicks: Vec<OwnedFd>,
@@ -223,7 +225,7 @@ impl Threads {
             wake: wake.clone(),
             parked: false,
         };
-        start_thread(&format!("queue {number}"), move || thread.run())?;
+        crew.start(&format!("queue {number}"), move || thread.run())?;
         Ok(Seat { numbers, desk, kicker, epoll, guests, traffic })
     }
 

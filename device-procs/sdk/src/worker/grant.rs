@@ -6,7 +6,7 @@ use std::sync::Arc;
 use cellblock_channel::doorbell::Bell;
 use cellblock_channel::memory::{self, Mapping, MemoryError, Writable};
 use cellblock_channel::process::fault;
-use cellblock_channel::socket::Control;
+use cellblock_channel::socket::{Control, SocketError};
 use cellblock_channel::{Responder, StateWriter};
 use cellblock_ring::layout;
 use cellblock_ring::state_page::{Committed, MAX_DEVICE_BYTES, Shape};
@@ -21,6 +21,7 @@ use super::refusal::Refusal;
 use super::serve::{Server, Wiring};
 use crate::device::Device;
 use crate::fail_point::{self, Step, reach};
+use crate::host::Crew;
 use crate::state::{self, StateError};
 use crate::vhost_user::Session;
 use crate::virtio::Transport;
@@ -38,16 +39,42 @@ pub(super) struct Granted {
     page: OwnedFd,
     bell: Bell,
     roles: Vec<(Role, OwnedFd)>,
+    crew: Crew,
 }
 
 /// Waits for the grant for a device of kind `own`, or of any.
 pub(super) fn receive(control: &Control, own: Option<DeviceKind>) -> Result<Granted, Refusal> {
-    let (message, descriptors) = control.recv_message(FIXED_DESCRIPTORS + MAX_ROLES)?;
+    let most = FIXED_DESCRIPTORS + MAX_ROLES;
+    let mut crew = Crew::default();
+    let (message, descriptors) = match control.try_recv_message(most) {
+        // One that is to wait may well be ready when it is called.
+        Err(SocketError::NotReady) => {
+            crew = Crew::waiting(threads(own));
+            control.recv_message(most)?
+        }
+        received => received?,
+    };
     let ToWorker::Grant(grant) = message else { return Err(Refusal::NoGrant) };
     check(&grant, own)?;
     fail_point::arm(grant.generation);
     reach(Step::Granted);
-    assign(grant, descriptors)
+    assign(grant, descriptors, crew)
+}
+
+/// The threads that each device of kind `own` has, whatever its grant.
+fn threads(own: Option<DeviceKind>) -> &'static [&'static str] {
+    match own {
+        Some(DeviceKind::Serial) => &["host output", "host input"],
+        Some(
+            DeviceKind::Block
+            | DeviceKind::Net
+            | DeviceKind::Entropy
+            | DeviceKind::Console
+            | DeviceKind::Balloon
+            | DeviceKind::Vsock,
+        ) => &["queue 0"],
+        _ => &[],
+    }
 }
 
 fn check(grant: &Grant, own: Option<DeviceKind>) -> Result<(), Refusal> {
@@ -67,7 +94,7 @@ fn check(grant: &Grant, own: Option<DeviceKind>) -> Result<(), Refusal> {
     twice.map_or(Ok(()), |(_, role)| Err(Refusal::Twice(*role)))
 }
 
-fn assign(grant: Grant, descriptors: Vec<OwnedFd>) -> Result<Granted, Refusal> {
+fn assign(grant: Grant, descriptors: Vec<OwnedFd>, crew: Crew) -> Result<Granted, Refusal> {
     let (found, needed) = (descriptors.len(), FIXED_DESCRIPTORS + grant.roles.len());
     let mismatch = Refusal::Descriptors { found, needed };
     if found != needed {
@@ -80,7 +107,7 @@ fn assign(grant: Grant, descriptors: Vec<OwnedFd>) -> Result<Granted, Refusal> {
         return Err(mismatch);
     };
     let roles = grant.roles.iter().copied().zip(rest).collect();
-    Ok(Granted { grant, requests, replies, page, bell: Bell::from_fd(bell), roles })
+    Ok(Granted { grant, requests, replies, page, bell: Bell::from_fd(bell), roles, crew })
 }
 
 impl Granted {
@@ -107,7 +134,7 @@ impl Granted {
         let responder = Responder::new(requests, replies, lanes, generation)?;
 
         let wake = wake_line()?;
-        let parts = Parts::new(config, self.roles, Arc::clone(&wake)).with_driver(&fallback);
+        let parts = Parts::new(config, self.roles, self.crew, Arc::clone(&wake)).with_driver(&fallback);
         let mut parts = parts.with_page().map_err(part("register page"))?;
         let mut device = build(&mut parts)?;
         parts.all_taken()?;
@@ -130,7 +157,10 @@ impl Granted {
         };
         reach(Step::Restored);
         let wiring = Wiring { responder, page, bell: self.bell, wake, tally: parts.tally(), poll_max_us };
-        Server::new(device, wiring, predecessor, resting, control)
+        let server = Server::new(device, wiring, predecessor, resting, control)?;
+        // They had the time since.
+        parts.all_run()?;
+        Ok(server)
     }
 }
 
@@ -183,11 +213,13 @@ impl Granted {
             return Ok(Service::Registers(self.build(control, build)?));
         }
         let roles = std::mem::take(&mut self.roles);
-        let mut parts = Parts::new(self.grant.config, roles, wake_line()?);
+        let mut parts = Parts::new(self.grant.config, roles, self.crew, wake_line()?);
         let front_end = parts.front_end().ok_or(Refusal::Missing("the front end's socket"))?;
         let device = build(&mut parts)?.into_bare();
         parts.all_taken()?;
-        Ok(Service::FrontEnd(Session::new(device, front_end, parts.tally(), control)?))
+        let session = Session::new(device, front_end, parts.tally(), control)?;
+        parts.all_run()?;
+        Ok(Service::FrontEnd(session))
     }
 }
 

@@ -14,7 +14,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::refusal::Refusal;
 use crate::device::{Clock, SECOND, Trigger};
-use crate::host::{Pipes, Tally, WakeLine};
+use crate::host::{Crew, Pipes, Tally, WakeLine};
 use crate::vhost_user::{Calls, FrontEnd};
 use crate::virtio::inflight::Pages;
 use crate::virtio::threads::{Post, Threads};
@@ -25,6 +25,7 @@ use crate::virtio::{Interrupt, Kept, OneByOne, Raise, Serve, Work};
 pub struct Parts {
     config: DeviceConfig,
     roles: Vec<(Role, OwnedFd)>,
+    crew: Crew,
     wake: Arc<OwnedFd>,
     tally: Arc<Tally>,
     /// Another VMM is the front end: memory and kicks come from it, later.
@@ -35,10 +36,16 @@ pub struct Parts {
 }
 
 impl Parts {
-    pub(super) fn new(config: DeviceConfig, roles: Vec<(Role, OwnedFd)>, wake: Arc<OwnedFd>) -> Self {
+    pub(super) fn new(
+        config: DeviceConfig,
+        roles: Vec<(Role, OwnedFd)>,
+        crew: Crew,
+        wake: Arc<OwnedFd>,
+    ) -> Self {
         Parts {
             config,
             roles,
+            crew,
             wake,
             tally: Arc::default(),
             front_end: None,
@@ -81,6 +88,14 @@ impl Parts {
         Arc::clone(&self.tally)
     }
 
+    /// Waits until the device's threads run.
+    ///
+    /// # Errors
+    /// One has ended.
+    pub(super) fn all_run(&mut self) -> Result<(), Refusal> {
+        self.crew.run().map_err(|source| Refusal::system("threads", source))
+    }
+
     /// # Errors
     /// A role was not taken.
     pub(super) fn all_taken(&self) -> Result<(), Refusal> {
@@ -120,7 +135,8 @@ impl Parts {
         let wake = self.wake_line();
         let kept = self.take(Role::HostBytes).map(|fd| memory::open_write(fd, host_bytes(buffer)));
         let kept = kept.transpose().map_err(|source| Refusal::Memory { part: "host bytes", source })?;
-        Pipes::start(input, output, buffer as usize, kept, wake, self.tally())
+        let tally = self.tally();
+        Pipes::start(&mut self.crew, (input, output), buffer as usize, kept, wake, tally)
             .map_err(|source| Refusal::system("host I/O threads", source))
     }
 
@@ -251,7 +267,7 @@ impl Parts {
         let pages = self.take(Role::InFlight).map(|fd| Pages::open(&fd, queues)).transpose();
         let pages = pages.map_err(|source| Refusal::Memory { part: "requests in flight", source })?;
         let wake = self.wake_line();
-        let threads = Threads::start(staffed, interrupt, &wake);
+        let threads = Threads::start(&mut self.crew, staffed, interrupt, &wake);
         let threads = threads.map_err(|source| Refusal::system("queue threads", source))?;
         threads.traffic().for_each(|traffic| self.tally.add_traffic(traffic));
         Ok(threads.with_pages(pages))

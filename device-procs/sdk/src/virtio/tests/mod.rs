@@ -19,7 +19,7 @@ use super::spec::{feature, register, status};
 use super::threads::{Post, Threads};
 use super::{Chain, Identity, Interrupt, OneByOne, Serve, Space, Transport};
 use crate::device::Event;
-use crate::host::WakeLine;
+use crate::host::{Crew, WakeLine};
 use crate::testing::Harness;
 use crate::testing::virtio::{DATA, Driver, Edges, Segment, shared_ram};
 
@@ -60,7 +60,8 @@ fn bench() -> Bench {
     let kick = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
     let post = Post { work: OneByOne(slow), queues: vec![0], sources: vec![] };
     let wake_line = WakeLine::new(Arc::clone(&wake));
-    let threads = Threads::start(vec![(post, vec![kick])], &interrupt, &wake_line).unwrap();
+    let threads =
+        Threads::start(&mut Crew::default(), vec![(post, vec![kick])], &interrupt, &wake_line).unwrap();
     let identity = Identity { id: 42, features: 0, queues: 1, queue_size: 16, config: Space::fixed(vec![]) };
     let ram = shared_ram().0;
     let device = Transport::new(identity, threads, ram.clone(), interrupt);

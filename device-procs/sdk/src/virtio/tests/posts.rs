@@ -11,7 +11,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::rings::pages;
 use crate::device::Device as _;
-use crate::host::WakeLine;
+use crate::host::{Crew, WakeLine};
 use crate::testing::Harness;
 use crate::testing::virtio::{DATA, Driver, Edges, Segment, shared_ram};
 use crate::virtio::engine::{Engine, MAX_SOURCES};
@@ -122,7 +122,9 @@ fn threads() -> Bench<Threads> {
         let kick = || eventfd(0, EventfdFlags::CLOEXEC).unwrap();
         let wake = WakeLine::new(Arc::new(eventfd(0, EventfdFlags::NONBLOCK).unwrap()));
         let post = Post { work, queues: vec![0, 1], sources: vec![source] };
-        let threads = Threads::start(vec![(post, vec![kick(), kick()])], interrupt, &wake).unwrap();
+        let threads =
+            Threads::start(&mut Crew::default(), vec![(post, vec![kick(), kick()])], interrupt, &wake)
+                .unwrap();
         let threads = threads.with_pages(Some(pages(2).1));
         let kicker = threads.kicker(0);
         (threads, kicker)
@@ -362,7 +364,9 @@ fn descriptors_that_cannot_be_waited_for_never_block() {
         let wake = WakeLine::new(Arc::new(eventfd(0, EventfdFlags::NONBLOCK).unwrap()));
         let work = Relay { source: Arc::clone(&file), ..work };
         let post = Post { work, queues: vec![0, 1], sources: vec![Arc::clone(&file)] };
-        let threads = Threads::start(vec![(post, vec![kick(), kick()])], interrupt, &wake).unwrap();
+        let threads =
+            Threads::start(&mut Crew::default(), vec![(post, vec![kick(), kick()])], interrupt, &wake)
+                .unwrap();
         (threads, Kicker::none())
     });
     bench.driver.begin(u64::MAX, 2, 16);
@@ -381,7 +385,8 @@ fn posts_that_cannot_work_are_refused() {
         let work = OneByOne(Slow(Limiter::default(), Edges::default(), SharedClock::default()));
         let sources = (0..sources).map(|_| Arc::new(kick())).collect();
         let kicks = (0..kicks).map(|_| kick()).collect();
-        Threads::start(vec![(Post { work, queues, sources }, kicks)], &interrupt, &wake).map(|_| ())
+        Threads::start(&mut Crew::default(), vec![(Post { work, queues, sources }, kicks)], &interrupt, &wake)
+            .map(|_| ())
     };
     assert!(start(vec![0], MAX_SOURCES, 1).is_ok());
     assert!(start(vec![0], MAX_SOURCES + 1, 1).is_err());
@@ -468,7 +473,8 @@ fn a_thread_held_back_goes_on_by_itself_and_is_stopped_nevertheless() {
         let wake = WakeLine::new(Arc::new(eventfd(0, EventfdFlags::NONBLOCK).unwrap()));
         let post = Post { work: OneByOne(Real(Limiter::new(&limits))), queues: vec![0], sources: vec![] };
         let kick = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
-        let threads = Threads::start(vec![(post, vec![kick])], &interrupt, &wake).unwrap();
+        let threads =
+            Threads::start(&mut Crew::default(), vec![(post, vec![kick])], &interrupt, &wake).unwrap();
         let identity =
             Identity { id: 42, features: 0, queues: 1, queue_size: 64, config: Space::fixed(vec![]) };
         Driver::new(Harness::new(Transport::new(identity, threads, ram.clone(), interrupt)), ram.clone())
