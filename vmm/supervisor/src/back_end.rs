@@ -112,7 +112,7 @@ impl BackEnd {
                 self.kill_at.get_or_insert(Instant::now() + GONE_PATIENCE);
                 None
             }
-            Token::Mailbox | Token::Candidate(_) => None,
+            Token::Mailbox | Token::Candidate(_) | Token::Process { .. } => None,
         }
     }
 
@@ -194,7 +194,7 @@ impl BackEnd {
             let refused = |reason: String| Some(End::Refused { reason: cut(reason) });
             match event {
                 SpawnerEvent::Started { instance, host_pid, took, .. } => {
-                    self.worker.started(instance, host_pid, took);
+                    self.worker.started(instance, host_pid, took, None);
                 }
                 SpawnerEvent::Ready { host_pid } => self.spawner_pid = host_pid,
                 SpawnerEvent::Lost(cause) => {

@@ -3,6 +3,7 @@
 //! The order is that of the wait: the spawner is asked for the workers first, KVM is set up while they start, and the
 //! vCPUs run as soon as the loader is done; each then waits only for the worker that it needs.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -107,6 +108,8 @@ pub(crate) fn build(plan: Plan) -> Result<Machine, BuildError> {
         reports,
         bell,
         poller,
+        held: RefCell::default(),
+        held_until: None,
         notes,
         spares: plan.spares,
         status_by: None,

@@ -3,6 +3,7 @@
 //! States: *starting* (vCPUs may run already; each waits only for the worker that it needs), *running* (all workers
 //! serve), *paused* ([`pause`]), *ending* (vCPUs stop, workers flush and go). It ends once, for the first reason that comes.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -76,6 +77,9 @@ pub(crate) struct Machine {
     pub spawner_lost: bool,
     /// When the workers are asked for a sign of life.
     pub beat_at: Option<Instant>,
+    /// What the front hears when there is more to say, or at that time: who hears it now takes a CPU from those that begin to serve.
+    pub held: RefCell<Vec<Event>>,
+    pub held_until: Option<Instant>,
 }
 
 impl VcpuHandle {
@@ -141,6 +145,7 @@ impl Machine {
             self.vcpus.iter_mut().for_each(VcpuHandle::deliver);
             self.spawner.catch_up();
             self.try_again();
+            self.do_what_was_put_off();
             self.feel_the_pulse();
             self.pause_further();
             self.upgrade_further();
@@ -167,6 +172,9 @@ impl Machine {
             .chain(self.workers.iter().filter_map(Worker::sign_by))
             .chain(self.workers.iter().filter_map(Worker::hand_over_by))
             .chain(self.workers.iter().filter_map(Worker::start_at))
+            .chain(self.workers.iter().filter_map(Worker::kill_at))
+            .chain(self.workers.iter().filter_map(Worker::recruit_at))
+            .chain(self.held_until)
             .min()
     }
 
@@ -196,6 +204,10 @@ impl Machine {
             }
             Token::Candidate(index) => {
                 self.take_candidate_news(index);
+                None
+            }
+            Token::Process { index, instance } => {
+                self.process_ended(index, instance);
                 None
             }
             Token::FrontEnd => None,
@@ -333,6 +345,7 @@ impl Machine {
                 let control = self.workers.get(index).and_then(Worker::candidate_control);
                 control.iter().for_each(|control| self.poller.forget(control));
             }
+            Token::Process { index, .. } => self.forget_end(index),
             Token::FrontEnd => {}
         }
     }
@@ -364,6 +377,13 @@ impl Machine {
 
     /// Tells the front; a front that does not read loses it, a front that is gone ends the VM by its closed socket.
     fn say(&self, event: Event) {
+        self.say_what_is_held();
         let _ = self.link.send_message(&event, &[]);
+    }
+
+    fn say_what_is_held(&self) {
+        for event in self.held.take() {
+            let _ = self.link.send_message(&event, &[]);
+        }
     }
 }

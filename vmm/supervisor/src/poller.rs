@@ -22,10 +22,20 @@ pub(crate) enum Token {
     Control(usize),
     /// The control socket of one that is to take over, by the device's index.
     Candidate(usize),
+    /// A worker's process, which has ended.
+    Process {
+        /// The device's.
+        index: usize,
+        /// What the spawner knows it by: the device may have another one by now.
+        instance: u32,
+    },
 }
 
 const CONTROL: u64 = 1 << 32;
 const CANDIDATE: u64 = 2 << 32;
+/// The instance follows, and the index in the lowest bits.
+const PROCESS: u64 = 1 << 63;
+const INDEX_BITS: u32 = 16;
 
 impl Token {
     fn number(self) -> u64 {
@@ -36,10 +46,17 @@ impl Token {
             Token::FrontEnd => 3,
             Token::Control(index) => CONTROL | index as u64,
             Token::Candidate(index) => CANDIDATE | index as u64,
+            Token::Process { index, instance } => {
+                PROCESS | u64::from(instance) << INDEX_BITS | index as u64 & ((1 << INDEX_BITS) - 1)
+            }
         }
     }
 
     fn from_number(number: u64) -> Option<Token> {
+        if number & PROCESS != 0 {
+            let index = (number & ((1 << INDEX_BITS) - 1)) as usize;
+            return Some(Token::Process { index, instance: (number >> INDEX_BITS) as u32 });
+        }
         let index = (number & 0xffff_ffff) as usize;
         match (number & !0xffff_ffff, index) {
             (0, 0) => Some(Token::Link),
@@ -107,6 +124,9 @@ mod tests {
             Token::FrontEnd,
             Token::Control(0),
             Token::Control(7),
+            Token::Candidate(61),
+            Token::Process { index: 61, instance: u32::MAX },
+            Token::Process { index: 0, instance: 0 },
         ] {
             assert_eq!(Token::from_number(token.number()), Some(token));
         }

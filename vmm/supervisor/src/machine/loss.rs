@@ -14,6 +14,7 @@ impl Machine {
             format!("the spawner {cause}; the VM runs on, but none of its workers can be replaced any more");
         self.say(Event::Warning(cut(text)));
         (0..self.workers.len()).for_each(|index| self.break_off(index));
+        (0..self.workers.len()).for_each(|index| self.bury(index, None));
         // Those that were to be killed, and reaped.
         (0..self.workers.len()).for_each(|index| self.give_up_if_alone(index));
     }

@@ -5,11 +5,12 @@
 //! every vCPU is given the new rings; an access that was waiting is sent again. Too many deaths without progress in between,
 //! and the device has [`failed`](super::failed).
 
-use std::time::Instant;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
 
 use cellblock_channel::socket::SocketError;
 use cellblock_jail::JailError;
-use cellblock_spawner::protocol::Event as SpawnerEvent;
+use cellblock_spawner::protocol::{Cause, Event as SpawnerEvent};
 use cellblock_wire::control::LogLevel;
 use cellblock_wire::device::DeviceKind;
 use rustix::io::Errno;
@@ -20,14 +21,17 @@ use crate::link::{DeviceState, End, Event, cut, device_names};
 use crate::poller::Token;
 use crate::proxy::Successor;
 use crate::vcpu;
-use crate::worker::{Blame, Ending, News, Who, Worker};
+use crate::worker::{Blame, Ending, News, Told, Who, Worker};
+
+/// How long people may not hear of a death, while a successor is on its way.
+const HOLD: Duration = Duration::from_millis(20);
 
 impl Machine {
     pub(super) fn take_spawner_message(&mut self) -> Option<End> {
         loop {
             let end = match self.spawner.next() {
                 Ok(None) => return None,
-                Ok(Some((event, _))) => self.take_spawner_event(event),
+                Ok(Some((event, descriptor))) => self.take_spawner_event(event, descriptor),
                 Err(error) => Some(spawner_lost(&error)),
             };
             if end.is_some() {
@@ -36,15 +40,18 @@ impl Machine {
         }
     }
 
-    fn take_spawner_event(&mut self, event: SpawnerEvent) -> Option<End> {
+    fn take_spawner_event(&mut self, event: SpawnerEvent, descriptor: Option<OwnedFd>) -> Option<End> {
         match event {
             SpawnerEvent::Started { worker, instance, host_pid, took } => {
                 let index = worker as usize;
                 let worker = self.workers.get_mut(index)?;
-                worker.started(instance, host_pid, took);
-                // A successor may have said that it serves before this.
-                if worker.generation() > 1 && worker.is_process(instance) {
-                    self.recruit(index);
+                worker.started(instance, host_pid, took, descriptor);
+                if worker.is_process(instance) {
+                    // A successor may have said that it serves before this.
+                    if worker.generation() > 1 {
+                        worker.recruit_soon();
+                    }
+                    self.watch_end(index);
                 }
                 None
             }
@@ -83,6 +90,7 @@ impl Machine {
                     }
                     Who::Spare => self.warn(index, &format!("one of its spares {cause}")),
                     Who::Candidate => return self.candidate_gone(index, &cause.to_string()),
+                    Who::Predecessor => self.bury(index, Some(cause)),
                     Who::Nobody => {}
                 }
                 None
@@ -131,7 +139,7 @@ impl Machine {
                 return None;
             }
             Who::Candidate => return self.candidate_gone(index, reason),
-            Who::Nobody => return None,
+            Who::Predecessor | Who::Nobody => return None,
         }
         if worker.generation() == 1 {
             let device = worker.kind();
@@ -169,7 +177,7 @@ impl Machine {
                 News::Log(level, text) => self.tell_log(device, level, text),
                 News::Balloon(report) => self.say(Event::Balloon(Some(report))),
                 News::Quiesced => self.rests(index),
-                News::Closed => self.condemn(index, None, None),
+                News::Closed => self.closed(index),
                 News::Broken(reason) => self.condemn(index, None, Some(Blame::Violation(reason))),
             }
         }
@@ -210,8 +218,104 @@ impl Machine {
         let (generation, pause) = (worker.generation(), worker.pause().as_secs_f64() * 1e3);
         let who =
             if worker.has_failed() { "a tombstone answers in its place" } else { "its successor serves" };
-        self.warn(index, &format!("{who} (generation {generation}, after {pause:.1} ms)"));
-        self.recruit(index);
+        let text = format!("{who} (generation {generation}, after {pause:.1} ms)");
+        let Some(worker) = self.workers.get_mut(index) else { return };
+        worker.recruit_soon();
+        if let Some(text) = worker.tell_after_the_end(text) {
+            self.warn(index, &text);
+        }
+    }
+
+    /// A worker's end is seen at once, before the spawner can say how it was.
+    pub(super) fn watch_end(&self, index: usize) {
+        if let Some((instance, end)) = self.workers.get(index).and_then(Worker::end) {
+            // What cannot be watched is told by the spawner all the same.
+            let _ = self.poller.watch(end, Token::Process { index, instance });
+        }
+    }
+
+    pub(super) fn forget_end(&mut self, index: usize) {
+        // The spawner has it open, too: closing it is not enough.
+        self.workers
+            .get_mut(index)
+            .and_then(Worker::forget_end)
+            .iter()
+            .for_each(|end| self.poller.forget(end));
+    }
+
+    /// Process number `instance` of the device of `index` has ended: nothing of it can write any more.
+    pub(super) fn process_ended(&mut self, index: usize, instance: u32) {
+        if !self.workers.get(index).is_some_and(|worker| worker.is_process(instance)) {
+            return;
+        }
+        // Its last words are the better reason.
+        self.take_news(index);
+        self.forget_end(index);
+        let alone = self.spawner_lost;
+        let Some(worker) = self.workers.get_mut(index).filter(|worker| !alone && worker.may_pass_away())
+        else {
+            return;
+        };
+        if worker.condemn(None) {
+            self.poller.forget(worker.control());
+        }
+        if worker.pass_away() == Verdict::Replace {
+            self.replace(index);
+        }
+    }
+
+    /// The process before the one of `index` has ended by `cause`, or nobody says how.
+    pub(super) fn bury(&mut self, index: usize, cause: Option<Cause>) {
+        let Some(worker) = self.workers.get_mut(index) else { return };
+        let Some(Told { reason, verdict, news }) = worker.bury(cause) else { return };
+        match verdict {
+            Verdict::Replace if !worker.is_absent() => {
+                self.warn_later(index, &format!("{reason}; it is replaced"))
+            }
+            Verdict::Failed(_) if self.spawner_lost => {
+                self.abandon(index, &format!("{reason}; without the spawner it is not replaced"));
+            }
+            Verdict::Failed(deaths) => self.fail_after(index, &reason, deaths),
+            Verdict::Replace | Verdict::Stillborn => self.warn(index, &reason),
+        }
+        if let Some(news) = news {
+            self.warn(index, &news);
+        }
+    }
+
+    fn fail_after(&mut self, index: usize, reason: &str, deaths: u32) {
+        let text = format!("{reason}; {deaths} of its workers ended without having got any further");
+        self.fail(index, &text);
+    }
+
+    /// The worker of `index` has closed its socket: most often its process ends, as is seen at once.
+    fn closed(&mut self, index: usize) {
+        let alone = self.spawner_lost;
+        let Some(worker) = self.workers.get_mut(index).filter(|worker| !alone && worker.end().is_some())
+        else {
+            return self.condemn(index, None, None);
+        };
+        if worker.condemn(None) {
+            worker.await_end();
+            self.poller.forget(worker.control());
+        }
+    }
+
+    /// What need not be done while a device is without a worker.
+    pub(super) fn do_what_was_put_off(&mut self) {
+        let now = Instant::now();
+        for index in 0..self.workers.len() {
+            let Some(worker) = self.workers.get_mut(index) else { return };
+            if worker.is_to_kill(now) {
+                worker.kill(index, &self.spawner);
+            }
+            if worker.is_to_recruit(now) {
+                self.recruit(index);
+            }
+        }
+        if self.held_until.take_if(|at| *at <= now).is_some() {
+            self.say_what_is_held();
+        }
     }
 
     /// The worker of `index`, if it still is of that `generation`, is not to be used any more.
@@ -232,6 +336,7 @@ impl Machine {
         if self.workers.get(index)?.is_absent() {
             return None;
         }
+        self.forget_end(index);
         self.condemn(index, None, None);
         if self.workers.get(index)?.is_absent() {
             // Without a spawner.
@@ -241,14 +346,11 @@ impl Machine {
         match verdict {
             _ if self.begin_anew(index) => {}
             Verdict::Stillborn => return Some(self.device_end(index, &reason)),
-            Verdict::Failed(deaths) => {
-                let text = format!("{reason}; {deaths} of its workers ended without having got any further");
-                self.fail(index, &text);
-            }
+            Verdict::Failed(deaths) => self.fail_after(index, &reason, deaths),
             Verdict::Replace => {
                 // The successor goes before the news of it.
                 let replaced = self.put_in_place(index);
-                self.warn(index, &format!("{reason}; it is replaced"));
+                self.warn_later(index, &format!("{reason}; it is replaced"));
                 if let Err(reason) = replaced {
                     self.abandon(index, &reason);
                 }
@@ -277,7 +379,9 @@ impl Machine {
         let worker = self.workers.get_mut(index).ok_or("there is no such device")?;
         worker.succeed(index, &self.spawner).map_err(|error| error.to_string())?;
         self.poller.watch(worker.control(), Token::Control(index)).map_err(|error| error.to_string())?;
-        Ok(worker.successor())
+        let successor = worker.successor();
+        self.watch_end(index);
+        Ok(successor)
     }
 
     /// While ending, only the workers' ends count.
@@ -310,7 +414,17 @@ impl Machine {
     }
 
     pub(super) fn warn(&self, index: usize, text: &str) {
-        self.say(Event::Warning(cut(format!("device {}: {text}", self.name(index)))));
+        self.say(self.warning(index, text));
+    }
+
+    /// As [`warn`](Self::warn), but people may hear of it when a successor serves.
+    fn warn_later(&mut self, index: usize, text: &str) {
+        self.held.borrow_mut().push(self.warning(index, text));
+        self.held_until.get_or_insert_with(|| Instant::now() + HOLD);
+    }
+
+    fn warning(&self, index: usize, text: &str) -> Event {
+        Event::Warning(cut(format!("device {}: {text}", self.name(index))))
     }
 
     /// The device, as people are told of it.

@@ -186,6 +186,8 @@ impl Machine {
         let Some(worker) = self.workers.get_mut(index) else { return };
         let Some(offer) = worker.offer() else { return };
         worker.candidate_control().iter().for_each(|control| self.poller.forget(control));
+        self.forget_end(index);
+        let Some(worker) = self.workers.get_mut(index) else { return };
         worker.take_over(index, &self.spawner);
         if let Err(error) = self.poller.watch(worker.control(), Token::Control(index)) {
             return self.condemn(
@@ -195,6 +197,8 @@ impl Machine {
             );
         }
         let successor = worker.successor();
+        self.watch_end(index);
+        let Some(worker) = self.workers.get_mut(index) else { return };
         worker.go_on();
         let pause = worker.last_pause();
         let (generation, ms) = (worker.generation(), worker.pause().as_secs_f64() * 1e3);

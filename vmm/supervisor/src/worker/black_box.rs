@@ -114,6 +114,16 @@ pub(super) struct Deceased {
     pub answered: u64,
 }
 
+/// A death of which all is known but how the process ended.
+#[derive(Debug)]
+pub(super) struct Draft {
+    who: Deceased,
+    blame: Option<Blame>,
+    at: Duration,
+    exits: Vec<Exit>,
+    log: Vec<String>,
+}
+
 /// What is kept of one device's workers.
 #[derive(Debug, Default)]
 pub(super) struct BlackBox {
@@ -138,15 +148,21 @@ impl BlackBox {
         self.log.push_back(cut_to(line.to_owned(), LINE_BYTES));
     }
 
-    /// A worker is gone, for `blame` if that was known before its end. Why, in one sentence.
-    pub(super) fn note(&mut self, who: Deceased, blame: Option<Blame>, ending: &Ending) -> String {
+    /// A worker is gone, for `blame` if that was known before its end. What it leaves is its own, not its successor's.
+    pub(super) fn draft(&mut self, who: Deceased, blame: Option<Blame>) -> Draft {
+        let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Draft { who, blame, at, exits: self.exits(), log: std::mem::take(&mut self.log).into() }
+    }
+
+    /// How it ended is known, too. Why, in one sentence.
+    pub(super) fn note(&mut self, draft: Draft, ending: &Ending) -> String {
+        let Draft { who, blame, at, exits, log } = draft;
         let reason = blame.as_ref().map_or_else(|| ending.reason(), Blame::reason);
         let cause = match &blame {
             Some(blame) => blame.to_string(),
             None => format!("its worker process {ending}"),
         };
         self.reasons.count(reason);
-        let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let last_words = match ending {
             Ending::Reaped(_, Some(words)) => Some(Fault::new(words)),
             Ending::Reaped(..) | Ending::Unstarted | Ending::Unseen => None,
@@ -164,8 +180,8 @@ impl BlackBox {
             served_ms: who.served.map(millis),
             answered: who.answered,
             last_words,
-            exits: self.exits(),
-            log: std::mem::take(&mut self.log).into(),
+            exits,
+            log,
         });
         cause
     }
@@ -238,7 +254,9 @@ mod tests {
             (0..30).for_each(|line| black_box.heard(&format!("{line} {}", "ä".repeat(600))));
             let who = Deceased { generation, ..WHO };
             let blame = (generation % 2 == 0).then(|| Blame::Hung("x".repeat(9000)));
-            black_box.note(who, blame, &Ending::Reaped(signaled(9), None));
+            let draft = black_box.draft(who, blame);
+            black_box.heard("its successor's");
+            black_box.note(draft, &Ending::Reaped(signaled(9), None));
         }
         assert!(black_box.death(12).is_none() && black_box.death(13).is_some());
         let death = black_box.death(20).unwrap();

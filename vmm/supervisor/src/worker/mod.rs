@@ -39,13 +39,14 @@ mod failure;
 mod grant;
 mod hand_over;
 mod messages;
+mod obituary;
 mod process;
 mod progress;
 mod rest;
 mod watch;
 
 use back_off::BackOff;
-use black_box::{BlackBox, Deceased};
+use black_box::{BlackBox, Deceased, Draft};
 pub(crate) use black_box::{Blame, Ending};
 use failure::Failure;
 use grant::Resources;
@@ -53,6 +54,8 @@ pub(crate) use grant::Wires;
 use hand_over::Candidate;
 pub(crate) use hand_over::{CandidateNews, Stage};
 pub(crate) use messages::News;
+use obituary::Obituary;
+pub(crate) use obituary::Told;
 pub(crate) use process::Who;
 use process::{Interruption, Process, Spare};
 use rest::Rest;
@@ -98,6 +101,10 @@ pub(crate) struct Worker {
     verdict: Option<Blame>,
     deaths: Deaths,
     black_box: BlackBox,
+    /// The one before it, of which it is not known how it ended.
+    obituary: Option<Obituary>,
+    /// When it is to be killed, if it has not ended by then.
+    kill_at: Option<Instant>,
     failure: Failure,
     counters: Counters,
     log_lines: u32,
@@ -111,6 +118,8 @@ pub(crate) struct Worker {
     /// Replies of the next incarnation, if they are made already.
     next_replies: Option<Sealed<ReadOnly>>,
     back_off: BackOff,
+    /// When it is to have the spares that it lacks.
+    recruit_at: Option<Instant>,
     /// A worker has died since the vCPUs were last told of a successor; `true`: as [`Successor::fell`].
     fell: Option<bool>,
     /// This incarnation begins with what the driver wrote to its registers, for the state page was of no use.
@@ -169,6 +178,8 @@ impl Worker {
             verdict: None,
             deaths: Deaths::default(),
             black_box: BlackBox::new(lanes),
+            obituary: None,
+            kill_at: None,
             failure: Failure::default(),
             counters: Counters::default(),
             log_lines: 0,
@@ -178,6 +189,7 @@ impl Worker {
             pressed: false,
             next_replies: None,
             back_off: BackOff::default(),
+            recruit_at: None,
             fell: None,
             on_registers: false,
             rest: Rest::default(),
@@ -335,9 +347,16 @@ impl Worker {
         }
         (self.state, self.serve_by, self.verdict) = (DeviceState::Dying, None, reason);
         self.interruption.begin();
-        // It takes its time to end; what fails now is tried again.
-        self.next_replies = self.fresh_replies().ok();
+        // It takes its time to end.
+        self.prepare();
         true
+    }
+
+    /// Makes what its successor will need, unless that is there already; what fails now is tried again.
+    pub(super) fn prepare(&mut self) {
+        if self.next_replies.is_none() {
+            self.next_replies = self.fresh_replies().ok();
+        }
     }
 
     /// How a process ended that the spawner has reaped.
@@ -347,22 +366,28 @@ impl Worker {
 
     /// The process is gone, as `ending` says: what became of it in one sentence, and what that leads to.
     pub(crate) fn gone(&mut self, ending: &Ending) -> (String, Verdict) {
+        let fell = self.on_registers && ending.is_its_own(self.verdict.as_ref());
+        let (draft, verdict) = self.pass(fell);
+        (self.black_box.note(draft, ending), verdict)
+    }
+
+    /// The process is gone; `fell` as in [`Successor`].
+    fn pass(&mut self, fell: bool) -> (Draft, Verdict) {
         let served = self.serves_since.take();
-        let on_registers = std::mem::take(&mut self.on_registers);
-        self.fell = Some(on_registers && ending.is_its_own(self.verdict.as_ref()));
+        (self.on_registers, self.fell, self.kill_at) = (false, Some(fell), None);
         let who = Deceased {
             generation: self.generation,
             pid: self.process.pid.unwrap_or(0),
             served: served.map(|since| since.elapsed()),
             answered: self.exits(),
         };
-        let reason = self.black_box.note(who, self.verdict.take(), ending);
+        let draft = self.black_box.draft(who, self.verdict.take());
         (self.state, self.serve_by, self.process.pid) = (DeviceState::Gone, None, None);
         self.interruption.reaped();
         let verdict = self.deaths.note(self.progress(), served, Instant::now());
         // One that never served will not serve the next time either.
         let first = self.generation == 1 && served.is_none();
-        (reason, if first { Verdict::Stillborn } else { verdict })
+        (draft, if first { Verdict::Stillborn } else { verdict })
     }
 
     fn exits(&self) -> u64 {

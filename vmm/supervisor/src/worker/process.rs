@@ -3,6 +3,7 @@
 //! A spare has the device's uid, program and sandbox, and its control socket, but nothing of the device: no memory, no
 //! ring, no resource. So it may wait beside the worker that serves, and becomes its successor by being granted what that had.
 
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use cellblock_channel::clock;
@@ -14,6 +15,9 @@ use super::Worker;
 use crate::error::BuildError;
 use crate::link::{DeviceState, Pause};
 
+/// How long after the beginning of its service a worker gets its spares.
+const SETTLING: Duration = Duration::from_millis(5);
+
 /// Of the worker or a spare: what the spawner knows it by.
 #[derive(Debug, Default)]
 pub(super) struct Process {
@@ -21,6 +25,8 @@ pub(super) struct Process {
     /// As the host numbers it, once the spawner has said so.
     pub pid: Option<i32>,
     took: StartTime,
+    /// Readable when it has ended; until that is known.
+    end: Option<OwnedFd>,
     /// It has said what it is.
     pub greeted: bool,
 }
@@ -31,8 +37,8 @@ impl Process {
         self.instance
     }
 
-    fn started(&mut self, pid: i32, took: StartTime) {
-        (self.pid, self.took) = (Some(pid), took);
+    fn started(&mut self, pid: i32, took: StartTime, end: Option<OwnedFd>) {
+        (self.pid, self.took, self.end) = (Some(pid), took, end);
     }
 }
 
@@ -58,6 +64,8 @@ pub(crate) enum Who {
     Spare,
     /// The one that is to take over from it.
     Candidate,
+    /// The worker before it, whose end was seen already.
+    Predecessor,
     /// One that is known no more.
     Nobody,
 }
@@ -147,6 +155,21 @@ impl Worker {
         self.state() == DeviceState::Serving && !self.has_failed() && self.spares.len() < wanted as usize
     }
 
+    /// It is to have its spares in a while: who has just begun to serve may need the CPUs.
+    pub(crate) fn recruit_soon(&mut self) {
+        self.recruit_at = Some(Instant::now() + SETTLING);
+    }
+
+    /// When that is.
+    pub(crate) fn recruit_at(&self) -> Option<Instant> {
+        self.recruit_at
+    }
+
+    /// Whether that time has come, which it does once.
+    pub(crate) fn is_to_recruit(&mut self, now: Instant) -> bool {
+        self.recruit_at.take_if(|at| *at <= now).is_some()
+    }
+
     /// How many spares could take its place now: those that are on their way could not.
     pub(super) fn ready_spares(&self) -> u8 {
         let ready = self.spares.iter().filter(|spare| spare.process.pid.is_some());
@@ -161,6 +184,7 @@ impl Worker {
             .start(device as u32, process.instance, Program::Own, theirs)
             .map_err(|error| BuildError::Start { device: self.kind(), reason: error.to_string() })?;
         self.spares.push_back(Spare { process, control });
+        self.prepare();
         Ok(())
     }
 
@@ -199,25 +223,28 @@ impl Worker {
         let _ = spawner.kill(device as u32, self.process.instance);
     }
 
-    /// The spawner has started `instance`.
-    pub(crate) fn started(&mut self, instance: u32, pid: i32, took: StartTime) {
+    /// The spawner has started `instance`; `end` is readable when that has ended.
+    pub(crate) fn started(&mut self, instance: u32, pid: i32, took: StartTime, mut end: Option<OwnedFd>) {
         if self.process.instance == instance {
-            self.process.started(pid, took);
+            self.process.started(pid, took, end.take());
             // It may have served before the spawner said that it had started it.
             self.interruption.settle(&self.process);
         }
         if let Some(candidate) =
             self.candidate.as_mut().filter(|candidate| candidate.process.instance == instance)
         {
-            candidate.process.started(pid, took);
+            candidate.process.started(pid, took, end.take());
         }
         if let Some(spare) = self.spares.iter_mut().find(|spare| spare.process.instance == instance) {
-            spare.process.started(pid, took);
+            spare.process.started(pid, took, end);
         }
     }
 
     /// Who `instance` is, of which the spawner says that it ended or never began. A spare is forgotten.
     pub(crate) fn ended(&mut self, instance: u32) -> Who {
+        if self.obituary.as_ref().is_some_and(|obituary| obituary.is_of(instance)) {
+            return Who::Predecessor;
+        }
         if self.process.instance == instance {
             return Who::Worker;
         }
@@ -231,6 +258,16 @@ impl Worker {
             }
             None => Who::Nobody,
         }
+    }
+
+    /// The number of its process, and what is readable when that has ended, unless that was seen.
+    pub(crate) fn end(&self) -> Option<(u32, BorrowedFd<'_>)> {
+        self.process.end.as_ref().map(|end| (self.process.instance, end.as_fd()))
+    }
+
+    /// Its process has ended, or is not to be looked at any more.
+    pub(crate) fn forget_end(&mut self) -> Option<OwnedFd> {
+        self.process.end.take()
     }
 
     /// How there was last no worker.
