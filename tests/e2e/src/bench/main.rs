@@ -7,6 +7,7 @@
 
 mod boot;
 mod exits;
+mod floor;
 mod io;
 mod others;
 mod restart;
@@ -68,6 +69,7 @@ fn measure() -> Result<bool> {
         "start" => start::run(&request),
         "io" => io::run(&request),
         "restart" => restart::run(&request),
+        floor::PART => floor::play(),
         _ => bail!("{bench} is not a bench\n{USAGE}"),
     }
 }

@@ -14,6 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::Request;
+use crate::floor::Floor;
 use crate::others::Others;
 use crate::sample::{Sample, verdict};
 
@@ -63,6 +64,7 @@ fn deaths(request: &Request, spares: u32) -> Result<Sample> {
     let mut steps: [(&str, Sample); 5] =
         ["detect", "reap", "spawn", "sandbox", "restore"].map(|step| (step, Sample::default()));
     let (mut slowest, mut undisturbed) = (Vec::new(), Sample::default());
+    let (mut floor, mut bare) = (Floor::new()?, Sample::default());
     for generation in 2..request.runs.max(15) + 2 {
         for name in &names {
             thread::sleep(PAUSE / names.len() as u32);
@@ -87,6 +89,9 @@ fn deaths(request: &Request, spares: u32) -> Result<Sample> {
                 undisturbed.add(whole);
             }
             slowest.push((whole, name, took.clone().collect::<Vec<_>>(), meanwhile));
+            if spares > 0 {
+                bare.add(floor.cycle(TAKING_OVER)?);
+            }
             steps.iter_mut().zip(took).for_each(|((_, sample), time)| sample.add(time));
         }
     }
@@ -100,6 +105,12 @@ fn deaths(request: &Request, spares: u32) -> Result<Sample> {
     }
     let p99 = undisturbed.percentile(99).as_secs_f64() * 1e3;
     println!("  while nobody else ran {DISTURBING:.0?} (decides nothing): {undisturbed}, p99 {p99:.2}");
+    if spares > 0 {
+        let p99 = bare.percentile(99).as_secs_f64() * 1e3;
+        println!(
+            "  a bare kill and a question to a process that waits (decides nothing): {bare}, p99 {p99:.2}"
+        );
+    }
     Ok(all)
 }
 
