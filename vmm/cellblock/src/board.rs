@@ -1,15 +1,17 @@
 //! The devices of every VM: where the guest finds them, and what their workers get.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use cellblock_arch::layout;
 use cellblock_bus::Range;
 use cellblock_config::MAX_SPARES;
 use cellblock_jail::Limits;
-use cellblock_jail::cgroup::GroupLimits;
+use cellblock_jail::cgroup::{self, GroupLimits, IoLimit};
 use cellblock_supervisor::{CauseRegisters, DevicePlan, Kick};
-use cellblock_wire::device::{DeviceConfig, DeviceKind, Format, Limits as Rates, Role, SECTOR};
+use cellblock_wire::device::{
+    BlockConfig, Bucket, DeviceConfig, DeviceKind, Format, Limits as Rates, Role, SECTOR,
+};
 use cellblock_wire::slot::Space;
 use cellblock_wire::vsock::{MAX_STREAMS, STREAM_BYTES};
 
@@ -184,6 +186,34 @@ pub(crate) fn group_limits(device: &DevicePlan, ram_bytes: u64) -> GroupLimits {
         pids: u64::from(limits.threads) * 2 + u64::from(MAX_SPARES),
         cpu_us: if device.memory { cpus * 100_000 } else { 100_000 },
     }
+}
+
+/// What the worker's cgroup lets it ask of the disks that hold its files, for a device with limits; and why not, where it cannot.
+///
+/// At least twice what the guest may, as the worker reads and writes an image's tables, too, and the host splits large requests: an
+/// honest worker is not to notice.
+pub(crate) fn io_limits(device: &DevicePlan) -> (Vec<IoLimit>, Option<String>) {
+    let DeviceConfig::Block(BlockConfig { limits: Rates { bytes, operations }, .. }) = &device.config else {
+        return (Vec::new(), None);
+    };
+    // A full bucket may go in one second.
+    let most = |bucket: &Bucket| bucket.per_second.saturating_add(bucket.burst.max(bucket.per_second));
+    let (bytes, operations) = (bytes.as_ref().map(most), operations.as_ref().map(most));
+    if bytes.or(operations).is_none() {
+        return (Vec::new(), None);
+    }
+    let (mut limits, mut why) = (Vec::<IoLimit>::new(), None);
+    for (_, file) in &device.resources {
+        match cgroup::disk_of(file.as_fd()) {
+            Ok(Some(disk)) if limits.iter().any(|limit| limit.device == disk) => {}
+            Ok(Some(disk)) => limits.push(IoLimit { device: disk, bytes, operations }),
+            Ok(None) => {
+                why = Some("its file system has no block device (tmpfs, overlay, btrfs, network)".to_owned());
+            }
+            Err(error) => why = Some(format!("its block device cannot be found: {error}")),
+        }
+    }
+    (limits, why)
 }
 
 /// Whether the host's processor shows that it can run a guest's kernel code. If not it may still (this is what KVM is asked

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use cellblock_arch::AcpiConfig;
 use cellblock_channel::socket::{self, Control};
 use cellblock_config::{BootProtocol, ConsolePort, Disk, Serial, StreamSink, VmConfig, Vsock};
-use cellblock_jail::cgroup::{CgroupError, GroupLimits, Hierarchy, VmGroup};
+use cellblock_jail::cgroup::{CgroupError, GroupLimits, Hierarchy, IoLimit, VmGroup};
 use cellblock_jail::cores::{self, CoreError};
 use cellblock_jail::spawner::Ids;
 use cellblock_jail::supervisor::Confinement;
@@ -35,7 +35,7 @@ use crate::front::relay::Process;
 use crate::front::stream::{self, StreamPipes, WorkerEnds};
 use crate::front::terminal::TerminalSize;
 use crate::net::Passt;
-use crate::security::Declaration;
+use crate::security::{Declaration, DeclaredDisks};
 use crate::{board, disk, net};
 
 mod back_end;
@@ -83,6 +83,8 @@ struct WorkerFiles {
     name: String,
     limits: Limits,
     group_limits: GroupLimits,
+    /// Of the disks that its files are on.
+    disks: Vec<IoLimit>,
     program: Program,
 }
 
@@ -114,8 +116,10 @@ pub(crate) fn launch(config: &VmConfig, layers: LayerSet, screen: TerminalSize) 
     let limits = opened.workers.iter().map(|files| &files.limits);
     let mut declared = Declaration::new(&confinement, ids, cgroup.as_ref(), &devices, limits)?;
     declared.core_sched = config.core_sched && cookie()?;
+    let mut workers = opened.workers;
+    declared.disks = limit_disks(cgroup.as_ref(), &devices, &mut workers);
     let manifest =
-        manifest(opened.workers, Some(opened.tombstone), &confinement, ids, uids.as_ref(), cgroup.as_ref())?;
+        manifest(workers, Some(opened.tombstone), &confinement, ids, uids.as_ref(), cgroup.as_ref())?;
     let spawner = cellblock_spawner::start(manifest).map_err(|error| error.to_string())?;
     let channel =
         |what: &str| socket::pair().map_err(|error| format!("a socket for {what} cannot be made: {error}"));
@@ -332,7 +336,13 @@ fn open_worker(
     name: String,
     (limits, group_limits): (Limits, GroupLimits),
 ) -> Result<WorkerFiles, String> {
-    Ok(WorkerFiles { name, limits, group_limits, program: open_program(directory, kind.name())? })
+    Ok(WorkerFiles {
+        name,
+        limits,
+        group_limits,
+        disks: Vec::new(),
+        program: open_program(directory, kind.name())?,
+    })
 }
 
 /// The program `name` of those in `directory`.
@@ -400,6 +410,35 @@ fn cgroup(id: &str, layers: LayerSet, ids: Ids) -> Result<Option<VmGroup>, Strin
     }
 }
 
+/// Gives `workers` of `devices` what `cgroup` is to let them ask of their disks; says what it cannot hold them to.
+fn limit_disks(
+    cgroup: Option<&VmGroup>,
+    devices: &[DevicePlan],
+    workers: &mut [WorkerFiles],
+) -> Vec<DeclaredDisks> {
+    let Some(cgroup) = cgroup else { return Vec::new() };
+    let mut declared = Vec::new();
+    for (index, (device, worker)) in devices.iter().zip(workers).enumerate() {
+        let (limits, mut why) = board::io_limits(device);
+        if cgroup.limits_disks() {
+            worker.disks = limits;
+        } else if !limits.is_empty() {
+            why = Some("no controller io is delegated".to_owned());
+        }
+        if let Some(why) = why {
+            note!(
+                "cellblock: note: {}: its worker keeps the rate and ops, no cgroup holds it to them: {why}",
+                worker.name
+            );
+        }
+        if !worker.disks.is_empty() {
+            let lines = worker.disks.iter().map(IoLimit::to_string).collect();
+            declared.push(DeclaredDisks { index, file: cgroup.io_max(&worker.name), lines });
+        }
+    }
+    declared
+}
+
 fn manifest(
     workers: Vec<WorkerFiles>,
     tombstone: Option<Program>,
@@ -409,7 +448,7 @@ fn manifest(
     cgroup: Option<&VmGroup>,
 ) -> Result<Manifest, String> {
     let entry = |files: WorkerFiles| -> Result<Entry, String> {
-        let cgroup = cgroup.map(|vm| vm.worker(&files.name, &files.group_limits)).transpose();
+        let cgroup = cgroup.map(|vm| vm.worker(&files.name, &files.group_limits, &files.disks)).transpose();
         Ok(Entry {
             name: files.name,
             binary: files.program.binary.into(),

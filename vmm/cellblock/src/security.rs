@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, AsRawFd};
+use std::path::PathBuf;
 
 use cellblock_jail::cgroup::VmGroup;
 use cellblock_jail::inspect::{Inspection, look};
@@ -35,6 +36,19 @@ pub(crate) struct Declaration {
     pub(crate) core_sched: bool,
     /// In the order of the devices.
     workers: Vec<DeclaredWorker>,
+    /// Of the workers whose groups limit them.
+    pub(crate) disks: Vec<DeclaredDisks>,
+}
+
+/// What a worker's group lets it ask of disks.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct DeclaredDisks {
+    /// The device's number.
+    pub index: usize,
+    /// Its group's `io.max`.
+    pub file: PathBuf,
+    /// Of which these are lines.
+    pub lines: Vec<String>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -119,6 +133,7 @@ impl Declaration {
             namespaces: front.namespaces,
             core_sched: false,
             workers: devices.iter().zip(limits).enumerate().map(worker).collect(),
+            disks: Vec::new(),
         })
     }
 
@@ -166,7 +181,10 @@ impl Declaration {
             Who::Supervisor => self.supervisor(&mut to),
             Who::Init | Who::Spawner => self.spawner(&mut to),
             Who::Worker(index) | Who::Starting(index) => match self.workers.get(index) {
-                Some(worker) => self.worker(worker, matches!(who, Who::Worker(_)), &mut to),
+                Some(worker) => {
+                    self.worker(worker, matches!(who, Who::Worker(_)), &mut to);
+                    self.disks.iter().filter(|disks| disks.index == index).for_each(|disks| to.disks(disks));
+                }
                 None => to.wrong("no such worker was declared"),
             },
             Who::Spare => self.below_spawner(START_FILTERS, &BTreeSet::new(), &mut to),
@@ -380,6 +398,14 @@ impl Compared<'_> {
         }
     }
 
+    fn disks(&mut self, declared: &DeclaredDisks) {
+        let found = std::fs::read_to_string(&declared.file);
+        let found = found.unwrap_or_else(|error| error.to_string());
+        for line in declared.lines.iter().filter(|line| !found.lines().any(|other| other == *line)) {
+            self.wrong(format!("its group's io.max is {:?}, without {line}", found.trim_end()));
+        }
+    }
+
     fn no_extras(&mut self) {
         for name in ["Max core file size", "Max locked memory", "Max msgqueue size", "Max realtime priority"]
         {
@@ -525,6 +551,22 @@ mod tests {
         assert!(gone.lines("spawner", 1).contains("DIFFERS"), "{gone:?}");
         assert!(none.check_one(Who::Worker(9), own).differences[0].contains("no such worker"));
         assert!(none.check_one(Who::Front, own).lines("front", 1).contains("not compared"));
+    }
+
+    #[test]
+    fn a_group_that_does_not_limit_disks_differs() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut declared = declared(LayerSet::none());
+        let line = "8:0 rbps=5 wbps=5 riops=max wiops=max";
+        declared.disks =
+            vec![DeclaredDisks { index: 0, file: file.path().to_owned(), lines: vec![line.to_owned()] }];
+        let about = |text: &str| {
+            std::fs::write(file.path(), text).unwrap();
+            let found = declared.check_one(Who::Worker(0), std::process::id().cast_signed()).differences;
+            found.iter().any(|difference| difference.contains("io.max"))
+        };
+        assert!(about("") && about("8:0 rbps=6 wbps=5 riops=max wiops=max\n"));
+        assert!(!about(&format!("1:2 rbps=1 wbps=max riops=max wiops=max\n{line}\n")));
     }
 
     #[test]

@@ -12,9 +12,10 @@
 //! that and its own: hence the spawner lives beside its workers, and owns these files and nothing else.
 
 mod hierarchy;
+mod io;
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{Error, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{OpenOptionsExt, chown};
 use std::path::{Path, PathBuf};
@@ -23,6 +24,7 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 
 pub use hierarchy::Hierarchy;
+pub use io::{IoLimit, disk_of};
 
 /// The spawner's group in its VM's; no worker is called so.
 const SPAWNER: &str = "spawner";
@@ -41,7 +43,7 @@ pub enum CgroupError {
         /// Which.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        source: Error,
     },
     /// A VM of that name has it.
     #[error("the group {0} belongs to another running VM; choose another --id")]
@@ -65,6 +67,8 @@ pub struct VmGroup {
     path: PathBuf,
     /// The uid and gid that may move processes within it; `None`: its maker's.
     owner: Option<u32>,
+    /// Its groups have the controller io.
+    io: bool,
     /// Locked, so that no other front sweeps it away.
     _lock: File,
 }
@@ -83,18 +87,37 @@ impl VmGroup {
         descriptor(path)
     }
 
-    /// A group for worker `name` with `limits`, as the descriptor that clone takes.
+    /// A group for worker `name` with `limits`, and with those of `disks` where [`VmGroup::limits_disks`], as the descriptor that clone takes.
     ///
     /// # Errors
     /// [`CgroupError::File`].
-    pub fn worker(&self, name: &str, limits: &GroupLimits) -> Result<OwnedFd, CgroupError> {
+    pub fn worker(
+        &self,
+        name: &str,
+        limits: &GroupLimits,
+        disks: &[IoLimit],
+    ) -> Result<OwnedFd, CgroupError> {
         let path = self.path.join(name);
         make(&path)?;
         write(&path.join("memory.max"), &limits.memory.to_string())?;
         write(&path.join("pids.max"), &limits.pids.to_string())?;
         write(&path.join("cpu.max"), &format!("{} 100000", limits.cpu_us))?;
+        // The kernel takes one disk at a time.
+        for disk in disks.iter().filter(|_| self.io) {
+            write(&self.io_max(name), &disk.to_string())?;
+        }
         self.hand_over(&path)?;
         descriptor(path)
+    }
+
+    /// Whether the host lets its groups limit disks.
+    pub fn limits_disks(&self) -> bool {
+        self.io
+    }
+
+    /// The file that holds worker `name`'s limits of disks.
+    pub fn io_max(&self, name: &str) -> PathBuf {
+        self.path.join(name).join("io.max")
     }
 
     /// Lets the spawner put processes into `group`. It cannot change the group's limits.
@@ -126,7 +149,7 @@ fn descriptor(path: PathBuf) -> Result<OwnedFd, CgroupError> {
 
 fn make(path: &Path) -> Result<(), CgroupError> {
     match fs::create_dir(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => {
             Err(CgroupError::File { path: path.to_owned(), source: error })
         }
         _ => Ok(()),

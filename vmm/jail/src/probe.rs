@@ -190,7 +190,10 @@ fn seccomp() -> Availability {
 
 fn cgroups() -> Availability {
     match cgroup::Hierarchy::find() {
-        Ok(_) => Availability::available("memory, pids, cpu"),
+        Ok(hierarchy) if hierarchy.offers_io() => Availability::available("memory, pids, cpu, io"),
+        Ok(_) => Availability::available(
+            "memory, pids, cpu; without io a disk's rate and ops bind the guest, not a compromised worker",
+        ),
         Err(error) => Availability::missing(
             error.to_string(),
             "boot with systemd.unified_cgroup_hierarchy=1; as a user, `systemd-run --user --scope -p Delegate=yes cellblock run ...`. \

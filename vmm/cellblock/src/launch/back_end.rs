@@ -13,7 +13,8 @@ use cellblock_supervisor::BackEndPlan;
 use cellblock_wire::device::DeviceConfig;
 
 use super::{
-    Ground, WorkerFolder, granted_disk, granted_rng, granted_vsock, ground, kept, manifest, open_worker,
+    Ground, WorkerFolder, granted_disk, granted_rng, granted_vsock, ground, kept, limit_disks, manifest,
+    open_worker,
 };
 use crate::board::{self, Granted};
 use crate::front::relay::Process;
@@ -70,14 +71,16 @@ pub(crate) fn back_end(config: &config::BackEnd, layers: LayerSet) -> Result<Bac
     let null = File::options().read(true).write(true).open(null);
     let null = null.map_err(|error| format!("the null device /dev/null cannot be opened: {error}"))?;
     let Ground { uids, ids, confinement, cgroup } = ground(config.id.as_str(), layers)?;
-    let declared = Declaration::new(
+    let mut declared = Declaration::new(
         &confinement,
         ids,
         cgroup.as_ref(),
         std::slice::from_ref(&device),
         [&worker.limits],
     )?;
-    let manifest = manifest(vec![worker], None, &confinement, ids, uids.as_ref(), cgroup.as_ref())?;
+    let mut workers = vec![worker];
+    declared.disks = limit_disks(cgroup.as_ref(), std::slice::from_ref(&device), &mut workers);
+    let manifest = manifest(workers, None, &confinement, ids, uids.as_ref(), cgroup.as_ref())?;
     let spawner = cellblock_spawner::start(manifest).map_err(|error| error.to_string())?;
     let (link, supervisor_link) =
         socket::pair().map_err(|error| format!("a socket for the supervisor cannot be made: {error}"))?;

@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 
 use super::{CgroupError, VmGroup, make, remove, remove_patiently, write};
 
-/// What we limit, so what the parent must delegate.
+/// What we limit, so what the parent must delegate. Where it delegates [`IO`] too, that is used.
 const CONTROLLERS: [&str; 3] = ["memory", "pids", "cpu"];
+/// Limits disks.
+const IO: &str = "io";
 /// The group that holds all our VMs'.
 const OURS: &str = "cellblock";
 /// The group that the front moves to, so that the one it was in may have groups with limits in it.
@@ -61,7 +63,7 @@ impl Hierarchy {
         if !crate::sys::may_write(&self.parent) {
             return absent(format!("{parent} is not this user's"));
         }
-        if handed_down(&self.parent) {
+        if handed_down(&self.parent, &CONTROLLERS) {
             return Ok(());
         }
         if !crate::sys::may_write(&self.parent.join("cgroup.subtree_control")) {
@@ -89,7 +91,7 @@ impl Hierarchy {
     /// # Errors
     /// [`CgroupError::File`]; [`CgroupError::InUse`] if another front has one of that name.
     pub fn vm(&self, id: &str, spawner: Option<u32>) -> Result<VmGroup, CgroupError> {
-        self.hand_down()?;
+        let io = self.hand_down()?;
         let lock = open(&self.path)?;
         lock.lock().map_err(|source| CgroupError::File { path: self.path.clone(), source })?;
         self.remove_stale();
@@ -101,23 +103,29 @@ impl Hierarchy {
         make(&path)?;
         let own = open(&path)?;
         own.lock().map_err(|source| CgroupError::File { path: path.clone(), source })?;
-        enable(&path)?;
-        Ok(VmGroup { path, owner: spawner, _lock: own })
+        let io = enable(&path, io)?;
+        Ok(VmGroup { path, owner: spawner, io, _lock: own })
     }
 
-    /// Makes our group and hands the controllers down to it.
-    fn hand_down(&self) -> Result<(), CgroupError> {
-        if !handed_down(&self.parent) {
+    /// Whether disks can be limited, too.
+    pub fn offers_io(&self) -> bool {
+        let offered = fs::read_to_string(self.parent.join("cgroup.controllers")).unwrap_or_default();
+        names(&offered, IO)
+    }
+
+    /// Makes our group and hands the controllers down to it; whether io is among them.
+    fn hand_down(&self) -> Result<bool, CgroupError> {
+        if !handed_down(&self.parent, &CONTROLLERS) {
             let is_root_group = !self.parent.join("cgroup.type").exists();
             if !is_root_group {
                 let leaf = self.parent.join(FRONT);
                 make(&leaf)?;
                 write(&leaf.join("cgroup.procs"), "0")?;
             }
-            enable(&self.parent)?;
         }
+        let io = enable(&self.parent, self.offers_io())?;
         make(&self.path)?;
-        enable(&self.path)
+        enable(&self.path, io)
     }
 
     /// Removes every VM's group that no front has and that has no process in it (else the kernel refuses).
@@ -146,16 +154,23 @@ fn names(list: &str, name: &str) -> bool {
     list.split_whitespace().any(|word| word == name)
 }
 
-/// Whether groups in `group` have all controllers already.
-fn handed_down(group: &Path) -> bool {
+/// Whether groups in `group` have all `controllers` already.
+fn handed_down(group: &Path, controllers: &[&str]) -> bool {
     let enabled = fs::read_to_string(group.join("cgroup.subtree_control")).unwrap_or_default();
-    CONTROLLERS.iter().all(|name| names(&enabled, name))
+    controllers.iter().all(|name| names(&enabled, name))
 }
 
-fn enable(group: &Path) -> Result<(), CgroupError> {
-    if handed_down(group) {
-        return Ok(());
-    }
+/// Gives groups in `group` all controllers, and `io` if it is wanted and can be had; whether that is so.
+fn enable(group: &Path, io: bool) -> Result<bool, CgroupError> {
     let path = group.join("cgroup.subtree_control");
-    write(&path, &CONTROLLERS.map(|name| format!("+{name}")).join(" "))
+    let hand = |controllers: &[&str]| {
+        let words: Vec<_> = controllers.iter().map(|name| format!("+{name}")).collect();
+        if handed_down(group, controllers) { Ok(()) } else { write(&path, &words.join(" ")) }
+    };
+    let [memory, pids, cpu] = CONTROLLERS;
+    if io && hand(&[memory, pids, cpu, IO]).is_ok() {
+        return Ok(true);
+    }
+    hand(&CONTROLLERS)?;
+    Ok(false)
 }

@@ -16,12 +16,30 @@ fn limits_are_written_where_the_host_delegates() {
     let vm = hierarchy.vm("vm-1", None).unwrap();
     fs::create_dir(vm.path().join("serial")).unwrap();
     fs::write(vm.path().join("serial/cgroup.procs"), "").unwrap();
+    assert!(hierarchy.offers_io() && vm.limits_disks());
     let limits = GroupLimits { memory: 1 << 20, pids: 3, cpu_us: 50_000 };
-    vm.worker("serial", &limits).unwrap();
+    let disk = IoLimit { device: (8, 0), bytes: Some(5), operations: Some(7) };
+    vm.worker("serial", &limits, &[disk]).unwrap();
     let read = |file: &str| fs::read_to_string(vm.path().join("serial").join(file)).unwrap();
     assert_eq!(read("memory.max"), "1048576");
     assert_eq!(read("pids.max"), "3");
     assert_eq!(read("cpu.max"), "50000 100000");
+    let handed_down = fs::read_to_string(mount.path().join("cellblock/cgroup.subtree_control")).unwrap();
+    assert_eq!(handed_down, "+memory +pids +cpu +io");
+    assert_eq!(fs::read_to_string(vm.io_max("serial")).unwrap(), "8:0 rbps=5 wbps=5 riops=7 wiops=7");
+}
+
+#[test]
+fn a_host_without_io_limits_the_rest() {
+    let mount = fake("cpu memory pids");
+    let hierarchy = Hierarchy::find_under(&[mount.path()], "", true).unwrap();
+    let vm = hierarchy.vm("vm-1", None).unwrap();
+    assert!(!hierarchy.offers_io() && !vm.limits_disks());
+    fs::create_dir(vm.path().join("block")).unwrap();
+    fs::write(vm.path().join("block/cgroup.procs"), "").unwrap();
+    let limits = GroupLimits { memory: 1 << 20, pids: 3, cpu_us: 50_000 };
+    vm.worker("block", &limits, &[IoLimit { device: (8, 0), bytes: Some(5), operations: None }]).unwrap();
+    assert!(vm.path().join("block/memory.max").exists() && !vm.io_max("block").exists());
     let handed_down = fs::read_to_string(mount.path().join("cellblock/cgroup.subtree_control")).unwrap();
     assert_eq!(handed_down, "+memory +pids +cpu");
 }
