@@ -279,25 +279,24 @@ mod tests {
     /// Who may write to the folder exchanges a file, or the folder that it is in, for a link while root opens it.
     #[test]
     fn a_link_that_is_swapped_in_is_never_followed() {
-        let folder = tempfile::tempdir().unwrap();
-        let at = |name: &str| folder.path().join(name);
-        for (name, text) in [("real", "own"), ("secret", "secret")] {
-            fs::create_dir(at(name)).unwrap();
-            fs::write(at(name).join("image"), text).unwrap();
-        }
-        symlink("secret", at("link")).unwrap();
-        symlink("../secret/image", at("real/link")).unwrap();
-        let stop = AtomicBool::new(false);
-        let swap = |one: PathBuf, other: PathBuf| {
-            while !stop.load(Ordering::Relaxed) {
-                rustix::fs::renameat_with(CWD, &one, CWD, &other, RenameFlags::EXCHANGE).unwrap();
-            }
-        };
         // Nobody's links are right.
         let stranger = Some(rustix::process::geteuid().as_raw() + 1);
         for (one, other) in [("real", "link"), ("real/image", "real/link")] {
+            let folder = tempfile::tempdir().unwrap();
+            let at = |name: &str| folder.path().join(name);
+            for (name, text) in [("real", "own"), ("secret", "secret")] {
+                fs::create_dir(at(name)).unwrap();
+                fs::write(at(name).join("image"), text).unwrap();
+            }
+            symlink("secret", at("link")).unwrap();
+            symlink("../secret/image", at("real/link")).unwrap();
+            let stop = AtomicBool::new(false);
+            let swap = |one: PathBuf, other: PathBuf| {
+                while !stop.load(Ordering::Relaxed) {
+                    rustix::fs::renameat_with(CWD, &one, CWD, &other, RenameFlags::EXCHANGE).unwrap();
+                }
+            };
             let (mut opened, mut refused) = (0, 0);
-            stop.store(false, Ordering::Relaxed);
             let strange = std::thread::scope(|scope| {
                 scope.spawn(|| swap(at(one), at(other)));
                 let end = Instant::now() + Duration::from_secs(20);
