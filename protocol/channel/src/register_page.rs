@@ -1,8 +1,8 @@
 //! The page that a guest reads a device's registers from: guest-physical memory, read-only to the guest, so that a read is no
-//! exit. Writes still are.
+//! exit. Writes still are, but for kicks and acknowledgements of used buffers.
 //!
 //! The worker keeps in it what a read of each register would give, and is done with that before it answers the write that
-//! changed it. The supervisor clears the bits that the guest has dealt with (an interrupt's causes); it has no other use for the page, and
+//! changed it. The supervisor clears the bits that the guest has dealt with (an interrupt's causes, as far as it hears of that); it has no other use for the page, and
 //! what a worker puts there its own guest alone sees.
 
 use crate::memory::{Mapping, Writable};

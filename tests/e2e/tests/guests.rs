@@ -256,13 +256,21 @@ fn what_left_the_guest_is_told_register_by_register() {
 #[test]
 fn a_request_to_a_virtio_device_is_no_exit() {
     let Some(lab) = Lab::with_guests("requests") else { return };
-    let options = ["--rng", "--exit-stats=json", "--cmdline", "rounds=100"];
-    let ended = lab.guest("entropy").with(options).start().wait().unwrap();
-    ended.assert(0, "guest powered off");
-    assert!(ended.output.contains("rounds=100") && ended.output.contains("wrong=0"), "{ended}");
-    // `QueueNotify`, `InterruptStatus`, `InterruptACK`; and the queue's address, once for each beginning.
-    let of = |offset| accesses(&ended, "entropy", offset);
-    assert_eq!([of(0x50), of(0x60), of(0x64), of(0x80)], [None, None, None, Some((0, 7))], "{ended}");
+    // The guest acknowledges used buffers alone, as its interrupt says; or also with a change of configuration.
+    for causes in [0, 1] {
+        let cmdline = format!("rounds=100 causes={causes}");
+        let options = ["--rng", "--exit-stats=json", "--cmdline", &cmdline];
+        let ended = lab.guest("entropy").with(options).start().wait().unwrap();
+        ended.assert(0, "guest powered off");
+        assert!(ended.output.contains("rounds=100") && ended.output.contains("wrong=0"), "{ended}");
+        // `QueueNotify`, `InterruptStatus`, `InterruptACK`; and the queue's address, once for each beginning.
+        let of = |offset| accesses(&ended, "entropy", offset);
+        assert_eq!([of(0x50), of(0x60), of(0x80)], [None, None, Some((0, 7))], "{ended}");
+        let acknowledged = of(0x64).map_or(0, |(_, writes)| writes);
+        // An interrupt that comes after its cause was acknowledged has none to acknowledge.
+        let expected = if causes == 0 { 0..=0 } else { 100..=200 };
+        assert!(expected.contains(&acknowledged), "{ended}");
+    }
 }
 
 #[test]

@@ -121,6 +121,8 @@ impl Machine {
         }
         let end = self.until_the_end()?;
         self.wind_down();
+        // Of whom the spawner has not said how they ended.
+        (0..self.workers.len()).for_each(|index| self.see_off_predecessor(index, None));
         self.tell_exits();
         self.say(Event::Ended(end));
         Ok(())

@@ -163,7 +163,7 @@ impl Interrupt {
 
     fn note(&self, bits: u32) {
         // SYNC POINT: Release orders the used ring before the bits; the driver reads them by a register access, which is
-        // ordered by the exit.
+        // ordered by the exit, or in its page, for which `RegisterPage::set_bits` does the same.
         self.0.status.fetch_or(bits, Ordering::AcqRel);
         if let Some(page) = self.page() {
             page.set_bits(register::INTERRUPT_STATUS, bits);

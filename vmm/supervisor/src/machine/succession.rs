@@ -389,16 +389,11 @@ impl Machine {
         loop {
             match self.spawner.next() {
                 Ok(None) => return,
-                Ok(Some((
-                    SpawnerEvent::Ended { worker, instance, .. }
-                    | SpawnerEvent::Failed { worker, instance, .. },
-                    _,
-                ))) => {
-                    if let Some(worker) = self.workers.get_mut(worker as usize)
-                        && worker.ended(instance) == Who::Worker
-                    {
-                        let _ = worker.gone(&Ending::Unstarted);
-                    }
+                Ok(Some((SpawnerEvent::Ended { worker, instance, cause }, _))) => {
+                    self.see_off_process(worker as usize, instance, Some(cause));
+                }
+                Ok(Some((SpawnerEvent::Failed { worker, instance, .. }, _))) => {
+                    self.see_off_process(worker as usize, instance, None);
                 }
                 Ok(Some(_)) => {}
                 Err(_) => {
@@ -410,6 +405,25 @@ impl Machine {
                     return;
                 }
             }
+        }
+    }
+
+    fn see_off_process(&mut self, index: usize, instance: u32, cause: Option<Cause>) {
+        let Some(worker) = self.workers.get_mut(index) else { return };
+        match worker.ended(instance) {
+            Who::Worker => drop(worker.gone(&Ending::Unstarted)),
+            Who::Predecessor => self.see_off_predecessor(index, cause),
+            Who::Spare | Who::Candidate | Who::Nobody => {}
+        }
+    }
+
+    /// As [`bury`](Self::bury), of a VM that ends: people hear of it, and nothing else comes of it.
+    pub(super) fn see_off_predecessor(&mut self, index: usize, cause: Option<Cause>) {
+        let Some(worker) = self.workers.get_mut(index) else { return };
+        let Some(Told { reason, news, .. }) = worker.bury(cause) else { return };
+        self.warn(index, &reason);
+        if let Some(news) = news {
+            self.warn(index, &news);
         }
     }
 
