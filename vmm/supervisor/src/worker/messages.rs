@@ -62,8 +62,9 @@ impl Worker {
         if self.kind() != DeviceKind::AcpiPower {
             return;
         }
+        // It may serve before it is known which process it is.
         let hears =
-            self.state() == DeviceState::Serving && self.hand_over().is_none_or(|at| at == Stage::Greeting);
+            self.state == DeviceState::Serving && self.hand_over().is_none_or(|at| at == Stage::Greeting);
         if hears {
             self.tell(&ToWorker::PowerButton);
         } else {
@@ -197,5 +198,50 @@ pub(super) fn check_greeting(
     match device {
         Some(other) if other != wanted => Err(format!("it runs the device {other}")),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pace::Means;
+    use crate::plan::DevicePlan;
+    use cellblock_wire::control::FIXED_DESCRIPTORS;
+    use std::time::Duration;
+
+    #[test]
+    fn a_press_is_told_once_however_far_the_worker_is() {
+        let plan = || DevicePlan {
+            config: DeviceConfig::AcpiPower,
+            regions: Vec::new(),
+            gsis: Vec::new(),
+            resources: Vec::new(),
+            kicks: Vec::new(),
+            causes: None,
+            memory: false,
+            deadline: Duration::MAX,
+        };
+        for served_before in [false, true] {
+            let (mut worker, _, theirs) = Worker::new(plan(), 1, None, Means::default()).unwrap();
+            let ready = |worker: &mut Worker| {
+                worker.begin_service();
+                worker.tell_host_settings();
+            };
+            if served_before {
+                ready(&mut worker);
+                assert_eq!(
+                    worker.state(),
+                    DeviceState::Starting,
+                    "the spawner has not said that it started it"
+                );
+            }
+            worker.press_power_button();
+            if !served_before {
+                ready(&mut worker);
+            }
+            let told = std::iter::from_fn(|| theirs.try_recv_message::<ToWorker>(FIXED_DESCRIPTORS).ok());
+            let presses = told.filter(|(message, _)| matches!(message, ToWorker::PowerButton)).count();
+            assert_eq!(presses, 1, "{served_before}");
+        }
     }
 }
