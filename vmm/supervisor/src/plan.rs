@@ -58,6 +58,23 @@ pub struct DevicePlan {
     pub deadline: Duration,
 }
 
+#[cfg(test)]
+impl DevicePlan {
+    /// A device that has nothing of the host's or the guest's.
+    pub(crate) fn bare(config: DeviceConfig) -> Self {
+        DevicePlan {
+            config,
+            regions: Vec::new(),
+            gsis: Vec::new(),
+            resources: Vec::new(),
+            kicks: Vec::new(),
+            causes: None,
+            memory: false,
+            deadline: Duration::MAX,
+        }
+    }
+}
+
 /// A guest's write that becomes an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Kick {

@@ -77,16 +77,7 @@ mod tests {
     /// A worker that served and has crashed, and a spawner that does nothing.
     fn crashed() -> (Worker, Client, socket::Control) {
         let (ours, spawner) = socket::pair().unwrap();
-        let plan = DevicePlan {
-            config: DeviceConfig::Rtc,
-            regions: Vec::new(),
-            gsis: Vec::new(),
-            resources: Vec::new(),
-            kicks: Vec::new(),
-            causes: None,
-            memory: false,
-            deadline: Duration::MAX,
-        };
+        let plan = DevicePlan::bare(DeviceConfig::Rtc);
         let (mut worker, _, _theirs) = Worker::new(plan, 1, None, crate::pace::Means::default()).unwrap();
         worker.begin_service();
         let _ = worker.gone(&Ending::Reaped(Cause::Signaled { signal: 11, core: false }, None));

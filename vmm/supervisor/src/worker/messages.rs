@@ -207,22 +207,12 @@ mod tests {
     use crate::pace::Means;
     use crate::plan::DevicePlan;
     use cellblock_wire::control::FIXED_DESCRIPTORS;
-    use std::time::Duration;
 
     #[test]
     fn a_press_is_told_once_however_far_the_worker_is() {
-        let plan = || DevicePlan {
-            config: DeviceConfig::AcpiPower,
-            regions: Vec::new(),
-            gsis: Vec::new(),
-            resources: Vec::new(),
-            kicks: Vec::new(),
-            causes: None,
-            memory: false,
-            deadline: Duration::MAX,
-        };
         for served_before in [false, true] {
-            let (mut worker, _, theirs) = Worker::new(plan(), 1, None, Means::default()).unwrap();
+            let (mut worker, _, theirs) =
+                Worker::new(DevicePlan::bare(DeviceConfig::AcpiPower), 1, None, Means::default()).unwrap();
             let ready = |worker: &mut Worker| {
                 worker.begin_service();
                 worker.tell_host_settings();

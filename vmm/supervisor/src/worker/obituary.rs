@@ -108,16 +108,7 @@ mod tests {
     use cellblock_wire::device::DeviceConfig;
 
     fn worker() -> Worker {
-        let plan = DevicePlan {
-            config: DeviceConfig::Rtc,
-            regions: Vec::new(),
-            gsis: Vec::new(),
-            resources: Vec::new(),
-            kicks: Vec::new(),
-            causes: None,
-            memory: false,
-            deadline: Duration::MAX,
-        };
+        let plan = DevicePlan::bare(DeviceConfig::Rtc);
         Worker::new(plan, 1, None, crate::pace::Means::default()).unwrap().0
     }
 
